@@ -1,0 +1,514 @@
+"""The chapter as one command: fine-tune a GPT to classify text messages.
+
+    python 01_main-chapter-code/finetune.py
+
+With no options it takes the SMS Spam Collection and the default model, trains the last block and
+the head, prints the results, and writes the classifier's folder with `metrics.json` and plots.
+"""
+
+import argparse
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import matplotlib
+import numpy as np
+import torch
+
+from evaluation import (
+    ngram_baseline,
+    plot_confusion_matrix,
+    plot_values,
+    test_figures,
+    wilson_interval,
+)
+from gpt_download import (
+    MODEL_CONFIGS,
+    DownloadError,
+    default_model_name,
+    load_pretrained,
+    load_tokenizer,
+    resolve_model_name,
+)
+from message_files import DataError, read_messages
+from previous_chapters import GPTModel
+from text_classifier import (
+    Classifier,
+    History,
+    Trainable,
+    TrainConfig,
+    add_classification_head,
+    compute_frozen_layers,
+    freeze_all_but,
+    pick_device,
+    predict_logits,
+    save_classifier,
+    train_classifier_simple,
+    write_text,
+)
+from text_data import (
+    SAMPLE_MESSAGES,
+    SpamDataset,
+    Splits,
+    augment_messages,
+    balance_classes,
+    clean_messages,
+    encode_messages,
+    published_splits,
+    read_sample_messages,
+    read_sms_spam,
+    split_messages,
+)
+
+SMS_NAME = "SMS Spam Collection"
+MADE_UP_NAME = f"made-up messages ({SAMPLE_MESSAGES.name})"
+MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
+FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    defaults = {f.name: f.default for f in fields(TrainConfig)}
+    parser = argparse.ArgumentParser(
+        prog="finetune.py",
+        description="Fine-tune a GPT to classify texts; without options, to find spam among text "
+        "messages. Writes a classifier folder that classify.py opens.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", type=Path, help=f"CSV, TSV, JSON lines or Parquet file; default: {SMS_NAME}"
+    )
+    data.add_argument("--text-column", help="column of the texts; guessed if not given")
+    data.add_argument("--label-column", help="column of the labels; guessed if not given")
+    data.add_argument(
+        "--protocol",
+        choices=["clean", "published"],
+        default="clean",
+        help="split of the SMS data: without duplicates, or that of well-known published figures",
+    )
+    data.add_argument(
+        "--balance",
+        choices=["undersample", "weights", "none"],
+        default="undersample",
+        help="drop messages of larger classes, weigh classes in the loss, or leave them be",
+    )
+    data.add_argument(
+        "--augment", type=int, default=0, help="altered copies of each training message"
+    )
+    data.add_argument(
+        "--max-length", type=int, help="tokens read of a message; default: all of the longest"
+    )
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model",
+        default="auto",
+        help="auto (GPT-2 small, or gpt-mini where that cannot be had) or one of: "
+        + ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS),
+    )
+    model.add_argument(
+        "--weights",
+        choices=["pretrained", "random"],
+        default="pretrained",
+        help="random weights show what pretraining is worth",
+    )
+    model.add_argument(
+        "--trainable", choices=get_args(Trainable), default="last_block", help="what is trained"
+    )
+
+    training = parser.add_argument_group("training")
+    training.add_argument("--epochs", type=int, default=defaults["num_epochs"], help="passes")
+    training.add_argument("--batch-size", type=int, default=defaults["batch_size"], help="messages")
+    training.add_argument(
+        "--learning-rate", type=float, default=defaults["learning_rate"], help="at its peak"
+    )
+    training.add_argument(
+        "--schedule",
+        choices=["constant", "cosine"],
+        default=defaults["schedule"],
+        help="the learning rate after the warm-up",
+    )
+    training.add_argument(
+        "--warmup-share",
+        type=float,
+        default=defaults["warmup_share"],
+        help="share of the updates in which the learning rate rises",
+    )
+    training.add_argument(
+        "--max-grad-norm",
+        type=float,
+        default=defaults["max_grad_norm"],
+        help="clip longer gradients; 0 clips nothing",
+    )
+    training.add_argument(
+        "--weight-decay", type=float, default=defaults["weight_decay"], help="AdamW's"
+    )
+    training.add_argument(
+        "--dropout", type=float, default=defaults["dropout"], help="in the trained layers"
+    )
+    training.add_argument(
+        "--patience",
+        type=int,
+        help="stop after so many epochs without a smaller validation loss and keep the best",
+    )
+    training.add_argument(
+        "--seed", type=int, default=defaults["seed"], help="split, new head, order, dropout"
+    )
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output", type=Path, default=Path("classifier"), help="folder to write")
+    run.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=" ")
+    run.add_argument(
+        "--resume", action="store_true", help="go on with a run that was stopped, in --output"
+    )
+    run.add_argument("--quiet", action="store_true", help="print the results only")
+    return parser.parse_args(argv)
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str):
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
+
+
+# ---------------------------------------------------------------------------------------------
+# The stages
+# ---------------------------------------------------------------------------------------------
+
+
+def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str], str]:
+    """The three parts of the data, the label names in order, and the data's name."""
+    if args.data is not None:
+        if args.protocol != "clean":
+            raise DataError("--protocol published is a split of the SMS data: leave out --data.")
+        messages, name = read_messages(args.data, args.text_column, args.label_column), ""
+        name = args.data.name
+    elif args.text_column or args.label_column:
+        raise DataError("--text-column and --label-column belong to --data.")
+    else:
+        try:
+            if args.protocol == "published":
+                return published_splits(), ["ham", "spam"], f"{SMS_NAME}, published split"
+            messages, name = read_sms_spam(), SMS_NAME
+        except DownloadError as error:
+            say(
+                f"NOTE: the {SMS_NAME} cannot be had here, so a few made-up messages take its "
+                f"place. They show that the code runs; their figures mean nothing.\n{error}\n"
+            )
+            messages, name = read_sample_messages(), MADE_UP_NAME
+    cleaned = clean_messages(messages)
+    label_names = sort_labels(set(cleaned["label"]))
+    if len(label_names) < 2:
+        raise DataError(f"{name}: only the label {label_names[0]!r} occurs; at least two needed.")
+    if len(label_names) > len(cleaned) / 5:
+        raise DataError(
+            f"{name}: {len(label_names)} different labels for {len(cleaned)} different texts; is "
+            f"the column of labels the right one?"
+        )
+    used = balance_classes(cleaned, args.seed) if args.balance == "undersample" else cleaned
+    say(
+        f"{name}: {len(messages):,} messages, {len(cleaned):,} without duplicates, "
+        f"{len(used):,} used, {len(label_names)} labels."
+    )
+    return split_messages(used, args.seed), label_names, name
+
+
+def sort_labels(labels: set[str]) -> list[str]:
+    """In the order of their numbers if all are whole numbers, else of the alphabet."""
+    if all(label.lstrip("-").isdecimal() for label in labels):
+        return sorted(labels, key=int)
+    return sorted(labels)
+
+
+def load_model(args: argparse.Namespace, device: torch.device) -> tuple[GPTModel, Any, str]:
+    """The model, its tokenizer and its name."""
+    name = default_model_name() if args.model == "auto" else resolve_model_name(args.model)
+    if args.weights == "random":
+        torch.manual_seed(args.seed)
+        return GPTModel(MODEL_CONFIGS[name]).to(device), load_tokenizer(name), name
+    model, tokenizer = load_pretrained(name, device)
+    return model, tokenizer, name
+
+
+def choose_max_length(
+    max_length: int | None, splits: Splits, tokenizer, context: int, say: Callable
+) -> int:
+    """The wish if there is one, else the longest training message, within the context."""
+    if max_length is not None and not 1 <= max_length <= context:
+        raise DataError(
+            f"--max-length {max_length} must lie between 1 and the model's context of {context}."
+        )
+    lengths = [len(ids) for ids in tokenizer.encode_ordinary_batch(list(splits.train["text"]))]
+    chosen = max_length or max(1, min(max(lengths), context))
+    num_cut = sum(length > chosen for length in lengths)
+    if num_cut:
+        say(f"{num_cut} training messages are longer than {chosen} tokens; the rest is not read.")
+    return chosen
+
+
+def make_datasets(
+    splits: Splits, label_names: list[str], tokenizer, max_length: int
+) -> list[SpamDataset]:
+    number = {name: i for i, name in enumerate(label_names)}
+    return [
+        SpamDataset(
+            encode_messages(part["text"], tokenizer, max_length),
+            [number[label] for label in part["label"]],
+        )
+        for part in splits
+    ]
+
+
+def evaluate(model: GPTModel, datasets: list[SpamDataset]) -> dict[str, dict]:
+    """The figures of the three parts: accuracies, and everything else for the test part."""
+    figures = {}
+    for name, dataset in zip(Splits._fields, datasets, strict=True):
+        probabilities = torch.softmax(predict_logits(model, dataset), dim=-1).numpy()
+        figures[name] = test_figures(probabilities, dataset.labels)
+        if name != "test":
+            figures[name] = {key: figures[name][key] for key in ("num_examples", "accuracy")}
+    return figures
+
+
+def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
+    """Test accuracy of the n-gram regression on the same messages, where it is quick."""
+    if len(splits.train) > MAX_BASELINE_MESSAGES:
+        return None
+    baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
+    correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
+    return {
+        "accuracy": correct / len(splits.test),
+        "accuracy_interval": list(wilson_interval(correct, len(splits.test))),
+    }
+
+
+def fits_in_memory(datasets: list[SpamDataset], emb_dim: int) -> bool:
+    """Whether the hidden states of all messages may be kept."""
+    num_tokens = sum(sum(dataset.lengths) for dataset in datasets)
+    return num_tokens * emb_dim * 4 <= FROZEN_BYTES_LIMIT
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything from reading the data to writing the folder; returns what metrics.json holds."""
+    say = (lambda *_: None) if args.quiet else print
+    clock = Clock()
+    device = pick_device(args.device)
+    config = TrainConfig(
+        learning_rate=args.learning_rate,
+        num_epochs=args.epochs,
+        batch_size=args.batch_size,
+        weight_decay=args.weight_decay,
+        dropout=args.dropout,
+        warmup_share=args.warmup_share,
+        schedule=args.schedule,
+        max_grad_norm=args.max_grad_norm or None,
+        patience=args.patience,
+        use_class_weights=args.balance == "weights",
+        seed=args.seed,
+    )
+    if args.augment < 0:
+        raise DataError(f"--augment {args.augment} must be at least 0.")
+    with clock.stage("data"):
+        splits, label_names, data_name = read_data(args, say)
+        if args.augment:
+            train = augment_messages(splits.train, args.augment, args.seed)
+            splits = splits._replace(train=train)
+    with clock.stage("model"):
+        model, tokenizer, model_name = load_model(args, device)
+        max_length = choose_max_length(
+            args.max_length, splits, tokenizer, model.cfg.context_length, say
+        )
+        datasets = make_datasets(splits, label_names, tokenizer, max_length)
+        torch.manual_seed(args.seed)
+        add_classification_head(model, len(label_names))
+        num_frozen = freeze_all_but(model, args.trainable)
+
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    options = {k: v for k, v in options.items() if k not in ("resume", "quiet", "output")}
+    options["model"], options["data_sha256"] = model_name, fingerprint(splits)
+    checkpoint = prepare_folder(args, options, say)
+    if checkpoint is None:
+        return json.loads((args.output / "metrics.json").read_text(encoding="utf-8"))
+
+    say(f"{model_name} on {device}: training {args.trainable}, {len(splits.train):,} messages.")
+    with clock.stage("frozen_layers"):
+        if fits_in_memory(datasets, model.cfg.emb_dim):
+            datasets = [
+                compute_frozen_layers(model, dataset, num_frozen, progress=not args.quiet)
+                for dataset in datasets
+            ]
+    with clock.stage("training"):
+        history = train_classifier_simple(
+            model, datasets[0], datasets[1], config, checkpoint, progress=not args.quiet
+        )
+    with clock.stage("evaluation"):
+        figures = evaluate(model, datasets)
+    with clock.stage("baseline"):
+        baseline = evaluate_baseline(splits)
+
+    metrics = {
+        "model": model_name,
+        "weights": args.weights,
+        "data": data_name,
+        "num_labels": len(label_names),
+        "labels": label_names,
+        "seed": args.seed,
+        **figures,
+        "ngram_baseline": baseline,
+        "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
+        "peak_memory_mb": peak_memory_mb(),
+        "max_length": max_length,
+        "options": options,
+        "history": {
+            "train_loss": history.train_loss,
+            "train_accuracy": history.train_accuracy,
+            "validation_loss": history.validation_loss,
+            "validation_accuracy": history.validation_accuracy,
+        },
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+    card = {
+        "trained_on": data_name,
+        "training": options,
+        "test": metrics["test"],
+        "made_up_data": data_name == MADE_UP_NAME,
+    }
+    classifier = Classifier(model, tokenizer, model_name, label_names, max_length, card)
+    write_folder(args.output, classifier, metrics, history)
+    checkpoint.unlink(missing_ok=True)
+    return metrics
+
+
+def fingerprint(splits: Splits) -> str:
+    """SHA-256 of all messages in their order: whether a resumed run sees the same data."""
+    digest = hashlib.sha256()
+    for part in splits:
+        digest.update(json.dumps(part[["text", "label"]].values.tolist()).encode())
+    return digest.hexdigest()
+
+
+def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Path | None:
+    """The checkpoint's path, or None if the run to be resumed is finished already.
+
+    Finds out now, not after the training, whether the folder can be written.
+    """
+    args.output.mkdir(parents=True, exist_ok=True)
+    checkpoint, run_file = args.output / "checkpoint.safetensors", args.output / "run.json"
+    if not args.resume:
+        checkpoint.unlink(missing_ok=True)
+        write_text(json.dumps(options, indent=2) + "\n", run_file)
+        return checkpoint
+    if not run_file.exists():
+        raise DataError(f"--resume: there is no run to go on with in {args.output}.")
+    then = json.loads(run_file.read_text(encoding="utf-8"))
+    changed = [f"{k} was {then.get(k)!r}" for k, v in options.items() if then.get(k) != v]
+    if changed:
+        raise DataError(f"--resume: the run had other options: {'; '.join(changed)}.")
+    metrics_file = args.output / "metrics.json"
+    if not checkpoint.exists() and metrics_file.exists():
+        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
+        if metrics["options"] == options:
+            say(f"The run in {args.output} is finished already.")
+            return None
+    return checkpoint
+
+
+def write_folder(output: Path, classifier: Classifier, metrics: dict, history: History) -> None:
+    matplotlib.use("Agg")
+    epochs = range(1, history.num_epochs + 1)
+    num_train = metrics["train"]["num_examples"]
+    for quantity in ("loss", "accuracy"):
+        train, validation = (
+            getattr(history, f"{part}_{quantity}") for part in ("train", "validation")
+        )
+        save_figure(plot_values(epochs, train, validation, quantity, num_train), output, quantity)
+    if len(classifier.label_names) <= 20:
+        matrix = np.array(metrics["test"]["confusion_matrix"])
+        figure = plot_confusion_matrix(matrix, classifier.label_names)
+        save_figure(figure, output, "confusion-matrix")
+    save_classifier(classifier, output)
+    write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", output / "metrics.json")
+
+
+def save_figure(figure, output: Path, name: str) -> None:
+    partial = output / f"{name}.png.partial"
+    figure.savefig(partial, format="png", dpi=120)
+    matplotlib.pyplot.close(figure)
+    partial.replace(output / f"{name}.png")
+
+
+def peak_memory_mb() -> float | None:
+    """Most memory the process held so far, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+def results_table(metrics: dict) -> str:
+    """The results as a short table."""
+    lines = [f"{'':<22}{'accuracy':>9}  {'95% interval':<16}{'messages':>9}"]
+    rows = [(name, metrics[name]) for name in Splits._fields]
+    if metrics["ngram_baseline"]:
+        num_test = {"num_examples": metrics["test"]["num_examples"]}
+        rows.append(("test, n-gram baseline", metrics["ngram_baseline"] | num_test))
+    for name, part in rows:
+        low, high = part.get("accuracy_interval") or (None, None)
+        interval = f"[{low:.1%}, {high:.1%}]" if low is not None else ""
+        lines.append(f"{name:<22}{part['accuracy']:>9.1%}  {interval:<16}{part['num_examples']:>9}")
+    test = metrics["test"]
+    lines.append(f"\ntest macro F1 {test['macro_f1']:.3f}, MCC {test['mcc']:.3f}")
+    if metrics["data"] == MADE_UP_NAME:
+        lines.append("These are made-up messages: the figures mean nothing.")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        metrics = run(args)
+    except (DataError, ValueError) as error:
+        print(f"finetune.py: {error}", file=sys.stderr)
+        return 2
+    except (DownloadError, OSError) as error:
+        print(f"finetune.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)
+        return 130
+    print(results_table(metrics))
+    if not args.quiet:
+        seconds = sum(metrics["seconds"].values())
+        print(f"\n{seconds:.0f} seconds, {metrics['peak_memory_mb']} MB at most.")
+        print(
+            f"The classifier is in {args.output}; try it:\n"
+            f'  python {Path(__file__).parent.name}/classify.py {args.output} "You have won!"'
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

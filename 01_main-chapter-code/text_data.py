@@ -1,0 +1,307 @@
+"""The messages: reading, cleaning, balancing, splitting, augmenting, and batches of them.
+
+Messages travel as a pandas DataFrame with the columns `text` (str) and `label` (str).
+Shapes in comments: B messages in a batch, T tokens in the longest of them, D embedding dimensions.
+"""
+
+import csv
+import io
+import random
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from gpt_download import SMS_SPAM_ZIP, fetch
+from message_files import DataError
+
+SAMPLE_MESSAGES = Path(__file__).parent / "gpt-mini" / "sample-messages.tsv"
+SPLIT_SHARES = (0.7, 0.1, 0.2)  # training, validation, test
+
+
+# ---------------------------------------------------------------------------------------------
+# Reading
+# ---------------------------------------------------------------------------------------------
+
+
+def read_sms_spam(zip_path: Path | None = None) -> pd.DataFrame:
+    """All 5,574 messages of the SMS Spam Collection (Almeida, Hidalgo, Yamakami 2011).
+
+    The zip is fetched unless a path is given. Quotes are ordinary characters in this file: read
+    with pandas' defaults, 17 unbalanced ones swallow two rows and alter 55 messages.
+    """
+    with zipfile.ZipFile(zip_path or fetch(SMS_SPAM_ZIP)) as archive:
+        return _read_without_quoting(archive.read("SMSSpamCollection").decode("utf-8"))
+
+
+def read_sample_messages() -> pd.DataFrame:
+    """The made-up messages of this project: to try the code on, never to report results on."""
+    return _read_without_quoting(SAMPLE_MESSAGES.read_text(encoding="utf-8"))
+
+
+def _read_without_quoting(text: str) -> pd.DataFrame:
+    return pd.read_csv(
+        io.StringIO(text),
+        sep="\t",
+        names=["label", "text"],
+        quoting=csv.QUOTE_NONE,
+        keep_default_na=False,  # "None" and "nan" are messages too
+        dtype=str,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Cleaning, balancing, splitting
+# ---------------------------------------------------------------------------------------------
+
+
+def clean_messages(messages: pd.DataFrame) -> pd.DataFrame:
+    """Without repeated texts, and without texts that carry different labels.
+
+    A text that stood both in training and test would be remembered, not understood.
+    """
+    labels_per_text = messages.groupby("text")["label"].transform("nunique")
+    return messages[labels_per_text == 1].drop_duplicates("text").reset_index(drop=True)
+
+
+def balance_classes(messages: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Undersampling: as many random messages of every class as the rarest has."""
+    num_rarest = messages["label"].value_counts().min()
+    return messages.groupby("label").sample(num_rarest, random_state=seed).reset_index(drop=True)
+
+
+class Splits(NamedTuple):
+    """Messages to learn from, to choose by, and to report on."""
+
+    train: pd.DataFrame
+    validation: pd.DataFrame
+    test: pd.DataFrame
+
+
+def split_messages(messages: pd.DataFrame, seed: int) -> Splits:
+    """70% to train, 10% to validate, 20% to test, with the same mix of classes in each part.
+
+    Raises ``DataError`` if a class is too small to be found in all three.
+    """
+    rng = np.random.default_rng(seed)
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for label, group in messages.groupby("label"):
+        first = round(SPLIT_SHARES[0] * len(group))
+        second = round((SPLIT_SHARES[0] + SPLIT_SHARES[1]) * len(group))
+        cut = np.split(rng.permutation(group.index.to_numpy()), [first, second])
+        if not all(len(rows) for rows in cut):
+            raise DataError(
+                f"Label {label!r} has only {len(group)} different messages, too few to train, "
+                f"validate and test on; at least 5 are needed."
+            )
+        for part, rows in zip(parts, cut, strict=True):
+            part.append(rows)
+    shuffled = (rng.permutation(np.concatenate(part)) for part in parts)
+    return Splits(*(messages.loc[rows].reset_index(drop=True) for rows in shuffled))
+
+
+def published_splits(zip_path: Path | None = None) -> Splits:
+    """The split behind the well-known published figures, to compare with them.
+
+    It reads the file with pandas' default quoting (5,572 rows) and keeps duplicates, so that 37
+    of its 300 test messages also stand in its training set, which flatters every model.
+    """
+    with zipfile.ZipFile(zip_path or fetch(SMS_SPAM_ZIP)) as archive:
+        raw = io.BytesIO(archive.read("SMSSpamCollection"))
+    messages = pd.read_csv(raw, sep="\t", names=["label", "text"])
+    spam = messages[messages["label"] == "spam"]
+    ham = messages[messages["label"] == "ham"].sample(len(spam), random_state=123)
+    shuffled = pd.concat([ham, spam]).sample(frac=1, random_state=123).reset_index(drop=True)
+    first = int(len(shuffled) * SPLIT_SHARES[0])
+    second = first + int(len(shuffled) * SPLIT_SHARES[1])
+    parts = (shuffled[:first], shuffled[first:second], shuffled[second:])
+    return Splits(*(part.reset_index(drop=True) for part in parts))
+
+
+def class_weights(labels: Sequence[int], num_classes: int) -> Tensor:
+    """Weights (C,) for the loss under which every class counts alike, 1 on average.
+
+    >>> class_weights([0, 0, 0, 1], num_classes=2)
+    tensor([0.6667, 2.0000])
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)
+
+
+# ---------------------------------------------------------------------------------------------
+# Augmentation: more training messages from those at hand
+# ---------------------------------------------------------------------------------------------
+
+# Characters that look alike, as spammers write them to slip past word lists.
+LOOK_ALIKES = {"a": "@4", "e": "3", "i": "1!", "l": "1", "o": "0", "s": "$5", "t": "7"}
+
+
+def drop_words(text: str, rng: random.Random, share: float = 0.1) -> str:
+    """Leave out about `share` of the words, but never all of them."""
+    words = text.split()
+    kept = [word for word in words if rng.random() >= share]
+    return " ".join(kept) if kept else text
+
+
+def swap_words(text: str, rng: random.Random, share: float = 0.1) -> str:
+    """Swap about `share` of the words with their right neighbours."""
+    words = text.split()
+    for i in range(len(words) - 1):
+        if rng.random() < share:
+            words[i], words[i + 1] = words[i + 1], words[i]
+    return " ".join(words)
+
+
+def write_look_alikes(text: str, rng: random.Random, share: float = 0.1) -> str:
+    """Replace about `share` of the letters that have one by a look-alike: `free` -> `fr3e`."""
+    return "".join(
+        rng.choice(LOOK_ALIKES[character.lower()])
+        if character.lower() in LOOK_ALIKES and rng.random() < share
+        else character
+        for character in text
+    )
+
+
+def augment_messages(messages: pd.DataFrame, copies: int, seed: int) -> pd.DataFrame:
+    """The messages, and `copies` altered versions of each; for training messages only."""
+    rng = random.Random(seed)
+    altered = []
+    for _ in range(copies):
+        for text in messages["text"]:
+            change = rng.choice([drop_words, swap_words, write_look_alikes])
+            altered.append(change(text, rng))
+    labels = list(messages["label"]) * copies
+    return pd.concat(
+        [messages, pd.DataFrame({"text": altered, "label": labels})], ignore_index=True
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Data set and loaders
+# ---------------------------------------------------------------------------------------------
+
+
+def encode_messages(texts: Sequence[str], tokenizer, max_length: int) -> list[Tensor]:
+    """Token ids (T,) of each text, at most `max_length`; an empty text becomes `<|endoftext|>`.
+
+    Texts are data: a literal `<|endoftext|>` in a message is spelled out in ordinary tokens.
+    """
+    encoded = tokenizer.encode_ordinary_batch(list(texts))
+    return [torch.tensor(ids[:max_length] or [tokenizer.eot_token]) for ids in encoded]
+
+
+class SpamDataset(Dataset):
+    """Messages as sequences, with their labels.
+
+    A sequence is the token ids (T,) of a message or, where the first `num_blocks_done` blocks of
+    the model have been computed already, their hidden states (T, D).
+    """
+
+    def __init__(
+        self, sequences: Sequence[Tensor], labels: Sequence[int], num_blocks_done: int = 0
+    ):
+        if len(sequences) != len(labels):
+            raise ValueError(f"{len(sequences)} sequences but {len(labels)} labels.")
+        self.sequences = list(sequences)
+        self.labels = [int(label) for label in labels]
+        self.num_blocks_done = num_blocks_done
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.sequences[index], self.labels[index]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(sequence) for sequence in self.sequences]
+
+
+class Batch(NamedTuple):
+    """Messages padded to the longest among them."""
+
+    inputs: Tensor  # token ids (B, T) or hidden states (B, T, D)
+    last_positions: Tensor  # (B,)
+    labels: Tensor  # (B,)
+    num_blocks_done: int = 0
+
+    def to(self, device: torch.device | str) -> "Batch":
+        tensors = (tensor.to(device) for tensor in self[:3])
+        return Batch(*tensors, self.num_blocks_done)
+
+
+def last_positions(lengths: Tensor) -> Tensor:
+    """Index of each message's final real token: (B,) -> (B,).
+
+    >>> last_positions(torch.tensor([3, 1]))
+    tensor([2, 0])
+    """
+    return lengths - 1
+
+
+def pad_batch(items: Sequence[tuple[Tensor, int]], num_blocks_done: int = 0) -> Batch:
+    """Pad on the right to the longest message of the batch.
+
+    The padding's value does not matter: no real token looks to its right.
+    """
+    sequences, labels = zip(*items, strict=True)
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    inputs = pad_sequence(sequences, batch_first=True)
+    return Batch(inputs, last_positions(lengths), torch.tensor(labels), num_blocks_done)
+
+
+class LengthGroupedSampler(Sampler[list[int]]):
+    """Random batches of messages of similar length, so that little padding is needed.
+
+    The messages are shuffled, sorted by length within pools of a few batches, cut into batches,
+    and the batches shuffled: random enough to train on, and seldom padded.
+    """
+
+    batches_per_pool = 16
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, generator: torch.Generator):
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(len(self.lengths), generator=self.generator).tolist()
+        pool_size = self.batches_per_pool * self.batch_size
+        batches = []
+        for start in range(0, len(order), pool_size):
+            pool = sorted(order[start : start + pool_size], key=lambda i: self.lengths[i])
+            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
+        for i in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield batches[i]
+
+
+def make_loader(
+    dataset: SpamDataset,
+    batch_size: int,
+    shuffle: bool = False,
+    group_by_length: bool = False,
+    generator: torch.Generator | None = None,
+) -> DataLoader:
+    """Batches of a data set, in its order or (`shuffle`) in a random one, seeded by `generator`.
+
+    With `group_by_length`, random batches hold messages of similar length.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+
+    def collate(items: Sequence[tuple[Tensor, int]]) -> Batch:
+        return pad_batch(items, dataset.num_blocks_done)
+
+    if shuffle and group_by_length:
+        sampler = LengthGroupedSampler(dataset.lengths, batch_size, generator)
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+    return DataLoader(dataset, batch_size, shuffle, generator=generator, collate_fn=collate)
