@@ -50,7 +50,8 @@ def classify_lines(classifier: Classifier, lines: Iterable[str]) -> Iterator[str
     while texts := list(islice(lines, LINES_AT_ONCE)):
         for text, row in zip(texts, classify_texts(classifier, texts), strict=True):
             best = int(row.argmax())
-            yield f"{classifier.label_names[best]}\t{row[best]:.4f}\t{printable(text)}"
+            label = printable(classifier.label_names[best])
+            yield f"{label}\t{row[best]:.4f}\t{printable(text)}"
 
 
 def printable(text: str) -> str:
@@ -83,11 +84,13 @@ def standard_input_lines() -> Iterator[str]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    # A character that the terminal cannot show is spelled out, not an error.
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         classifier = open_classifier(args.folder, pick_device(args.device))
         if args.file:
             table = classify_table(classifier, args.file, args.text_column)
-            text = table.to_csv(index=False)
+            text = table.to_csv(index=False, lineterminator="\n")
             if args.output:
                 write_text(text, args.output)
             else:
@@ -95,16 +98,24 @@ def main(argv: list[str] | None = None) -> int:
         else:
             for line in classify_lines(classifier, args.texts or standard_input_lines()):
                 print(line)
-    except DataError as error:
-        print(f"classify.py: {error}", file=sys.stderr)
+    except (ValueError, FileNotFoundError) as error:  # wrong data, a wrong option or folder
+        complain(error)
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         sys.stderr.close()
         return 0
-    except (DownloadError, OSError, ValueError) as error:
-        print(f"classify.py: {error}", file=sys.stderr)
+    except (DownloadError, OSError) as error:
+        complain(error)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
+
+
+def complain(error: Exception) -> None:
+    """An error on one or more lines, without whatever a file would do to the terminal."""
+    lines = map(printable, str(error).split("\n"))
+    print("classify.py:", "\n".join(lines), file=sys.stderr)
 
 
 if __name__ == "__main__":

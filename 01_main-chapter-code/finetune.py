@@ -9,7 +9,9 @@ the head, prints the results, and writes the classifier's folder with `metrics.j
 import argparse
 import hashlib
 import json
+import math
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -73,6 +75,27 @@ MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer t
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
 
 
+def number(kind: type, allowed: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """A reader of numbers for argparse which says what is allowed where one is out of range."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {allowed}")
+        return value
+
+    parse.__name__ = {int: "whole number", float: "number"}[kind]  # for "invalid number value"
+    return parse
+
+
+COUNT = number(int, "at least 1", lambda value: value >= 1)
+COUNT_OR_NONE = number(int, "at least 0", lambda value: value >= 0)
+SEED = number(int, "between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
+SHARE = number(float, "at least 0 and below 1", lambda value: 0 <= value < 1)
+POSITIVE = number(float, "above 0, and finite", lambda value: 0 < value < math.inf)
+NOT_NEGATIVE = number(float, "at least 0, and finite", lambda value: 0 <= value < math.inf)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     parser = argparse.ArgumentParser(
@@ -100,10 +123,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="drop messages of larger classes, weigh classes in the loss, or leave them be",
     )
     data.add_argument(
-        "--augment", type=int, default=0, help="altered copies of each training message"
+        "--augment", type=COUNT_OR_NONE, default=0, help="altered copies of each training message"
     )
     data.add_argument(
-        "--max-length", type=int, help="tokens read of a message; default: all of the longest"
+        "--max-length", type=COUNT, help="tokens read of a message; default: all of the longest"
     )
 
     model = parser.add_argument_group("model")
@@ -124,10 +147,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=defaults["num_epochs"], help="passes")
-    training.add_argument("--batch-size", type=int, default=defaults["batch_size"], help="messages")
+    training.add_argument("--epochs", type=COUNT, default=defaults["num_epochs"], help="passes")
     training.add_argument(
-        "--learning-rate", type=float, default=defaults["learning_rate"], help="at its peak"
+        "--batch-size", type=COUNT, default=defaults["batch_size"], help="messages"
+    )
+    training.add_argument(
+        "--learning-rate", type=POSITIVE, default=defaults["learning_rate"], help="at its peak"
     )
     training.add_argument(
         "--schedule",
@@ -137,29 +162,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     training.add_argument(
         "--warmup-share",
-        type=float,
+        type=SHARE,
         default=defaults["warmup_share"],
         help="share of the updates in which the learning rate rises",
     )
     training.add_argument(
         "--max-grad-norm",
-        type=float,
+        type=NOT_NEGATIVE,
         default=defaults["max_grad_norm"],
         help="clip longer gradients; 0 clips nothing",
     )
     training.add_argument(
-        "--weight-decay", type=float, default=defaults["weight_decay"], help="AdamW's"
+        "--weight-decay", type=NOT_NEGATIVE, default=defaults["weight_decay"], help="AdamW's"
     )
     training.add_argument(
-        "--dropout", type=float, default=defaults["dropout"], help="in the trained layers"
+        "--dropout", type=SHARE, default=defaults["dropout"], help="in the trained layers"
     )
     training.add_argument(
         "--patience",
-        type=int,
+        type=COUNT,
         help="stop after so many epochs without a smaller validation loss and keep the best",
     )
     training.add_argument(
-        "--seed", type=int, default=defaults["seed"], help="split, new head, order, dropout"
+        "--seed", type=SEED, default=defaults["seed"], help="split, new head, order, dropout"
     )
 
     run = parser.add_argument_group("run")
@@ -212,12 +237,23 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
             messages, name = read_sample_messages(), MADE_UP_NAME
     cleaned = clean_messages(messages)
     label_names = sort_labels(set(cleaned["label"]))
+    if not label_names:
+        raise DataError(f"{name}: every text carries several labels; correct them.")
     if len(label_names) < 2:
-        raise DataError(f"{name}: only the label {label_names[0]!r} occurs; at least two needed.")
+        raise DataError(
+            f"{name}: only the label {label_names[0]!r} occurs, and a classifier needs at least "
+            f"two; add messages with another label."
+        )
     if len(label_names) > len(cleaned) / 5:
         raise DataError(
             f"{name}: {len(label_names)} different labels for {len(cleaned)} different texts; is "
             f"the column of labels the right one?"
+        )
+    counts = cleaned["label"].value_counts()
+    if counts.min() < len(Splits._fields):  # found here, since balancing makes all alike
+        raise DataError(
+            f"{name}: the label {counts.idxmin()!r} has only {counts.min()} different messages; "
+            f"at least {len(Splits._fields)} are needed, to train, validate and test on."
         )
     used = balance_classes(cleaned, args.seed) if args.balance == "undersample" else cleaned
     say(
@@ -229,8 +265,8 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
 
 def sort_labels(labels: set[str]) -> list[str]:
     """In the order of their numbers if all are whole numbers, else of the alphabet."""
-    if all(label.lstrip("-").isdecimal() for label in labels):
-        return sorted(labels, key=int)
+    if all(re.fullmatch(r"-?\d+", label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))
     return sorted(labels)
 
 
@@ -325,8 +361,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         use_class_weights=args.balance == "weights",
         seed=args.seed,
     )
-    if args.augment < 0:
-        raise DataError(f"--augment {args.augment} must be at least 0.")
     with clock.stage("data"):
         splits, label_names, data_name = read_data(args, say)
         if args.augment:
@@ -347,7 +381,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options["model"], options["data_sha256"] = model_name, fingerprint(splits)
     checkpoint = prepare_folder(args, options, say)
     if checkpoint is None:
-        return json.loads((args.output / "metrics.json").read_text(encoding="utf-8"))
+        return read_json(args.output / "metrics.json")
 
     say(f"{model_name} on {device}: training {args.trainable}, {len(splits.train):,} messages.")
     with clock.stage("frozen_layers"):
@@ -359,6 +393,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with clock.stage("training"):
         history = train_classifier_simple(
             model, datasets[0], datasets[1], config, checkpoint, progress=not args.quiet
+        )
+    if not all(map(math.isfinite, history.step_losses)):
+        raise DataError(
+            f"The loss is no longer a number: the training diverged with --learning-rate "
+            f"{args.learning_rate}; choose a smaller one."
         )
     with clock.stage("evaluation"):
         figures = evaluate(model, datasets)
@@ -413,25 +452,41 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
 
     Finds out now, not after the training, whether the folder can be written.
     """
-    args.output.mkdir(parents=True, exist_ok=True)
     checkpoint, run_file = args.output / "checkpoint.safetensors", args.output / "run.json"
     if not args.resume:
-        checkpoint.unlink(missing_ok=True)
-        write_text(json.dumps(options, indent=2) + "\n", run_file)
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+            checkpoint.unlink(missing_ok=True)
+            write_text(json.dumps(options, indent=2) + "\n", run_file)
+        except OSError as error:
+            raise DataError(
+                f"--output {args.output}: this folder cannot be written ({error.strerror}); "
+                f"choose another."
+            ) from None
         return checkpoint
     if not run_file.exists():
         raise DataError(f"--resume: there is no run to go on with in {args.output}.")
-    then = json.loads(run_file.read_text(encoding="utf-8"))
+    then = read_json(run_file)
     changed = [f"{k} was {then.get(k)!r}" for k, v in options.items() if then.get(k) != v]
     if changed:
         raise DataError(f"--resume: the run had other options: {'; '.join(changed)}.")
     metrics_file = args.output / "metrics.json"
-    if not checkpoint.exists() and metrics_file.exists():
-        metrics = json.loads(metrics_file.read_text(encoding="utf-8"))
-        if metrics["options"] == options:
-            say(f"The run in {args.output} is finished already.")
-            return None
+    no_checkpoint = metrics_file.exists() and not checkpoint.exists()
+    if no_checkpoint and read_json(metrics_file).get("options") == options:
+        say(f"The run in {args.output} is finished already.")
+        return None
     return checkpoint
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What this command wrote earlier; raises ``DataError`` for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); start anew without --resume.") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} is not from this command; start anew without --resume.")
+    return content
 
 
 def write_folder(output: Path, classifier: Classifier, metrics: dict, history: History) -> None:
@@ -453,9 +508,14 @@ def write_folder(output: Path, classifier: Classifier, metrics: dict, history: H
 
 def save_figure(figure, output: Path, name: str) -> None:
     partial = output / f"{name}.png.partial"
-    figure.savefig(partial, format="png", dpi=120)
-    matplotlib.pyplot.close(figure)
-    partial.replace(output / f"{name}.png")
+    try:
+        figure.savefig(partial, format="png", dpi=120)
+        partial.replace(output / f"{name}.png")
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        matplotlib.pyplot.close(figure)
 
 
 def peak_memory_mb() -> float | None:
@@ -495,6 +555,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except (DownloadError, OSError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        print(
+            f"finetune.py: out of memory; try a smaller --batch-size or --max-length. {error}",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)

@@ -27,7 +27,9 @@ from safetensors.torch import load_file
 from previous_chapters import END_OF_TEXT, MODEL_CONFIGS, GPTModel, load_weights_into_gpt
 
 CACHE_VARIABLE = "CH06_CACHE"
-SECONDS_TO_ANSWER = 5  # how long an address may take before it counts as unreachable
+# How long an address may take before it counts as unreachable: short enough that two of them are
+# given up within 10 seconds.
+SECONDS_TO_ANSWER = 4
 MINI_FOLDER = Path(__file__).parent / "gpt-mini"
 
 
@@ -119,7 +121,8 @@ GPT2_WEIGHTS = {
 
 def cache_folder() -> Path:
     """The folder named by `CH06_CACHE`, or `ch06` in the user's cache directory."""
-    return Path(os.environ.get(CACHE_VARIABLE) or pooch.os_cache("ch06")).expanduser()
+    folder = os.environ.get(CACHE_VARIABLE) or pooch.os_cache("ch06")
+    return Path(os.path.expanduser(folder))  # unlike Path.expanduser, accepts an unknown ~user
 
 
 def fetch(file: RemoteFile) -> Path:
@@ -128,9 +131,9 @@ def fetch(file: RemoteFile) -> Path:
     Several processes may ask at once: one fetches, the others wait for it. Raises
     ``DownloadError`` if the file is not to be had.
     """
-    if is_intact(file):
-        return file.path
     try:
+        if is_intact(file):
+            return file.path
         file.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file.path}.lock"):
             if not is_intact(file):
@@ -168,19 +171,21 @@ def _download(file: RemoteFile) -> None:
                         url, file.sha256, file.path.name, file.path.parent, downloader=downloader
                     )
             else:
-                hf_hub_download(
-                    file.hub_repo,
-                    file.path.name,
-                    revision=file.hub_revision,
-                    local_dir=file.path.parent,
-                    etag_timeout=SECONDS_TO_ANSWER,
-                )
+                with _short_hub_timeout():
+                    hf_hub_download(
+                        file.hub_repo,
+                        file.path.name,
+                        revision=file.hub_revision,
+                        local_dir=file.path.parent,
+                        etag_timeout=SECONDS_TO_ANSWER,
+                    )
             if is_intact(file):
                 return
             reasons.append(f"{url}: what arrived is truncated or altered")
-        except (OSError, ValueError, requests.RequestException) as error:
-            # Every error of requests and of the Hub is an OSError or a ValueError.
-            reasons.append(f"{url}: {type(error).__name__}: {str(error).splitlines()[0][:200]}")
+        except Exception as error:
+            # pooch, the Hub's client and the HTTP libraries below them share no class of errors.
+            first_line = str(error).partition("\n")[0][:200]
+            reasons.append(f"{url}: {type(error).__name__}: {first_line}")
         file.path.unlink(missing_ok=True)
     raise DownloadError(_how_to_help(file, reasons))
 
@@ -193,13 +198,13 @@ def _check_answer(url: str) -> None:
     """
     if hub_constants.is_offline_mode():
         raise OSError("offline mode is set (HF_HUB_OFFLINE)")
-    failure: list[BaseException | None] = [OSError(f"no answer in {SECONDS_TO_ANSWER} seconds")]
+    failure: list[Exception | None] = [OSError(f"no answer in {SECONDS_TO_ANSWER} seconds")]
 
     def ask() -> None:
         try:
             requests.head(url, timeout=SECONDS_TO_ANSWER, allow_redirects=False)
             failure[0] = None
-        except requests.RequestException as error:
+        except Exception as error:
             failure[0] = error
 
     thread = threading.Thread(target=ask, daemon=True)
@@ -207,6 +212,17 @@ def _check_answer(url: str) -> None:
     thread.join(SECONDS_TO_ANSWER)
     if failure[0] is not None:
         raise failure[0]
+
+
+@contextmanager
+def _short_hub_timeout():
+    """A Hub that falls silent is asked six times over; wait for each answer as for any other."""
+    seconds = hub_constants.HF_HUB_DOWNLOAD_TIMEOUT
+    hub_constants.HF_HUB_DOWNLOAD_TIMEOUT = min(seconds, SECONDS_TO_ANSWER)
+    try:
+        yield
+    finally:
+        hub_constants.HF_HUB_DOWNLOAD_TIMEOUT = seconds
 
 
 @contextmanager
@@ -287,8 +303,12 @@ GPT2_SPLIT_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}
 
 def load_mini_tokenizer(folder: Path = MINI_FOLDER) -> tiktoken.Encoding:
     """gpt-mini's tokenizer, from a file in tiktoken's format: base64 of the bytes, rank."""
-    lines = (folder / "vocabulary.tiktoken").read_text(encoding="ascii").splitlines()
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    vocabulary = folder / "vocabulary.tiktoken"
+    try:
+        lines = vocabulary.read_text(encoding="ascii").splitlines()
+        ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
+    except ValueError as error:
+        raise ValueError(f"{vocabulary} is damaged: {error}; fetch it anew.") from error
     return tiktoken.Encoding(
         "gpt-mini",
         pat_str=GPT2_SPLIT_PATTERN,
@@ -303,11 +323,15 @@ def load_pretrained(
     """A pretrained model in evaluation mode on `device`, and its tokenizer.
 
     `name` is a key of `MODEL_CONFIGS`, with or without the size in brackets. Raises
-    ``ValueError`` for another name and ``DownloadError`` if the weights are not to be had.
+    ``ValueError`` for another name or for damaged or foreign weights, and ``DownloadError`` if
+    they are not to be had.
     """
     name = resolve_model_name(name)
     weights = MINI_FOLDER / "model.safetensors" if name == "gpt-mini" else fetch(GPT2_WEIGHTS[name])
     tokenizer = load_tokenizer(name)
     model = GPTModel(MODEL_CONFIGS[name])
-    load_weights_into_gpt(model, load_file(weights))
+    try:
+        load_weights_into_gpt(model, load_file(weights))
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{weights} is damaged or of another model: {error}") from error
     return model.to(device).eval(), tokenizer

@@ -70,11 +70,17 @@ def as_strings(column: pd.Series) -> pd.Series:
 
 
 def check_columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None:
-    missing = [name for name in names if name not in table.columns]
+    columns = table.columns
+    repeated = columns[columns.duplicated()]
+    if len(repeated):
+        raise DataError(
+            f"{path}: two columns are called {repeated[0]!r}; give every column its own name."
+        )
+    missing = [name for name in names if name not in columns]
     if missing:
         raise DataError(
             f"{path}: there is no column {missing[0]!r}; the columns are "
-            f"{', '.join(map(repr, table.columns))}."
+            f"{', '.join(map(repr, columns))}."
         )
 
 
@@ -129,12 +135,19 @@ def _parse_csv(path: Path, text: str, separator: str) -> pd.DataFrame:
     if separator == "\t" and not _is_properly_quoted(text):
         quoting = csv.QUOTE_NONE
     try:
-        return pd.read_csv(
-            io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, quoting=quoting
+        cells = pd.read_csv(
+            io.StringIO(text),
+            sep=separator,
+            header=None,  # as one row among others, so that no column is renamed or made an index
+            dtype=str,
+            keep_default_na=False,
+            quoting=quoting,
         )
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
         raise DataError(f"{path}: not a table separated by {separator!r}: {reason}.") from None
+    header = [name or f"column {number}" for number, name in enumerate(cells.iloc[0], start=1)]
+    return cells[1:].set_axis(header, axis="columns").reset_index(drop=True)
 
 
 def _is_properly_quoted(text: str) -> bool:
@@ -152,16 +165,19 @@ def _read_json_lines(path: Path) -> pd.DataFrame:
             continue
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}: line {number} is not JSON: {error.msg}.") from None
+            json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: line {number} is not JSON: {error}.") from None
         if not isinstance(record, dict):
             raise DataError(f"{path}: line {number} is not a JSON object with named fields.")
         records.append(record)
-    return pd.DataFrame(records)
+    return pd.DataFrame(records, dtype=object)  # so that whole numbers stay whole
 
 
 def _read_parquet(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_parquet(path)
-    except (ValueError, OSError) as error:  # pyarrow's errors are among these
-        raise DataError(f"{path}: not a Parquet file: {str(error).splitlines()[0]}") from None
+        table = pd.read_parquet(path, dtype_backend="numpy_nullable")  # whole numbers stay whole
+    except Exception as error:  # pyarrow's errors share no class
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
+    return table.set_axis(table.columns.map(str), axis="columns")

@@ -93,16 +93,16 @@ def split_messages(messages: pd.DataFrame, seed: int) -> Splits:
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[], [], []]
     for label, group in messages.groupby("label"):
-        first = round(SPLIT_SHARES[0] * len(group))
-        second = round((SPLIT_SHARES[0] + SPLIT_SHARES[1]) * len(group))
-        cut = np.split(rng.permutation(group.index.to_numpy()), [first, second])
-        if not all(len(rows) for rows in cut):
+        num_validation, num_test = (max(1, round(s * len(group))) for s in SPLIT_SHARES[1:])
+        num_train = len(group) - num_validation - num_test
+        if num_train < 1:
             raise DataError(
                 f"Label {label!r} has only {len(group)} different messages, too few to train, "
-                f"validate and test on; at least 5 are needed."
+                f"validate and test on; at least 3 are needed."
             )
-        for part, rows in zip(parts, cut, strict=True):
-            part.append(rows)
+        rows = rng.permutation(group.index.to_numpy())
+        for part, cut in zip(parts, np.split(rows, [num_train, num_train + num_validation])):
+            part.append(cut)
     shuffled = (rng.permutation(np.concatenate(part)) for part in parts)
     return Splits(*(messages.loc[rows].reset_index(drop=True) for rows in shuffled))
 

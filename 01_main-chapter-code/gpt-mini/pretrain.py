@@ -15,11 +15,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import tiktoken
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
 
@@ -30,11 +33,18 @@ from previous_chapters import (
     GPTModel,
     generate,
     gpt2_state_dict,
+    load_weights_into_gpt,
     num_parameters,
     text_to_token_ids,
     token_ids_to_text,
 )
-from text_classifier import flatten_optimizer_state, load_optimizer_state, pick_device
+from text_classifier import (
+    flatten_optimizer_state,
+    load_optimizer_state,
+    pick_device,
+    save_tensors,
+    write_text,
+)
 
 TOKENS_PER_STEP = 8192
 # Most of the training reads short windows, which are cheaper; the last part reads windows of the
@@ -47,9 +57,11 @@ STEPS_PER_EVALUATION = 200
 SAMPLE_PROMPTS = ("Have you seen ", "I am going to the ", "Congratulations", "The old man ")
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Pretrain gpt-mini from a folder of text files.",
+        prog="pretrain.py",
+        description="Pretrain gpt-mini from a folder of text files: its vocabulary, then its "
+        "weights. A run that was stopped goes on from the checkpoint in --work.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--corpus", type=Path, required=True, help="train/*.txt and valid.txt")
@@ -62,7 +74,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--seed", type=int, default=123, help="initial weights and data order")
     parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C compiler)")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -81,11 +93,8 @@ def train_vocabulary(documents: list[str], vocab_size: int) -> list[bytes]:
     Returns the tokens in tiktoken's order: the 256 bytes, then the merges as they were learned;
     `<|endoftext|>` is left out and takes the last id.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet)
     bpe.train_from_iterator(documents, trainer)
@@ -199,14 +208,14 @@ def held_out_loss(model: GPTModel, tokens: Tensor, length: int, device: torch.de
     return float(np.mean(losses))
 
 
-def main() -> None:
-    args = parse_args()
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
     args.work.mkdir(parents=True, exist_ok=True)
     args.output.mkdir(parents=True, exist_ok=True)
     device = pick_device(args.device)
     tokenizer, train_tokens, valid_tokens = load_tokens(args)
     cfg = MODEL_CONFIGS["gpt-mini"]
-    num_steps = int(args.tokens) // TOKENS_PER_STEP
+    num_steps = max(1, int(args.tokens) // TOKENS_PER_STEP)
 
     torch.manual_seed(args.seed)
     model = GPTModel(cfg).to(device)
@@ -255,16 +264,10 @@ def save_checkpoint(path: Path, model, optimizers, step: int, seconds: float, lo
     for i, optimizer in enumerate(optimizers):
         tensors |= flatten_optimizer_state(optimizer, f"optimizer{i}.")
     progress = json.dumps({"step": step, "seconds": seconds, "log": log})
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"progress": progress})
-    partial.replace(path)
+    save_tensors(tensors, path, {"progress": progress})
 
 
 def load_checkpoint(path: Path, model, optimizers) -> tuple[int, float, dict]:
-    from safetensors import safe_open
-
-    from previous_chapters import load_weights_into_gpt
-
     tensors = load_file(path)
     names = [name for name in tensors if name.startswith("model.")]
     load_weights_into_gpt(model, {name.removeprefix("model."): tensors[name] for name in names})
@@ -278,7 +281,7 @@ def load_checkpoint(path: Path, model, optimizers) -> tuple[int, float, dict]:
 def write_results(args, model: GPTModel, tokenizer, num_steps: int, seconds: float, log) -> None:
     """The model in fp16 under GPT-2's tensor names, and what the model card quotes."""
     tensors = {name: tensor.half().cpu() for name, tensor in gpt2_state_dict(model).items()}
-    save_file(tensors, args.output / "model.safetensors")
+    save_tensors(tensors, args.output / "model.safetensors", {"format": "pt"})
     model = model.float().cpu()
     samples = []
     for prompt in SAMPLE_PROMPTS:
@@ -299,17 +302,12 @@ def write_results(args, model: GPTModel, tokenizer, num_steps: int, seconds: flo
         "samples": samples,
         "log": log,
     }
-    text = json.dumps(results, indent=1, ensure_ascii=False)
-    (args.output / "pretraining.json").write_text(text + "\n", encoding="utf-8")
+    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
+    write_text(text, args.output / "pretraining.json")
     plot_loss_curve(log, args.output / "loss-curve.png")
 
 
 def plot_loss_curve(log: dict, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     fig, ax = plt.subplots(figsize=(7, 4))
     millions = TOKENS_PER_STEP / 1e6
     ax.plot([s * millions for s in log["steps"]], log["train_loss"], lw=0.8, label="training")
@@ -323,6 +321,7 @@ def plot_loss_curve(log: dict, path: Path) -> None:
     ax.legend()
     fig.tight_layout()
     fig.savefig(path, dpi=120)
+    plt.close(fig)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""One setting of finetune.py over several seeds: mean, spread and interval of its test figures.
+
+    python 01_main-chapter-code/several_seeds.py run default --seeds 1 2 3 4 5 --model gpt-mini
+    python 01_main-chapter-code/several_seeds.py table
+
+`run NAME` keeps the figures of every seed in `results/NAME.json`; what it does not know itself is
+handed to finetune.py. `table` prints the table of the README from those files.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from scipy import stats
+from tqdm import tqdm
+
+import finetune
+from gpt_download import DownloadError
+from text_classifier import write_text
+
+RESULTS = Path(__file__).parent / "results"
+KEPT = ("model", "weights", "data", "seed", "train", "validation", "test", "ngram_baseline")
+
+
+def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
+    """Mean, standard deviation and 95% interval of the mean (Student's t) over seeds.
+
+    >>> mean, deviation, low, high = mean_and_interval([0.96, 0.97, 0.98])
+    >>> f"{mean:.3f} {deviation:.3f} [{low:.3f}, {high:.3f}]"
+    '0.970 0.010 [0.945, 0.995]'
+    """
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    half = stats.t.ppf(0.975, len(values) - 1) * deviation / len(values) ** 0.5
+    return mean, deviation, mean - half, mean + half
+
+
+def run_seeds(name: str, seeds: list[int], options: list[str]) -> dict:
+    """Fine-tune once a seed, and keep the figures."""
+    runs = []
+    for seed in tqdm(seeds, name):
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = [*options, "--seed", str(seed), "--output", folder, "--quiet"]
+            metrics = finetune.run(finetune.parse_args(arguments))
+        kept = {key: metrics[key] for key in KEPT}
+        kept["seconds"] = round(sum(metrics["seconds"].values()), 1)
+        kept["peak_memory_mb"] = metrics["peak_memory_mb"]
+        runs.append(kept)
+    command = " ".join(["several_seeds.py run", name, "--seeds", *map(str, seeds), *options])
+    return {"command": command, "versions": metrics["versions"], "runs": runs}
+
+
+def table_row(result: dict) -> str:
+    """`| mean | deviation | interval | every seed | n-gram baseline | command |`"""
+    runs = result["runs"]
+    accuracies = [run["test"]["accuracy"] for run in runs]
+    mean, deviation, low, high = mean_and_interval(accuracies)
+    every = " ".join(f"{100 * value:.1f}" for value in accuracies)
+    baseline = statistics.mean(run["ngram_baseline"]["accuracy"] for run in runs)
+    return (
+        f"| {mean:.1%} | {100 * deviation:.1f} | [{low:.1%}, {high:.1%}] | {every} | "
+        f"{baseline:.1%} | `{result['command']}` |"
+    )
+
+
+def make_table(folder: Path = RESULTS) -> str:
+    """The README's table, in Markdown, from the result files in the order of their names."""
+    lines = [
+        "| test accuracy | deviation | 95% interval of the mean | every seed | n-grams | command |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        lines.append(table_row(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="several_seeds.py", description="One setting of finetune.py over several seeds."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="fine-tune once a seed; further options: finetune.py's")
+    run.add_argument("name", help="name of the result file")
+    run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="at least two")
+    run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    commands.add_parser("table", help="print the table of all result files")
+    args, options = parser.parse_known_args(argv)
+    if args.command == "table":
+        print(make_table())
+        return 0
+    if len(args.seeds) < 2:
+        parser.error("--seeds needs at least two seeds")
+    try:
+        result = run_seeds(args.name, args.seeds, options)
+        args.results.mkdir(parents=True, exist_ok=True)
+        write_text(json.dumps(result, indent=1) + "\n", args.results / f"{args.name}.json")
+    except ValueError as error:
+        print(f"several_seeds.py: {error}", file=sys.stderr)
+        return 2
+    except (DownloadError, OSError) as error:
+        print(f"several_seeds.py: {error}", file=sys.stderr)
+        return 1
+    print(table_row(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

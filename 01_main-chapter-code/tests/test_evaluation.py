@@ -1,0 +1,140 @@
+"""Metrics against scikit-learn's, properties of intervals and curves, and the pictures."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot as plt
+from scipy import stats
+from sklearn import metrics
+
+import evaluation as ev
+
+
+@st.composite
+def labels_and_predictions(draw, num_classes=4):
+    size = draw(st.integers(1, 60))
+    numbers = st.lists(st.integers(0, num_classes - 1), min_size=size, max_size=size)
+    return draw(numbers), draw(numbers)
+
+
+@given(labels_and_predictions())
+def test_metrics_equal_scikit_learns(pair):
+    labels, predicted = pair
+    classes = range(4)
+    matrix = ev.confusion_matrix(labels, predicted, 4)
+    np.testing.assert_array_equal(
+        matrix, metrics.confusion_matrix(labels, predicted, labels=classes)
+    )
+    assert ev.accuracy(matrix) == pytest.approx(metrics.accuracy_score(labels, predicted))
+    theirs = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=classes, zero_division=0
+    )
+    for mine, other in zip(ev.precision_recall_f1(matrix), theirs, strict=False):
+        np.testing.assert_allclose(mine, other, atol=1e-12)
+    assert ev.macro_f1(matrix) == pytest.approx(theirs[2].mean())
+    if len(set(labels)) > 1 or len(set(predicted)) > 1:
+        assert ev.matthews_correlation(matrix) == pytest.approx(
+            metrics.matthews_corrcoef(labels, predicted), abs=1e-12
+        )
+
+
+@given(st.integers(0, 400), st.integers(1, 400))
+def test_wilson_interval_equals_scipys(correct, total):
+    correct = min(correct, total)
+    low, high = ev.wilson_interval(correct, total)
+    expected = stats.binomtest(correct, total).proportion_ci(method="wilson")
+    assert (low, high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    assert 0 <= low <= correct / total <= high <= 1
+
+
+@st.composite
+def scored(draw):
+    size = draw(st.integers(2, 50))
+    positive = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    positive[0], positive[1] = True, False
+    scores = st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.9, 1.0]), min_size=size)
+    return positive, draw(scores)[:size]
+
+
+@given(scored())
+def test_curves_equal_scikit_learns(pair):
+    positive, scores = pair
+    roc = ev.roc_curve(positive, scores)
+    fpr, tpr, _ = metrics.roc_curve(positive, scores, drop_intermediate=False)
+    np.testing.assert_allclose(roc.x, fpr)
+    np.testing.assert_allclose(roc.y, tpr)
+    assert roc.area == pytest.approx(metrics.roc_auc_score(positive, scores))
+    pr = ev.precision_recall_curve(positive, scores)
+    assert pr.area == pytest.approx(metrics.average_precision_score(positive, scores))
+    precision, recall, _ = metrics.precision_recall_curve(positive, scores)
+    np.testing.assert_allclose(pr.y[::-1], precision[: len(pr.y)])
+    np.testing.assert_allclose(pr.x[::-1], recall[: len(pr.x)])
+
+
+def test_a_curve_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="outside it"):
+        ev.roc_curve([True, True], [0.1, 0.9])
+
+
+def test_calibration_of_an_overconfident_model():
+    probabilities = np.tile([0.95, 0.05], (100, 1))
+    result = ev.calibration(probabilities, [0] * 80 + [1] * 20)
+    assert result.expected_error == pytest.approx(0.15)
+    assert result.counts.tolist() == [100]
+    assert (result.confidence[0], result.accuracy[0]) == pytest.approx((0.95, 0.80))
+
+
+def test_calibration_of_a_perfect_model_is_zero():
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 1, 200_000)
+    labels = (rng.uniform(size=len(p)) < p).astype(int)
+    result = ev.calibration(np.stack([1 - p, p], axis=1), labels)
+    assert result.expected_error < 0.01
+    assert result.counts.sum() == len(p)
+
+
+def test_figures_of_a_test_set():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
+    figures = ev.test_figures(probabilities, [0, 1, 1, 1])
+    assert figures["accuracy"] == 0.75
+    assert figures["confusion_matrix"] == [[1, 0], [1, 2]]
+    low, high = figures["accuracy_interval"]
+    assert low < 0.75 < high
+
+
+def test_baseline_learns_what_letters_tell():
+    texts = [f"win cash {i}" for i in range(20)] + [f"see you at {i}" for i in range(20)]
+    labels = ["spam"] * 20 + ["ham"] * 20
+    baseline = ev.ngram_baseline().fit(texts, labels)
+    assert list(baseline.predict(["win cash now", "see you soon"])) == ["spam", "ham"]
+
+
+def test_pictures_show_what_they_are_given():
+    figure = ev.plot_values([1, 2], [0.5, 0.2], [0.6, 0.4], "loss", examples_per_epoch=100)
+    train, validation = figure.axes[0].lines
+    assert train.get_ydata().tolist() == [0.5, 0.2]
+    assert validation.get_ydata().tolist() == [0.6, 0.4]
+    assert figure.axes[0].get_xlabel() == "epochs"
+    assert figure.axes[0].get_ylabel() == "loss (nats)"
+
+    figure = ev.plot_confusion_matrix(np.array([[7, 1], [2, 9]]), ["ham", "spam"])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["7", "1", "2", "9"]
+
+    figure = ev.plot_roc_and_precision_recall([True, False, True], [0.9, 0.8, 0.7])
+    assert figure.axes[0].get_xlabel() == "false positive rate"
+
+    figure = ev.plot_calibration(ev.calibration(np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 0]))
+    assert figure.axes[0].collections[0].get_offsets().tolist() == [[0.6, 0.0], [0.9, 1.0]]
+
+    figure = ev.plot_attention(np.eye(2), ["a", "b"])
+    assert figure.axes[0].images[0].get_array().tolist() == [[1, 0], [0, 1]]
+
+    figure = ev.plot_padded_batch([2, 4])
+    cells = figure.axes[0].collections[0].get_array().reshape(2, 4)
+    assert cells.tolist() == [[1, 2, 0, 0], [1, 1, 1, 2]]
+    plt.close("all")

@@ -1,0 +1,338 @@
+"""A reader's own files: what is read from them, and what is said about those that cannot be."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from message_files import DataError, read_messages, read_table
+
+ROWS = [("Win a prize, now", "spam"), ("See you at home", "ham"), ("Call 0900 to claim", "spam")]
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return path
+
+
+def pairs(messages: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(messages[["text", "label"]].itertuples(index=False, name=None))
+
+
+def json_lines(*records) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def refusal(path: Path, **columns) -> str:
+    """What is said about a file that cannot be used; the sentence names the file."""
+    with pytest.raises(DataError) as caught:
+        read_messages(path, **columns)
+    message = str(caught.value)
+    assert str(path) in message
+    return message
+
+
+# --- the four formats --------------------------------------------------------------------------
+
+
+def write_as(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """The rows in the format of the path's ending, with an id beside them."""
+    table = pd.DataFrame(rows, columns=["text", "label"])
+    table.insert(0, "id", range(len(table)))
+    if path.suffix == ".parquet":
+        table.to_parquet(path)
+    elif path.suffix == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_csv(path, sep="," if path.suffix == ".csv" else "\t", index=False)
+    return path
+
+
+FORMATS = ["csv", "tsv", "jsonl", "parquet", "CSV"]
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_every_format_gives_the_same_messages(tmp_path, ending):
+    path = tmp_path / f"messages.{ending}"
+    if ending == "CSV":
+        write(path, '"text","label"\n' + "".join(f'"{text}",{label}\n' for text, label in ROWS))
+    else:
+        write_as(path, ROWS)
+    assert pairs(read_messages(path, "text", "label")) == ROWS
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_any_text_comes_back_as_it_was(tmp_path, ending):
+    texts = [
+        'a "quoted" word, and a comma',
+        "two\nlines",
+        "tab\there",
+        "None",
+        "nan",
+        "NA",
+        "null",
+        "007",
+        "1e5",
+        "True",
+        "Привет, мир 🎉",
+        "<|endoftext|>",
+        "x" * 100_000,
+        "  spaces around  ",
+        "#no comment",
+        "\\N",
+        "'",
+    ]
+    rows = [(text, "nan" if i % 2 else "None") for i, text in enumerate(texts)]
+    path = write_as(tmp_path / f"messages.{ending}", rows)
+    assert pairs(read_messages(path, "text", "label")) == rows
+
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
+LABELS = st.sampled_from(["a", "b", "naïve", "0"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(TEXTS.filter(str.strip), LABELS), min_size=1, max_size=8))
+def test_a_csv_of_any_texts_comes_back_as_it_was(tmp_path_factory, rows):
+    path = write_as(tmp_path_factory.mktemp("any") / "messages.csv", rows)
+    assert pairs(read_messages(path, "text", "label")) == rows
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path):
+    content = "\ufefftext,label\r\nhello there,ham\r\nfree cash,spam\r\n"
+    messages = read_messages(write(tmp_path / "m.csv", content), "text", "label")
+    assert pairs(messages) == [("hello there", "ham"), ("free cash", "spam")]
+
+
+# --- quotes in TSV -----------------------------------------------------------------------------
+
+
+def test_stray_quotes_in_a_tsv_are_ordinary_characters(tmp_path):
+    content = 'text\tlabel\n"Sorry, I\'ll call later\tham\nsay "hi\tham\n" free\tspam\n'
+    messages = read_messages(write(tmp_path / "m.tsv", content), "text", "label")
+    texts = ["\"Sorry, I'll call later", 'say "hi', '" free']
+    assert messages["text"].tolist() == texts
+    assert messages["label"].tolist() == ["ham", "ham", "spam"]
+
+
+def test_quotes_of_a_properly_quoted_tsv_are_taken_off(tmp_path):
+    content = 'text\tlabel\n"a ""big"" prize"\tspam\n"two\nlines\tand a tab"\tham\nplain\tham\n'
+    messages = read_messages(write(tmp_path / "m.tsv", content), "text", "label")
+    assert messages["text"].tolist() == ['a "big" prize', "two\nlines\tand a tab", "plain"]
+
+
+def test_a_newline_in_a_quoted_csv_cell_belongs_to_the_text(tmp_path):
+    content = 'text,label\n"first line\nsecond line",ham\n"a\r\nb",spam\n'
+    messages = read_messages(write(tmp_path / "m.csv", content), "text", "label")
+    assert messages["text"].tolist() == ["first line\nsecond line", "a\r\nb"]
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("labels", "as_texts"),
+    [
+        ([0, 1, None, 10], ["0", "1", "10"]),  # a gap must not turn 1 into 1.0
+        ([True, False, None, True], ["True", "False", "True"]),
+        (["größe", "価格", "🎉", ""], ["größe", "価格", "🎉"]),
+        ([1.5, 2.0, 2.5, None], ["1.5", "2.0", "2.5"]),
+    ],
+)
+def test_labels_of_any_type_become_texts(tmp_path, capsys, ending, labels, as_texts):
+    texts = [f"message number {i}" for i in range(len(labels))]
+    path = tmp_path / f"m.{ending}"
+    if ending == "jsonl":
+        write(path, json_lines(*({"text": t, "label": y} for t, y in zip(texts, labels))))
+    else:
+        pq.write_table(pa.table({"text": texts, "label": labels}), path)
+    assert read_messages(path, "text", "label")["label"].tolist() == as_texts
+    assert "Left out 1 rows" in capsys.readouterr().out
+
+
+def test_many_classes_are_kept_apart(tmp_path):
+    rows = [(f"a longer text {i}", f"label {i % 150}") for i in range(600)]
+    assert read_messages(write_as(tmp_path / "m.csv", rows))["label"].nunique() == 150
+
+
+def test_fields_missing_in_some_json_lines_are_empty_cells(tmp_path, capsys):
+    records = [{"text": "a b", "label": 1}, {"text": "c"}, {"label": 2}, {"text": "d", "label": 2}]
+    messages = read_messages(write(tmp_path / "m.jsonl", json_lines(*records)), "text", "label")
+    assert pairs(messages) == [("a b", "1"), ("d", "2")]
+    assert "Left out 2 rows" in capsys.readouterr().out
+
+
+# --- guessing the columns ----------------------------------------------------------------------
+
+
+def test_columns_are_guessed_and_the_guess_is_said(tmp_path, capsys):
+    content = "id,source,kind,body\n" + "".join(
+        f"{i},web,{'yes' if i % 2 else 'no'},a rather long message {i}\n" for i in range(6)
+    )
+    messages = read_messages(write(tmp_path / "m.csv", content))
+    assert messages["label"].tolist() == ["no", "yes"] * 3
+    assert messages["text"][0] == "a rather long message 0"
+    said = capsys.readouterr().out
+    assert "'body'" in said
+    assert "'kind'" in said
+
+
+def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
+    content = "subject,body,kind\n" + "".join(
+        f"s{i},a rather long message {i},{i % 2}\n" for i in range(6)
+    )
+    path = write(tmp_path / "m.csv", content)
+    assert read_messages(path, text_column="subject")["text"][0] == "s0"
+    assert read_messages(path, text_column="subject")["label"].tolist()[:2] == ["0", "1"]
+    by_subject = read_messages(path, label_column="subject")
+    assert (by_subject["label"][0], by_subject["text"][0]) == ("s0", "a rather long message 0")
+
+
+def test_named_columns_are_not_guessed(tmp_path, capsys):
+    path = write(tmp_path / "m.csv", "a,b\nx,a much longer cell\ny,another longer cell\n")
+    assert pairs(read_messages(path, "a", "b"))[0] == ("x", "a much longer cell")
+    assert capsys.readouterr().out == ""
+
+
+def test_columns_without_a_name_do_not_stand_in_the_way(tmp_path):
+    """As a spreadsheet exports them: empty columns to the right."""
+    content = "kind,body,,\nham,see you at home,,\nspam,win a prize,,\n"
+    messages = read_messages(write(tmp_path / "m.csv", content))
+    assert pairs(messages) == [("see you at home", "ham"), ("win a prize", "spam")]
+
+
+def test_column_names_of_a_parquet_file_may_be_numbers(tmp_path):
+    pd.DataFrame({0: ["a b c", "d e f"], 1: ["x", "y"]}).to_parquet(tmp_path / "m.parquet")
+    assert pairs(read_messages(tmp_path / "m.parquet", "0", "1")) == [
+        ("a b c", "x"),
+        ("d e f", "y"),
+    ]
+
+
+# --- rows that cannot be used ------------------------------------------------------------------
+
+
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, capsys):
+    content = "text,label\nhello,ham\n,ham\n   ,spam\nfree,\nwin,spam\nonly\n"
+    messages = read_messages(write(tmp_path / "m.csv", content), "text", "label")
+    assert pairs(messages) == [("hello", "ham"), ("win", "spam")]
+    assert list(messages.index) == [0, 1]
+    assert "Left out 4 rows" in capsys.readouterr().out
+
+
+def test_a_missing_number_in_parquet_is_an_empty_cell(tmp_path):
+    table = pd.DataFrame({"text": ["a b", None, "c d"], "label": ["x", "x", float("nan")]})
+    table.to_parquet(tmp_path / "m.parquet")
+    assert pairs(read_messages(tmp_path / "m.parquet", "text", "label")) == [("a b", "x")]
+
+
+# --- files that cannot be used -----------------------------------------------------------------
+
+UTF16 = "text,label\nhello,ham\n".encode("utf-16")
+LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("m.csv", "", ["empty"]),
+        ("m.tsv", "", ["empty"]),
+        ("m.jsonl", "", ["empty"]),
+        ("m.parquet", b"", ["empty"]),
+        ("m.csv", "\n\n \n", []),
+        ("m.jsonl", "\n\n", ["no rows"]),
+        ("m.csv", "text,label\n", ["no rows below the header"]),
+        ("m.tsv", "text\tlabel\n", ["no rows below the header"]),
+        ("m.csv", "text,label\n,\n ,ham\n", ["no row holds both"]),
+        ("m.txt", "text,label\na,b\n", ["must end in", ".csv", ".tsv", ".jsonl", ".parquet"]),
+        ("m", "text,label\na,b\n", ["must end in", ".csv"]),
+        ("m.csv", UTF16, ["UTF-16", "save it as UTF-8"]),
+        ("m.jsonl", UTF16, ["UTF-16", "save it as UTF-8"]),
+        ("m.csv", "text,label\na,b\n".encode("utf-16-le"), ["binary"]),
+        ("m.csv", LATIN1, ["line 3", "0xe9", "Latin-1", "save it as UTF-8"]),
+        ("m.tsv", LATIN1, ["line 3", "save it as UTF-8"]),
+        ("m.csv", bytes(range(256)) * 10, ["binary"]),
+        ("m.csv", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, ["binary"]),
+        ("m.parquet", b"PAR1 but no more", ["not a Parquet file"]),
+        ("m.parquet", "text,label\na,b\n", ["not a Parquet file"]),
+        ("m.csv", "text,label\na,b\nc,d,e\n", ["line 3", "','"]),
+        ("m.csv", "text,label\na,b,c\nd,e,f\n", ["line 2", "','"]),  # no index column, this
+        ("m.csv", 'text,label\n"never closed,ham\n', ["','"]),
+        ("m.tsv", "text\tlabel\na\tb\nc\td\te\n", ["line 3"]),
+        ("m.csv", "text,label,text\na,b,c\n", ["'text'", "its own name"]),
+        ("m.csv", "text;label\nhello;ham\n", ["separator"]),
+        ("m.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ["line 2", "not JSON"]),
+        ("m.jsonl", '{"text": "a", "label": 1}\n\n["a", 1]\n', ["line 3", "JSON object"]),
+        ("m.jsonl", '[{"text": "a", "label": 1}]\n', ["line 1", "JSON object"]),
+        ("m.jsonl", "[" * 100_000, ["line 1", "not JSON"]),
+        ("m.jsonl", '{"text": "half \\ud83d", "label": 1}', ["line 1", "surrogate"]),
+        ("m.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}", ["line 1", "not JSON"]),
+        ("m.jsonl", "{}\n{}\n", ["no rows"]),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, name, content, parts):
+    message = refusal(write(tmp_path / name, content))
+    for part in parts:
+        assert part in message
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    assert "no such file" in refusal(tmp_path / "absent.csv")
+    (tmp_path / "folder.csv").mkdir()
+    assert "no such file" in refusal(tmp_path / "folder.csv")
+
+
+@pytest.mark.parametrize("wrong", [{"text_column": "txt"}, {"label_column": "txt"}])
+def test_a_missing_column_is_named_beside_those_there_are(tmp_path, wrong):
+    path = write_as(tmp_path / "m.csv", ROWS)
+    columns = {"text_column": "text", "label_column": "label"} | wrong
+    for given_columns in (columns, wrong):
+        message = refusal(path, **given_columns)
+        assert "'txt'" in message
+        assert "'id', 'text', 'label'" in message
+
+
+def test_one_column_cannot_be_text_and_label(tmp_path):
+    path = write_as(tmp_path / "m.csv", ROWS)
+    assert "'text'" in refusal(path, text_column="text", label_column="text")
+
+
+@pytest.mark.parametrize("name", ["m.csv", "m.tsv"])
+def test_a_file_without_a_header_is_recognised(tmp_path, name):
+    rows = [*ROWS, ("Lunch tomorrow?", "ham")]
+    separator = "," if name == "m.csv" else "\t"
+    content = "".join(f"{label}{separator}{text.replace(',', '')}\n" for text, label in rows)
+    message = refusal(write(tmp_path / name, content))
+    assert "header" in message
+    assert "names of the columns" in message
+
+
+def is_usable_or_refused_in_a_sentence(path: Path) -> bool:
+    try:
+        return len(read_table(path)) >= 1
+    except DataError as error:
+        return str(path) in str(error)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
+def test_whatever_the_bytes_there_is_a_table_or_a_sentence(tmp_path_factory, raw, ending):
+    path = write(tmp_path_factory.mktemp("bytes") / f"m.{ending}", raw)
+    assert is_usable_or_refused_in_a_sentence(path)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data())
+def test_a_parquet_file_with_a_wrong_byte_gives_a_table_or_a_sentence(tmp_path_factory, data):
+    path = write_as(tmp_path_factory.mktemp("parquet") / "m.parquet", ROWS * 10)
+    raw = bytearray(path.read_bytes())
+    position = data.draw(st.integers(0, len(raw) - 1))
+    raw[position] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bytes(raw))
+    assert is_usable_or_refused_in_a_sentence(path)

@@ -1,0 +1,240 @@
+"""The messages: reading all of them, splits without leaks, augmentation, batches."""
+
+import random
+import string
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_download import DownloadError, load_mini_tokenizer
+from message_files import DataError
+from text_data import (
+    LOOK_ALIKES,
+    SpamDataset,
+    augment_messages,
+    balance_classes,
+    class_weights,
+    clean_messages,
+    drop_words,
+    encode_messages,
+    make_loader,
+    pad_batch,
+    published_splits,
+    read_sample_messages,
+    read_sms_spam,
+    split_messages,
+    swap_words,
+    write_look_alikes,
+)
+
+
+@pytest.fixture(scope="module")
+def sms():
+    try:
+        return read_sms_spam()
+    except DownloadError as error:
+        pytest.skip(f"the SMS Spam Collection cannot be had: {str(error).splitlines()[0]}")
+
+
+def made_up(counts: dict[str, int]) -> pd.DataFrame:
+    rows = [(label, f"{label} number {i}") for label, count in counts.items() for i in range(count)]
+    return pd.DataFrame(rows, columns=["label", "text"])
+
+
+# --- reading and cleaning ---------------------------------------------------------------------
+
+
+def test_all_messages_are_read_unaltered(sms):
+    assert sms["label"].value_counts().to_dict() == {"ham": 4827, "spam": 747}
+    assert sms["text"].str.count('"').sum() > 100  # quotes are kept
+    assert not sms["text"].str.contains("\n|\t").any()  # no row swallowed its neighbour
+
+
+def test_cleaning_drops_repeated_and_contradictory_texts(sms):
+    assert len(clean_messages(sms)) == 5574 - 403
+    messages = pd.DataFrame(
+        [("ham", "a"), ("spam", "b"), ("ham", "a"), ("ham", "c"), ("spam", "c")],
+        columns=["label", "text"],
+    )
+    assert clean_messages(messages)["text"].tolist() == ["a", "b"]
+
+
+def test_sample_messages_are_well_formed_and_none_is_from_the_collection(sms):
+    sample = read_sample_messages()
+    assert len(sample) >= 500
+    assert set(sample["label"]) == {"ham", "spam"}
+    assert len(clean_messages(sample)) == len(sample)
+    assert not set(sample["text"].str.lower()) & set(sms["text"].str.lower().str.strip())
+
+
+# --- splitting and balancing ------------------------------------------------------------------
+
+
+@given(
+    st.dictionaries(
+        st.text(string.ascii_lowercase, min_size=1, max_size=3),
+        st.integers(3, 60),
+        min_size=2,
+        max_size=5,
+    ),
+    st.integers(0, 2**31),
+)
+def test_splits_are_disjoint_exhaustive_and_stratified(counts, seed):
+    messages = made_up(counts)
+    splits = split_messages(messages, seed)
+    texts = [text for part in splits for text in part["text"]]
+    assert Counter(texts) == Counter(messages["text"])
+    for label, count in counts.items():
+        for part, share in zip(splits, (0.7, 0.1, 0.2), strict=True):
+            assert abs((part["label"] == label).sum() - share * count) <= 1
+    again = split_messages(messages, seed)
+    assert all(a.equals(b) for a, b in zip(splits, again, strict=True))
+
+
+def test_another_seed_gives_another_split():
+    messages = made_up({"a": 50, "b": 50})
+    first, second = (set(split_messages(messages, seed).test["text"]) for seed in (1, 2))
+    assert first != second
+
+
+def test_a_class_too_small_to_split_is_refused():
+    with pytest.raises(DataError, match="'rare' has only 2"):
+        split_messages(made_up({"common": 50, "rare": 2}), 0)
+
+
+def test_undersampling_keeps_all_of_the_rarest_class():
+    balanced = balance_classes(made_up({"a": 30, "b": 7, "c": 12}), seed=0)
+    assert balanced["label"].value_counts().to_dict() == {"a": 7, "b": 7, "c": 7}
+    assert len(set(balanced["text"])) == 21
+
+
+def test_clean_splits_share_no_message(sms):
+    splits = split_messages(balance_classes(clean_messages(sms), 1), 1)
+    assert [len(part) for part in splits] == [914, 130, 262]
+    assert not set(splits.train["text"]) & set(splits.test["text"])
+
+
+def test_published_split_is_the_known_one_and_leaks(sms):
+    splits = published_splits()
+    assert [len(part) for part in splits] == [1045, 149, 300]
+    leaked = splits.test[splits.test["text"].isin(splits.train["text"])]
+    assert leaked["label"].value_counts().to_dict() == {"spam": 33, "ham": 4}
+
+
+def test_class_weights_make_classes_count_alike():
+    labels = [0] * 90 + [1] * 9 + [2]
+    weights = class_weights(labels, 3)
+    torch.testing.assert_close(weights * torch.tensor([90.0, 9, 1]), torch.full((3,), 100 / 3))
+
+
+# --- augmentation -----------------------------------------------------------------------------
+
+texts = st.text(string.ascii_letters + " !", min_size=1).filter(str.strip)
+
+
+@given(texts, st.integers())
+def test_augmentation_alters_only_what_it_says(text, seed):
+    words = text.split()
+    dropped = drop_words(text, random.Random(seed), share=0.5).split()
+    assert dropped
+    assert not Counter(dropped) - Counter(words)
+    assert Counter(swap_words(text, random.Random(seed), share=0.5).split()) == Counter(words)
+    changed = write_look_alikes(text, random.Random(seed), share=0.5)
+    assert len(changed) == len(text)
+    for before, after in zip(text, changed, strict=True):
+        assert before == after or after in LOOK_ALIKES[before.lower()]
+
+
+def test_share_of_augmentation_is_kept():
+    rng, text = random.Random(0), " ".join(["word"] * 10_000)
+    assert len(drop_words(text, rng, 0.2).split()) == pytest.approx(8000, rel=0.05)
+    assert write_look_alikes("e" * 10_000, rng, 0.2).count("3") == pytest.approx(2000, rel=0.1)
+    numbered = " ".join(map(str, range(1000)))
+    moved = sum(a != b for a, b in zip(swap_words(numbered, rng).split(), numbered.split()))
+    assert 100 < moved < 300
+
+
+def test_augmented_messages_keep_originals_and_labels():
+    messages = pd.DataFrame({"label": ["spam", "ham"], "text": ["win the prize now", "see you"]})
+    augmented = augment_messages(messages, copies=3, seed=0)
+    assert augmented[:2].equals(messages)
+    assert augmented["label"].tolist() == ["spam", "ham"] * 4
+    assert augmented.equals(augment_messages(messages, copies=3, seed=0))
+    assert len(set(augmented["text"])) > 2
+
+
+# --- data set and loaders ---------------------------------------------------------------------
+
+
+def test_messages_are_encoded_cut_and_never_empty():
+    tokenizer = load_mini_tokenizer()
+    long, empty, marked = encode_messages(
+        ["see you tomorrow at the station " * 50, "", "<|endoftext|>"], tokenizer, max_length=20
+    )
+    assert len(long) == 20
+    assert tokenizer.decode(long.tolist()).startswith("see you tomorrow")
+    assert empty.tolist() == [tokenizer.eot_token]
+    assert tokenizer.eot_token not in marked  # spelled out, not obeyed
+    assert tokenizer.decode(marked.tolist()) == "<|endoftext|>"
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 9))
+def test_batches_hold_every_message_once_padded_to_their_longest(lengths, batch_size):
+    sequences = [torch.full((length,), i + 1) for i, length in enumerate(lengths)]
+    dataset = SpamDataset(sequences, [length % 3 for length in lengths])
+    for options in ({}, {"shuffle": True}, {"shuffle": True, "group_by_length": True}):
+        loader = make_loader(dataset, batch_size, **options)
+        seen = []
+        for batch in loader:
+            assert batch.inputs.shape[1] == batch.last_positions.max() + 1
+            for row, last, label in zip(*batch[:3], strict=True):
+                message = row[0].item() - 1
+                seen.append(message)
+                assert last + 1 == lengths[message]
+                assert label == lengths[message] % 3
+                assert (row[: last + 1] == message + 1).all()
+                assert (row[last + 1 :] == 0).all()
+        assert sorted(seen) == list(range(len(lengths)))
+        assert len(loader) == -(-len(lengths) // batch_size)
+
+
+def test_grouping_by_length_spares_padding_and_stays_random():
+    rng = np.random.default_rng(0)
+    lengths = rng.geometric(1 / 30, size=640)
+    dataset = SpamDataset([torch.ones(n, dtype=torch.long) for n in lengths], [0] * 640)
+
+    def padded_tokens(**options):
+        generator = torch.Generator().manual_seed(1)
+        return sum(
+            batch.inputs.numel()
+            for batch in make_loader(dataset, 8, shuffle=True, generator=generator, **options)
+        )
+
+    assert padded_tokens(group_by_length=True) < 1.25 * lengths.sum()
+    assert padded_tokens() > 1.8 * lengths.sum()
+
+    def order(seed):
+        generator = torch.Generator().manual_seed(seed)
+        loader = make_loader(dataset, 8, True, True, generator)
+        return [tuple(batch.last_positions.tolist()) for batch in loader]
+
+    assert order(1) == order(1)
+    assert order(1) != order(2)
+
+
+def test_hidden_states_are_padded_like_token_ids():
+    batch = pad_batch([(torch.ones(2, 5), 0), (torch.ones(4, 5), 1)], num_blocks_done=3)
+    assert batch.inputs.shape == (2, 4, 5)
+    assert batch.inputs[0, 2:].abs().sum() == 0
+    assert batch.last_positions.tolist() == [1, 3]
+    assert batch.num_blocks_done == 3
+
+
+def test_sequences_and_labels_must_match():
+    with pytest.raises(ValueError, match="2 sequences but 1 labels"):
+        SpamDataset([torch.ones(1), torch.ones(1)], [0])
