@@ -6,6 +6,7 @@ python 01_main-chapter-code/classify.py DIR --file messages.csv --output classif
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -36,7 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # texts may follow options
     if args.file and args.texts:
         parser.error("give texts or --file, not both")
     if not args.file and (args.output or args.text_column):
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         complain(error)
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to flush
         return 0
     except (DownloadError, OSError) as error:
         complain(error)

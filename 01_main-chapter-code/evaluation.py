@@ -227,8 +227,10 @@ def plot_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str]) -> Fig
     for (row, column), count in np.ndenumerate(matrix):
         color = "white" if shares[row, column] > 0.5 else "black"
         ax.text(column, row, f"{count}", ha="center", va="center", color=color)
-    ax.set_xticks(range(len(label_names)), label_names, rotation=30 if len(label_names) > 3 else 0)
-    ax.set_yticks(range(len(label_names)), label_names)
+    places = range(len(label_names))
+    # Names are text, not formulas, whatever dollar signs they hold.
+    ax.set_xticks(places, label_names, rotation=30 if len(places) > 3 else 0, parse_math=False)
+    ax.set_yticks(places, label_names, parse_math=False)
     ax.set_xlabel("predicted")
     ax.set_ylabel("true")
     fig.tight_layout()

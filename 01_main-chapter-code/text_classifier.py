@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from gpt_download import load_tokenizer
+from gpt_download import load_tokenizer, resolve_model_name
 from previous_chapters import GPTConfig, GPTModel, select_positions
 from text_data import Batch, SpamDataset, class_weights, encode_messages, make_loader
 
@@ -138,7 +138,7 @@ def compute_frozen_layers(
             hidden[i] = (states[last : last + 1] if last_only else states[: last + 1]).clone()
         bar.update(len(indices))
     bar.close()
-    return SpamDataset(hidden, dataset.labels, num_frozen)
+    return SpamDataset(hidden, dataset.labels, num_frozen, dataset.lengths)
 
 
 def _subset(dataset: SpamDataset, indices: Sequence[int]) -> SpamDataset:
@@ -212,8 +212,8 @@ def evaluate_model(model: GPTModel, dataset: SpamDataset) -> tuple[float, float]
 class TrainConfig:
     """How a classifier is trained. Raises ``ValueError`` naming every value out of range."""
 
-    learning_rate: float = 5e-4
-    """AdamW's step size, at its peak."""
+    learning_rate: float = 1e-3
+    """AdamW's step size, at its peak. The default suits gpt-mini; larger models want less."""
     num_epochs: int = 5
     """Passes over the training messages."""
     batch_size: int = 8
@@ -432,7 +432,7 @@ def write_text(text: str, path: Path) -> None:
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
-    except OSError:
+    except (OSError, UnicodeEncodeError):
         partial.unlink(missing_ok=True)
         raise
 
@@ -560,10 +560,11 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
             f"{weights} is damaged or belongs to another classifier: its checksum is not the one "
             f"in config.json."
         )
-    model = GPTModel(config["architecture"])
+    with torch.device("meta"):  # shapes only: a lying size takes no memory
+        model = GPTModel(config["architecture"])
     add_classification_head(model, len(config["label_names"]))
     try:
-        model.load_state_dict(load_file(weights))
+        model.load_state_dict(load_file(weights), assign=True)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights} does not fit its config.json: {reason}") from error
@@ -605,6 +606,7 @@ def _read_config(path: Path) -> dict[str, Any]:
             raise ValueError(f"max_length={length!r} must lie between 1 and {context}")
         if not all(isinstance(config[key], str) for key in ("model", "weights_sha256")):
             raise ValueError("model and weights_sha256 must be texts")
+        resolve_model_name(config["model"])
     except KeyError as error:
         raise ValueError(f"{path}: the field {error} is missing.") from error
     except (TypeError, ValueError) as error:

@@ -205,23 +205,26 @@ class SpamDataset(Dataset):
     """
 
     def __init__(
-        self, sequences: Sequence[Tensor], labels: Sequence[int], num_blocks_done: int = 0
+        self,
+        sequences: Sequence[Tensor],
+        labels: Sequence[int],
+        num_blocks_done: int = 0,
+        lengths: Sequence[int] | None = None,
     ):
         if len(sequences) != len(labels):
             raise ValueError(f"{len(sequences)} sequences but {len(labels)} labels.")
         self.sequences = list(sequences)
         self.labels = [int(label) for label in labels]
         self.num_blocks_done = num_blocks_done
+        # Tokens of each message, even where only its last hidden state is kept: batches are
+        # grouped by it, and must be the same whether frozen layers are computed once or always.
+        self.lengths = list(lengths or map(len, self.sequences))
 
     def __len__(self) -> int:
         return len(self.sequences)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.sequences[index], self.labels[index]
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(sequence) for sequence in self.sequences]
 
 
 class Batch(NamedTuple):

@@ -69,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--work", type=Path, default=Path("pretraining"), help="checkpoint and token files"
     )
-    parser.add_argument("--tokens", type=float, default=40e6, help="training tokens in all")
+    parser.add_argument("--tokens", type=float, default=22e6, help="training tokens in all")
     parser.add_argument("--learning-rate", type=float, default=4e-3, help="highest learning rate")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
     parser.add_argument("--seed", type=int, default=123, help="initial weights and data order")

@@ -148,15 +148,14 @@ def small_recipe(monkeypatch):
 
 
 def test_recipe_learns_writes_its_results_and_resumes_exactly(corpus, tmp_path, small_recipe):
-    def run(name: str, tokens: int) -> Path:
+    def run(name: str) -> Path:
         output = tmp_path / name
         arguments = ["--corpus", str(corpus), "--output", str(output), "--device", "cpu"]
-        pretrain.main(
-            [*arguments, "--work", str(tmp_path / f"{name}-work"), "--tokens", f"{tokens}"]
-        )
+        arguments += ["--work", str(tmp_path / f"{name}-work")]
+        pretrain.main([*arguments, "--tokens", f"{20 * 256}"])
         return output
 
-    whole = run("whole", 20 * 256)
+    whole = run("whole")
     results = json.loads((whole / "pretraining.json").read_text())
     assert results["tokens_seen"] == 20 * 256
     losses = results["log"]["held_out_loss"]
@@ -178,8 +177,8 @@ def test_recipe_learns_writes_its_results_and_resumes_exactly(corpus, tmp_path, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pretrain, "save_checkpoint", stop_after_ten)
         with pytest.raises(Stopped):
-            run("halves", 20 * 256)
-    halves = run("halves", 20 * 256)
+            run("halves")
+    halves = run("halves")
     expected, resumed = (load_file(o / "model.safetensors") for o in (whole, halves))
     assert set(expected) == set(resumed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)

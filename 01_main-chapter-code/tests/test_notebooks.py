@@ -12,6 +12,7 @@ import pytest
 from conftest import CHAPTER, run_command
 
 import run_notebooks
+from gpt_download import SMS_SPAM_ZIP, DownloadError, fetch
 
 NAMES = [path.name for path in run_notebooks.CHAPTER_NOTEBOOKS]
 MODULES = sorted(CHAPTER.glob("*.py"))
@@ -284,6 +285,10 @@ def test_numbers_are_compared_as_a_whole():
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> dict[str, nbformat.NotebookNode]:
     """The three notebooks after one run of the documented command; the saved ones stay."""
+    try:
+        fetch(SMS_SPAM_ZIP)
+    except DownloadError:
+        pytest.skip("the SMS Spam Collection is neither in the cache nor to be fetched")
     folder = tmp_path_factory.mktemp("executed")
     before = {name: (CHAPTER / name).read_bytes() for name in NAMES}
     done = subprocess.run(

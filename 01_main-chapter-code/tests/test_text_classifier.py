@@ -150,6 +150,14 @@ def test_frozen_parts_stay_in_evaluation_mode():
 # --- cached equals plain ----------------------------------------------------------------------
 
 
+def assert_equal_weights(expected: dict, actual: dict) -> None:
+    for name, weight in expected.items():
+        # A key bias adds the same to all scores of a query, which softmax ignores: its gradient
+        # is rounding noise, and AdamW makes steps of any noise.
+        if not name.endswith("W_key.bias"):
+            torch.testing.assert_close(actual[name], weight, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("trainable", ["head", "last_block", "last_two_blocks"])
 def test_cached_training_equals_plain_training(trainable):
     """Same losses (1e-5) and same final weights (1e-4) over 20 steps."""
@@ -167,8 +175,7 @@ def test_cached_training_equals_plain_training(trainable):
     assert plain.step_losses[-1] != pytest.approx(plain.step_losses[0], abs=1e-3)
     assert cached.step_losses == pytest.approx(plain.step_losses, abs=1e-5)
     assert cached.validation_loss == pytest.approx(plain.validation_loss, abs=1e-5)
-    for name, weight in plain_weights.items():
-        torch.testing.assert_close(cached_weights[name], weight, atol=1e-4, rtol=0)
+    assert_equal_weights(plain_weights, cached_weights)
 
 
 def test_cached_training_equals_plain_training_on_the_pretrained_model():
@@ -190,8 +197,7 @@ def test_cached_training_equals_plain_training_on_the_pretrained_model():
         results.append((losses, dict(model.named_parameters())))
     assert len(results[0][0]) == 20
     assert results[1][0] == pytest.approx(results[0][0], abs=1e-5)
-    for name, weight in results[0][1].items():
-        torch.testing.assert_close(results[1][1][name], weight, atol=1e-4, rtol=0)
+    assert_equal_weights(results[0][1], results[1][1])
 
 
 def test_gradients_through_one_position_equal_those_through_all():
