@@ -1,0 +1,105 @@
+"""Documents in step: tables rebuilt from raw files, commands parsed, links checked."""
+
+import json
+import re
+import shlex
+
+import pytest
+from conftest import CHAPTER
+
+import classify
+import finetune
+import several_seeds
+
+TOP = CHAPTER.parent
+READMES = [path for path in sorted(TOP.rglob("README.md")) if ".venv" not in path.parts]
+BENCHMARK = TOP / "02_bonus_additional-experiments" / "performance-analysis" / "results"
+
+
+def test_table_of_results_is_the_one_that_the_raw_files_give():
+    assert several_seeds.make_table() in (TOP / "README.md").read_text(encoding="utf-8")
+
+
+def test_results_are_of_real_messages_over_five_seeds():
+    for path in several_seeds.RESULTS.glob("*.json"):
+        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
+        assert len({run["seed"] for run in runs}) >= 5
+        assert {run["data"] for run in runs} == {finetune.SMS_NAME}
+
+
+def test_quoted_speed_is_the_measured_one():
+    result = json.loads((BENCHMARK / "train.json").read_text(encoding="utf-8"))
+    quoted = (
+        f"{result['speedup']:.1f} times faster than the plain way, "
+        f"{result['times_floor']:.2f} times the floor"
+    )
+    for readme in (TOP / "README.md", BENCHMARK.parent.parent / "README.md"):
+        text = readme.read_text(encoding="utf-8")
+        assert quoted in text
+        assert f"| {result['plain_seconds']:,.0f} |" in text
+        assert f"| {result['fast_seconds']:.0f} |" in text
+
+
+def test_the_two_commands_stand_at_the_top():
+    text = (TOP / "README.md").read_text(encoding="utf-8")
+    install = "python -m pip install -r requirements.txt"
+    first = text.index(f"{install} && python 01_main-chapter-code/finetune.py\n")
+    assert first < text.index(f"{install} && python -m pytest\n") < 3000
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    for readme in READMES:
+        for block in re.findall(r"```bash\n(.*?)```", readme.read_text("utf-8"), re.DOTALL):
+            for line in block.splitlines():
+                if match := re.search(r"(finetune|classify)\.py ?(.*)", line):
+                    found.append(match.groups())
+    return found
+
+
+@pytest.mark.parametrize(("script", "arguments"), commands())
+def test_every_command_of_a_readme_is_understood(script, arguments):
+    arguments = shlex.split(arguments, comments=True)
+    if "<" in arguments:
+        arguments = arguments[: arguments.index("<")]
+    parse = {"finetune": finetune.parse_args, "classify": classify.parse_args}[script]
+    parse(arguments)  # an unknown option would end in SystemExit
+
+
+def test_commands_of_the_result_files_are_understood():
+    for path in several_seeds.RESULTS.glob("*.json"):
+        command = shlex.split(json.loads(path.read_text(encoding="utf-8"))["command"])
+        assert command[:3] == ["several_seeds.py", "run", path.stem]
+        options = command[command.index("--model") :]
+        assert finetune.parse_args(options).model == "gpt-mini"
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(TOP)))
+def test_links_lead_somewhere_and_pictures_say_what_they_show(readme):
+    text = readme.read_text(encoding="utf-8")
+    for alt, target in re.findall(r"(!?\[[^\]]*\])\(([^)\s]+)\)", text):
+        assert alt not in ("![]", "[]"), target
+        if not target.startswith(("http://", "https://", "#")):
+            assert (readme.parent / target.split("#")[0]).exists(), target
+
+
+def test_help_of_every_command_explains_its_options(capsys):
+    for parse in (finetune.parse_args, classify.parse_args, several_seeds.main):
+        with pytest.raises(SystemExit) as stop:
+            parse(["--help"])
+        assert stop.value.code == 0
+    help_text = capsys.readouterr().out
+    for option in ("--balance", "--max-length", "--resume", "--text-column", "--output"):
+        assert option in help_text
+
+
+def test_several_seeds_keeps_every_run_and_averages_them(tmp_path, capsys, messages_csv):
+    options = ["--data", str(messages_csv), "--model", "gpt-mini", "--trainable", "head"]
+    arguments = ["run", "trial", "--seeds", "1", "2", "--results", str(tmp_path)]
+    assert several_seeds.main([*arguments, *options, "--epochs", "1"]) == 0
+    result = json.loads((tmp_path / "trial.json").read_text(encoding="utf-8"))
+    assert [run["seed"] for run in result["runs"]] == [1, 2]
+    mean = sum(run["test"]["accuracy"] for run in result["runs"]) / 2
+    assert several_seeds.make_table(tmp_path).splitlines()[-1].startswith(f"| {mean:.1%} |")
+    assert several_seeds.main([*arguments, "--data", str(tmp_path / "none.csv")]) == 2
+    assert "no such file" in capsys.readouterr().err
