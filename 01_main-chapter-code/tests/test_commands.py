@@ -271,7 +271,7 @@ def test_the_same_command_gives_the_same_result(base_run, unbalanced_csv, tmp_pa
         ("--trainable", "all"),
         ("--epochs", "3"),
         ("--batch-size", "5"),
-        ("--learning-rate", "0.001"),
+        ("--learning-rate", "0.002"),
         ("--schedule", "constant"),
         ("--warmup-share", "0.5"),
         ("--max-grad-norm", "0"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -75,9 +76,15 @@ def test_vocabulary_has_all_bytes_and_splits_as_gpt2_does():
     for text in ("naïve 😀 \x00\x7f", "".join(map(chr, range(0x250))), "  a   b\n\n\tc  "):
         assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
     try:
-        assert load_tokenizer("gpt2-small")._pat_str == GPT2_SPLIT_PATTERN
-    except DownloadError:
-        assert tokenizer._pat_str == GPT2_SPLIT_PATTERN
+        gpt2 = load_tokenizer("gpt2-small")
+    except DownloadError as error:
+        pytest.skip(f"GPT-2's tokenizer cannot be had: {str(error).splitlines()[0]}")
+    for text in (TEXT, "I'll pay £1,000 at 10:30!!  \n\n you've  won\t", "是 naïve's 😀😀 x2y"):
+        # Byte pairs are merged within the pieces only, so equal pieces decode alike in both.
+        pieces = regex.findall(GPT2_SPLIT_PATTERN, text)
+        for encoding in (tokenizer, gpt2):
+            separately = [i for piece in pieces for i in encoding.encode_ordinary(piece)]
+            assert encoding.encode_ordinary(text) == separately
 
 
 # --- the recipe -------------------------------------------------------------------------------
