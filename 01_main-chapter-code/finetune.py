@@ -352,6 +352,7 @@ def fits_in_memory(datasets: list[SpamDataset], emb_dim: int) -> bool:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Everything from reading the data to writing the folder; returns what metrics.json holds."""
     say = (lambda *_: None) if args.quiet else print
+    refuse_options_without_effect(args)
     clock = Clock()
     device = pick_device(args.device)
     with clock.stage("data"):
@@ -445,6 +446,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     write_folder(args.output, classifier, metrics, history)
     checkpoint.unlink(missing_ok=True)
     return metrics
+
+
+def refuse_options_without_effect(args: argparse.Namespace) -> None:
+    """An option that is accepted and ignored misleads whoever measures with it."""
+    if args.trainable == "head" and args.dropout:
+        raise DataError(
+            "--dropout acts within trained blocks, and --trainable head trains none: leave one out."
+        )
+    if args.protocol == "published" and args.balance != "undersample":
+        raise DataError(f"--protocol published undersamples: leave out --balance {args.balance}.")
 
 
 def fingerprint(splits: Splits) -> str:

@@ -377,6 +377,8 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(
         (("--learning-rate", "1e30"), ["--learning-rate", "diverged", "smaller"]),
         (("--weight-decay", "-1"), ["--weight-decay", "at least 0"]),
         (("--dropout", "1"), ["--dropout", "below 1"]),
+        (("--dropout", "0.1", "--trainable", "head"), ["--dropout", "--trainable head"]),
+        (("--protocol", "published", "--balance", "none"), ["--protocol", "--balance none"]),
         (("--warmup-share", "1"), ["--warmup-share", "below 1"]),
         (("--max-grad-norm", "-1"), ["--max-grad-norm", "at least 0"]),
         (("--patience", "0"), ["--patience", "at least 1"]),
