@@ -590,7 +590,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\n{seconds:.0f} seconds, {metrics['peak_memory_mb']} MB at most.")
         print(
             f"The classifier is in {args.output}; try it:\n"
-            f'  python {Path(__file__).parent.name}/classify.py {args.output} "You have won!"'
+            f'  python {Path(__file__).parent.name}/classify.py {args.output} "a message of yours"'
         )
     return 0
 
