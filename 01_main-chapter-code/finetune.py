@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
@@ -509,7 +510,6 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_folder(output: Path, classifier: Classifier, metrics: dict, history: History) -> None:
-    matplotlib.use("Agg")
     epochs = range(1, history.num_epochs + 1)
     num_train = metrics["train"]["num_examples"]
     for quantity in ("loss", "accuracy"):
@@ -534,7 +534,7 @@ def save_figure(figure, output: Path, name: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     finally:
-        matplotlib.pyplot.close(figure)
+        plt.close(figure)
 
 
 def peak_memory_mb() -> float | None:
@@ -596,4 +596,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())
