@@ -3,6 +3,9 @@
 python 01_main-chapter-code/classify.py DIR "a message"
 python 01_main-chapter-code/classify.py DIR < messages.txt
 python 01_main-chapter-code/classify.py DIR --file messages.csv --output classified.csv
+
+A file of any size takes the same memory: it is read, classified and written a thousand rows at a
+time. `--resume` goes on with a run that was stopped.
 """
 
 import argparse
@@ -11,14 +14,30 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+from tqdm import tqdm
 
 from gpt_download import DownloadError
-from message_files import DataError, as_strings, check_columns, guess_text_column, read_table
-from text_classifier import Classifier, classify_texts, open_classifier, pick_device, write_text
+from growing_file import GrowingFile
+from message_files import (
+    DataError,
+    as_strings,
+    check_columns,
+    guess_text_column,
+    read_table_in_pieces,
+)
+from text_classifier import (
+    Classifier,
+    classify_texts,
+    file_sha256,
+    open_classifier,
+    pick_device,
+)
 
 LINES_AT_ONCE = 256
+ROWS_AT_ONCE = 1000  # a run that is stopped has at most these to do again
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,6 +54,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, help="CSV file to write for --file; default: standard output"
     )
     parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with a run that was stopped, with the same --file and --output",
+    )
+    parser.add_argument(
         "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
     )
     args = parser.parse_intermixed_args(argv)  # texts may follow options
@@ -42,6 +66,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give texts or --file, not both")
     if not args.file and (args.output or args.text_column):
         parser.error("--output and --text-column belong to --file")
+    if args.resume and not args.output:
+        parser.error("--resume belongs to --file with --output: only a file can be gone on with")
     return args
 
 
@@ -60,17 +86,74 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def classify_table(classifier: Classifier, path: Path, text_column: str | None) -> pd.DataFrame:
-    """The file's table with the columns `predicted_label` and `probability` added."""
-    table = read_table(path)
-    if text_column is None:
-        text_column = guess_text_column(table)
-        print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
-    check_columns(table, path, [text_column])
-    texts = as_strings(table[text_column]).tolist()
-    probability, best = classify_texts(classifier, texts, progress=sys.stderr.isatty()).max(dim=1)
-    names = [classifier.label_names[i] for i in best.tolist()]
-    return table.assign(predicted_label=names, probability=probability.numpy().round(4))
+# ---------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------
+
+
+class Survey(NamedTuple):
+    """What a first look at a whole file finds."""
+
+    columns: list[str]
+    text_column: str
+    num_rows: int
+
+
+def survey_file(path: Path, text_column: str | None) -> Survey:
+    """Read the file once, so that whatever is wrong with it is found before the work begins.
+
+    A text column that is not named is guessed from the first rows.
+    """
+    columns: dict[str, None] = {}  # JSON lines may bring further ones later
+    num_rows = 0
+    for table in read_table_in_pieces(path, ROWS_AT_ONCE):
+        check_columns(table, path, [])
+        if text_column is None:
+            text_column = guess_text_column(table)
+            print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
+        columns |= dict.fromkeys(table.columns)
+        num_rows += len(table)
+    check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
+    return Survey(list(columns), text_column, num_rows)
+
+
+def classify_file(
+    classifier: Classifier, path: Path, survey: Survey, num_done: int = 0
+) -> Iterator[pd.DataFrame]:
+    """The file's rows after the first `num_done`, some at a time, with the columns
+    `predicted_label` and `probability` added."""
+    show = sys.stderr.isatty()
+    bar = tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show)
+    num_seen = 0
+    for table in read_table_in_pieces(path, ROWS_AT_ONCE):
+        num_seen += len(table)
+        bar.update(len(table))
+        if num_seen <= num_done:
+            continue
+        table = table.iloc[max(0, num_done - num_seen + len(table)) :]
+        table = table.reindex(columns=survey.columns)
+        texts = as_strings(table[survey.text_column]).tolist()
+        probability, best = classify_texts(classifier, texts).max(dim=1)
+        names = [classifier.label_names[i] for i in best.tolist()]
+        yield table.assign(predicted_label=names, probability=probability.numpy().round(4))
+    bar.close()
+
+
+def classify_into_file(classifier: Classifier, args: argparse.Namespace, survey: Survey) -> None:
+    """Classify `--file` into `--output`, from its beginning or from where a run was stopped."""
+    run = {
+        "--file": file_sha256(args.file),
+        "classifier": file_sha256(args.folder / "config.json"),  # it names the weights' checksum
+        "--text-column": survey.text_column,
+    }
+    output = GrowingFile(args.output, run)
+    if args.resume:
+        output.resume()
+    else:
+        output.start()
+    for table in classify_file(classifier, args.file, survey, output.num_rows):
+        output.add(table)
+    output.finish()
 
 
 def standard_input_lines() -> Iterator[str]:
@@ -90,12 +173,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         classifier = open_classifier(args.folder, pick_device(args.device))
         if args.file:
-            table = classify_table(classifier, args.file, args.text_column)
-            text = table.to_csv(index=False, lineterminator="\n")
+            survey = survey_file(args.file, args.text_column)
             if args.output:
-                write_text(text, args.output)
+                classify_into_file(classifier, args, survey)
             else:
-                print(text, end="")
+                for i, table in enumerate(classify_file(classifier, args.file, survey)):
+                    print(table.to_csv(index=False, header=i == 0, lineterminator="\n"), end="")
         else:
             for line in classify_lines(classifier, args.texts or standard_input_lines()):
                 print(line)
@@ -109,11 +192,13 @@ def main(argv: list[str] | None = None) -> int:
         complain(error)
         return 1
     except KeyboardInterrupt:
+        if args.output:
+            complain("stopped; repeat the command with --resume to go on.")
         return 130
     return 0
 
 
-def complain(error: Exception) -> None:
+def complain(error: Exception | str) -> None:
     """An error on one or more lines, without whatever a file would do to the terminal."""
     lines = map(printable, str(error).split("\n"))
     print("classify.py:", "\n".join(lines), file=sys.stderr)

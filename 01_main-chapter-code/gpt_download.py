@@ -12,6 +12,7 @@ import os
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pooch
@@ -23,6 +24,7 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download, hf_hub_url
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from previous_chapters import END_OF_TEXT, MODEL_CONFIGS, GPTModel, load_weights_into_gpt
 
@@ -51,10 +53,19 @@ class RemoteFile:
     """Repository on the Hugging Face Hub, instead of `urls`."""
     hub_revision: str | None = None
     """Commit of that repository."""
+    md5: str | None = None
+    """Checksum where its publisher gives no SHA-256: tells damage, not forgery."""
+    resumable: bool = False
+    """Whether what arrived of a large file before a break is kept, to go on from there."""
 
     @property
     def path(self) -> Path:
         return cache_folder() / self.cache_name
+
+    @property
+    def checksum(self) -> tuple[str, str | None]:
+        """Name of the algorithm, and the checksum or None."""
+        return ("md5", self.md5) if self.md5 else ("sha256", self.sha256)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -71,6 +82,14 @@ SMS_SPAM_ZIP = RemoteFile(
         "https://f001.backblazeb2.com/file/LLMs-from-scratch/sms%2Bspam%2Bcollection.zip",
     ),
     "1587ea43e58e82b14ff1f5425c88e17f8496bfcdb67a583dbff9eefaf9963ce3",
+)
+
+# The Large Movie Review Dataset (Maas et al. 2011).
+IMDB_ARCHIVE = RemoteFile(
+    "aclImdb_v1.tar.gz",
+    ("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
+    md5="7c2ac02c03563afcf9b574c7e56c153a",
+    resumable=True,
 )
 
 # tiktoken looks for its files under the SHA-1 of their addresses.
@@ -148,9 +167,10 @@ def is_intact(file: RemoteFile) -> bool:
     """Whether the file stands in the cache, whole and unaltered as far as one can know."""
     if not file.path.is_file():
         return False
-    if file.sha256 is not None:
+    algorithm, checksum = file.checksum
+    if checksum is not None:
         with file.path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+            return hashlib.file_digest(stream, algorithm).hexdigest() == checksum
     try:
         with safe_open(file.path, "pt"):  # compares the size with what the header announces
             return True
@@ -166,9 +186,13 @@ def _download(file: RemoteFile) -> None:
             _check_answer(url)
             if file.hub_repo is None:
                 downloader = pooch.HTTPDownloader(progressbar=True, timeout=SECONDS_TO_ANSWER)
+                if file.resumable:
+                    downloader = partial(_download_on, file.path)
+                algorithm, checksum = file.checksum
+                known_hash = checksum and f"{algorithm}:{checksum}"
                 with _quiet_pooch():
                     pooch.retrieve(
-                        url, file.sha256, file.path.name, file.path.parent, downloader=downloader
+                        url, known_hash, file.path.name, file.path.parent, downloader=downloader
                     )
             else:
                 with _short_hub_timeout():
@@ -188,6 +212,29 @@ def _download(file: RemoteFile) -> None:
             reasons.append(f"{url}: {type(error).__name__}: {first_line}")
         file.path.unlink(missing_ok=True)
     raise DownloadError(_how_to_help(file, reasons))
+
+
+def _download_on(path: Path, url: str, output_file: str, _: pooch.Pooch | None) -> None:
+    """pooch's downloader for a large file: goes on from where an earlier attempt broke off.
+
+    What arrives is kept beside the file until it is whole; pooch then compares checksums.
+    """
+    kept = path.with_name(path.name + ".partial")
+    have = kept.stat().st_size if kept.exists() else 0
+    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
+    with requests.get(url, headers=headers, stream=True, timeout=SECONDS_TO_ANSWER) as answer:
+        # 416: nothing is left to send, so what is kept must be whole, or of another file.
+        if answer.status_code != requests.codes.requested_range_not_satisfiable:
+            answer.raise_for_status()
+            goes_on = answer.status_code == requests.codes.partial_content
+            have = have if goes_on else 0  # a server may know no ranges and send all again
+            total = have + int(answer.headers.get("Content-Length", 0))
+            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=path.name)
+            with kept.open("ab" if goes_on else "wb") as stream, bar:
+                for chunk in answer.iter_content(1 << 16):
+                    stream.write(chunk)
+                    bar.update(len(chunk))
+    kept.replace(output_file)
 
 
 def _check_answer(url: str) -> None:
@@ -239,10 +286,12 @@ def _quiet_pooch():
 
 def _how_to_help(file: RemoteFile, reasons: list[str]) -> str:
     addresses = "\n           ".join(file.addresses)
+    algorithm, checksum = file.checksum
+    label = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
     return (
         f"{file.cache_name} is not in the cache and could not be fetched.\n"
         f"  address: {addresses}\n"
-        f"  SHA-256: {file.sha256 or 'not known'}\n"
+        f"  {label}: {checksum or 'not known'}\n"
         f"  place:   {file.path}\n"
         f"Download it on a machine with a network and put it there by hand, or set "
         f"{CACHE_VARIABLE} to a folder that holds it.\n"
@@ -317,6 +366,12 @@ def load_mini_tokenizer(folder: Path = MINI_FOLDER) -> tiktoken.Encoding:
     )
 
 
+def weights_file(name: str) -> Path:
+    """The safetensors file of a pretrained model, fetched if need be; raises like `fetch`."""
+    name = resolve_model_name(name)
+    return MINI_FOLDER / "model.safetensors" if name == "gpt-mini" else fetch(GPT2_WEIGHTS[name])
+
+
 def load_pretrained(
     name: str, device: torch.device | str = "cpu"
 ) -> tuple[GPTModel, tiktoken.Encoding]:
@@ -327,7 +382,7 @@ def load_pretrained(
     they are not to be had.
     """
     name = resolve_model_name(name)
-    weights = MINI_FOLDER / "model.safetensors" if name == "gpt-mini" else fetch(GPT2_WEIGHTS[name])
+    weights = weights_file(name)
     tokenizer = load_tokenizer(name)
     model = GPTModel(MODEL_CONFIGS[name])
     try:

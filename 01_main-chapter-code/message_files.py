@@ -5,12 +5,14 @@ what to do.
 """
 
 import csv
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
+
+ROWS_AT_ONCE = 10_000
 
 
 class DataError(ValueError):
@@ -45,10 +47,18 @@ def read_messages(
 
 def read_table(path: Path) -> pd.DataFrame:
     """The table in a file, by its ending; every cell of a text format is a string."""
+    return pd.concat(read_table_in_pieces(path), ignore_index=True)
+
+
+def read_table_in_pieces(path: Path, num_rows: int = ROWS_AT_ONCE) -> Iterator[pd.DataFrame]:
+    """The same table `num_rows` at a time, so that the file may be larger than the memory.
+
+    What is wrong with a row is found when the row is reached.
+    """
     path = Path(path)
-    readers: dict[str, Callable[[Path], pd.DataFrame]] = {
-        ".csv": lambda path: _parse_csv(path, _read_text(path), ","),
-        ".tsv": lambda path: _parse_csv(path, _read_text(path), "\t"),
+    readers: dict[str, Callable[[Path, int], Iterator[pd.DataFrame]]] = {
+        ".csv": lambda path, num_rows: _read_csv(path, num_rows, ","),
+        ".tsv": lambda path, num_rows: _read_csv(path, num_rows, "\t"),
         ".jsonl": _read_json_lines,
         ".parquet": _read_parquet,
     }
@@ -58,10 +68,13 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: there is no such file.")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty.")
-    table = readers[path.suffix.lower()](path)
-    if table.empty:
+    empty = True
+    for piece in readers[path.suffix.lower()](path, num_rows):
+        if not piece.empty:
+            empty = False
+            yield piece
+    if empty:
         raise DataError(f"{path}: there are no rows below the header.")
-    return table
 
 
 def as_strings(column: pd.Series) -> pd.Series:
@@ -113,71 +126,95 @@ def guess_text_column(table: pd.DataFrame) -> str:
     return table.apply(as_strings).map(len).mean().idxmax()
 
 
-def _read_text(path: Path) -> str:
-    raw = path.read_bytes()
-    if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{path}: the file is in UTF-16; save it as UTF-8.")
-    if b"\0" in raw:
-        raise DataError(f"{path}: the file holds binary data (NUL bytes), not text.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}: line {line} is not UTF-8 (byte 0x{raw[error.start]:02x}); if the file is in "
-            f"Latin-1 or Windows-1252, save it as UTF-8."
-        ) from None
+def _check_text(path: Path) -> None:
+    """Raise ``DataError`` unless the file is text in UTF-8."""
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            raise DataError(f"{path}: the file is in UTF-16; save it as UTF-8.")
+        file.seek(0)
+        if any(b"\0" in line for line in file):
+            raise DataError(f"{path}: the file holds binary data (NUL bytes), not text.")
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); if the "
+                    f"file is in Latin-1 or Windows-1252, save it as UTF-8."
+                ) from None
 
 
-def _parse_csv(path: Path, text: str, separator: str) -> pd.DataFrame:
+def _read_csv(path: Path, num_rows: int, separator: str) -> Iterator[pd.DataFrame]:
+    _check_text(path)
     # In a TSV, quotes are ordinary characters unless the whole file is properly quoted.
     quoting = csv.QUOTE_MINIMAL
-    if separator == "\t" and not _is_properly_quoted(text):
+    if separator == "\t" and not _is_properly_quoted(path):
         quoting = csv.QUOTE_NONE
+    header = None
     try:
-        cells = pd.read_csv(
-            io.StringIO(text),
+        with pd.read_csv(
+            path,
+            encoding="utf-8-sig",
             sep=separator,
             header=None,  # as one row among others, so that no column is renamed or made an index
             dtype=str,
             keep_default_na=False,
             quoting=quoting,
-        )
+            chunksize=num_rows,
+        ) as pieces:
+            for cells in pieces:
+                if header is None:
+                    names = enumerate(cells.iloc[0], start=1)
+                    header = [name or f"column {number}" for number, name in names]
+                    cells = cells[1:]
+                yield cells.set_axis(header, axis="columns").reset_index(drop=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
         raise DataError(f"{path}: not a table separated by {separator!r}: {reason}.") from None
-    header = [name or f"column {number}" for number, name in enumerate(cells.iloc[0], start=1)]
-    return cells[1:].set_axis(header, axis="columns").reset_index(drop=True)
 
 
-def _is_properly_quoted(text: str) -> bool:
+def _is_properly_quoted(path: Path) -> bool:
     try:
-        widths = {len(row) for row in csv.reader(io.StringIO(text), delimiter="\t", strict=True)}
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            widths = {len(row) for row in csv.reader(file, delimiter="\t", strict=True)}
     except csv.Error:
         return False
     return len(widths - {0}) == 1
 
 
-def _read_json_lines(path: Path) -> pd.DataFrame:
+def _read_json_lines(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+    _check_text(path)
     records = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-            json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: line {number} is not JSON: {error}.") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{path}: line {number} is not a JSON object with named fields.")
-        records.append(record)
-    return pd.DataFrame(records, dtype=object)  # so that whole numbers stay whole
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                records.append(_read_json_object(line, f"{path}: line {number}"))
+            if len(records) == num_rows:
+                yield pd.DataFrame(records, dtype=object)  # so that whole numbers stay whole
+                records = []
+    if records:
+        yield pd.DataFrame(records, dtype=object)
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
+def _read_json_object(line: str, where: str) -> dict:
     try:
-        table = pd.read_parquet(path, dtype_backend="numpy_nullable")  # whole numbers stay whole
+        record = json.loads(line)
+        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is not JSON: {error}.") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is not a JSON object with named fields.")
+    return record
+
+
+def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(num_rows):
+                # Whole numbers stay whole, even where some are missing.
+                table = batch.to_pandas(integer_object_nulls=True)
+                yield table.set_axis(table.columns.map(str), axis="columns")
     except Exception as error:  # pyarrow's errors share no class
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
-    return table.set_axis(table.columns.map(str), axis="columns")

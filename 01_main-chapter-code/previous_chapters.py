@@ -94,6 +94,29 @@ def attention_by_hand(
     return weights @ values, weights
 
 
+class KeyValueCache:
+    """The keys and values that one block has made so far, so that no token's are made twice.
+
+    For generating text: there, each step adds one token, and those before it never change.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add those of T new tokens, (B, H, T, D/H) each; returns those of all tokens."""
+        if self.keys is not None:
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
 class MultiHeadAttention(nn.Module):
     """Causal self-attention with H heads: each token gathers from itself and those before it."""
 
@@ -108,42 +131,91 @@ class MultiHeadAttention(nn.Module):
         self.dropout = nn.Dropout(cfg.drop_rate)
 
     def forward(
-        self, x: Tensor, last_positions: Tensor | None = None, return_weights: bool = False
+        self,
+        x: Tensor,
+        last_positions: Tensor | None = None,
+        return_weights: bool = False,
+        visible: Tensor | None = None,
+        cache: KeyValueCache | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """(B, T, D) -> (B, T, D), or (B, 1, D) if only `last_positions` (B,) shall look around.
 
+        With `visible` (B, T) there is no causal mask: every token looks at all those for which it
+        is True, earlier or later. With a `cache`, the tokens of x follow those that it holds, look
+        at them too, and are added to it.
+
         With `return_weights`, the attention is computed by hand, without dropout, and its weights
-        (B, H, T, T) come back too; otherwise PyTorch's fused kernel gives the same result faster.
+        (B, H, T, T) come back too; otherwise the same result is computed faster.
         """
-        num_tokens = x.shape[1]
+        num_earlier = 0 if cache is None else cache.num_tokens
+        num_keys = num_earlier + x.shape[1]
         x_query = x if last_positions is None else select_positions(x, last_positions)
         queries = self._split_heads(self.W_query(x_query))  # (B, H, T or 1, D/H)
+        if visible is not None:
+            mask = visible[:, None, None, :]  # (B, 1, 1, T)
+        elif last_positions is None:
+            positions = torch.arange(num_earlier, num_keys, device=x.device)
+            mask = causal_mask(positions, num_keys)  # (T, T_keys)
+        else:
+            mask = causal_mask(last_positions.view(-1, 1, 1), num_keys)  # (B, 1, 1, T)
+            if not return_weights and is_plain(self.W_key) and is_plain(self.W_value):
+                return self._merge_heads(self._look_from_one_position(queries, x, mask))
+
         keys = self._split_heads(self.W_key(x))  # (B, H, T, D/H)
         values = self._split_heads(self.W_value(x))  # (B, H, T, D/H)
-
-        if last_positions is None:
-            mask = causal_mask(torch.arange(num_tokens, device=x.device), num_tokens)  # (T, T)
-        else:
-            mask = causal_mask(last_positions.view(-1, 1, 1), num_tokens)  # (B, 1, 1, T)
-
+        if cache is not None:
+            keys, values = cache.extend(keys, values)  # (B, H, T_keys, D/H)
         if return_weights:
             context, weights = attention_by_hand(queries, keys, values, mask)
             return self._merge_heads(context), weights
+        is_causal = last_positions is None and visible is None and num_earlier == 0
         context = F.scaled_dot_product_attention(
             queries,
             keys,
             values,
-            attn_mask=None if last_positions is None else mask,
-            is_causal=last_positions is None,  # the kernel makes the (T, T) mask itself
+            attn_mask=None if is_causal else mask,
+            is_causal=is_causal,  # the kernel makes the (T, T) mask itself
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         return self._merge_heads(context)
+
+    def _look_from_one_position(self, queries: Tensor, x: Tensor, mask: Tensor) -> Tensor:
+        """Attention of one query a message, without making a key and a value for every token.
+
+        With keys k = K x + b, a score q.k equals (q K).x + q.b: the matrix moves over to the query,
+        of which there is one, away from the T tokens. Likewise a weighted sum of values V x + c is
+        V (weighted sum of x) + c times the sum of the weights. Two products with (D, D) matrices a
+        token become two with (H, D).
+
+        Takes queries (B, H, 1, D/H), x (B, T, D), mask (B, 1, 1, T); gives (B, H, 1, D/H).
+        """
+        q = queries.squeeze(2)  # (B, H, D/H)
+        key_weight, key_bias = self._by_head(self.W_key)  # (H, D/H, D), (H, D/H)
+        value_weight, value_bias = self._by_head(self.W_value)
+
+        q_times_key = torch.einsum("bhk,hkd->bhd", q, key_weight)  # (B, H, D)
+        scores = q_times_key @ x.transpose(1, 2) + (q * key_bias).sum(-1, keepdim=True)  # (B, H, T)
+        scores = (scores / math.sqrt(self.head_dim)).masked_fill(~mask.squeeze(2), -torch.inf)
+        weights = self.dropout(torch.softmax(scores, dim=-1))
+        context = torch.einsum("bhd,hkd->bhk", weights @ x, value_weight)  # (B, H, D/H)
+        context = context + weights.sum(dim=-1, keepdim=True) * value_bias
+        return context.unsqueeze(2)
+
+    def _by_head(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
+        """A layer's weight (H, D/H, D) and bias (H, D/H), cut among the heads."""
+        shape = (self.num_heads, self.head_dim)
+        return layer.weight.unflatten(0, shape), layer.bias.unflatten(0, shape)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D/H)
 
     def _merge_heads(self, context: Tensor) -> Tensor:
         return self.out_proj(context.transpose(1, 2).flatten(-2))  # (B, T, D)
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Whether a layer is its weight and bias and no more: neither adapted nor quantised."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
 
 
 def select_positions(x: Tensor, positions: Tensor) -> Tensor:
@@ -215,14 +287,21 @@ class TransformerBlock(nn.Module):
         self.norm2 = LayerNorm(cfg.emb_dim)
         self.drop_resid = nn.Dropout(cfg.drop_rate)
 
-    def forward(self, x: Tensor, last_positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        last_positions: Tensor | None = None,
+        visible: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D), or (B, 1, D) if only `last_positions` (B,) are wanted.
 
         One position still attends to all those before it, but the queries, the output
         projection and the feed-forward network are computed for that position alone.
         """
         shortcut = x if last_positions is None else select_positions(x, last_positions)
-        x = shortcut + self.drop_resid(self.att(self.norm1(x), last_positions))
+        attended = self.att(self.norm1(x), last_positions, visible=visible, cache=cache)
+        x = shortcut + self.drop_resid(attended)
         return x + self.drop_resid(self.ff(self.norm2(x)))
 
 
@@ -252,25 +331,28 @@ class GPTModel(nn.Module):
                 std = 0.02 / math.sqrt(2 * self.cfg.num_layers) if adds_to_stream else 0.02
                 nn.init.normal_(parameter, std=std)
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Token plus position embedding: (B, T) -> (B, T, D).
+    def embed(self, input_ids: Tensor, num_earlier: int = 0) -> Tensor:
+        """Token plus position embedding: (B, T) -> (B, T, D), after `num_earlier` tokens.
 
         Raises ``ValueError`` if the sequences are longer than the context.
         """
-        num_tokens = input_ids.shape[1]
+        num_tokens = num_earlier + input_ids.shape[1]
         if num_tokens > self.cfg.context_length:
             raise ValueError(
                 f"The input has {num_tokens} tokens but the model's context holds "
                 f"{self.cfg.context_length}; shorten the input."
             )
-        positions = torch.arange(num_tokens, device=input_ids.device)
+        positions = torch.arange(num_earlier, num_tokens, device=input_ids.device)
         return self.drop_emb(self.tok_emb(input_ids) + self.pos_emb(positions))
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        """Token ids (B, T) -> logits (B, T, V)."""
-        x = self.embed(input_ids)
-        for block in self.trf_blocks:
-            x = block(x)
+    def forward(self, input_ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, V).
+
+        With `caches`, one for each block, the tokens follow those that the caches hold.
+        """
+        x = self.embed(input_ids, caches[0].num_tokens if caches else 0)
+        for i, block in enumerate(self.trf_blocks):
+            x = block(x, cache=caches[i] if caches else None)
         return self.out_head(self.final_norm(x))
 
     @torch.no_grad()
@@ -313,6 +395,7 @@ def generate(
     top_k: int | None = None,
     eos_id: int | None = None,
     generator: torch.Generator | None = None,
+    use_cache: bool = True,
 ) -> Tensor:
     """Continue each of B prompts token by token: (B, T) -> (B, up to T + max_new_tokens).
 
@@ -320,6 +403,9 @@ def generate(
     from softmax(logits / temperature), among the `top_k` likeliest if that is given. A sequence
     that produced `eos_id` is finished: it is filled with `eos_id` while others go on, and the
     loop ends when all are finished. Sampling is repeatable with a seeded `generator`.
+
+    With `use_cache`, each step computes its new token only. Once the text outgrows the context,
+    every token's position shifts at every step, and all are computed anew in any case.
     """
     if temperature < 0:
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or above.")
@@ -328,9 +414,13 @@ def generate(
     was_training = model.training
     model.eval()
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    caches = [KeyValueCache() for _ in model.trf_blocks] if use_cache else None
     for _ in range(max_new_tokens):
-        context = input_ids[:, -model.cfg.context_length :]
-        logits = model(context)[:, -1]  # (B, V)
+        if input_ids.shape[1] > model.cfg.context_length:
+            caches = None
+        num_done = caches[0].num_tokens if caches else 0
+        context = input_ids[:, num_done:][:, -model.cfg.context_length :]
+        logits = model(context, caches)[:, -1]  # (B, V)
         next_ids = _next_token(logits, temperature, top_k, generator)  # (B,)
         if eos_id is not None:
             next_ids = torch.where(finished, eos_id, next_ids)

@@ -7,10 +7,11 @@ dimensions, C classes, N messages of a data set.
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +23,19 @@ from tqdm import tqdm
 
 from gpt_download import load_tokenizer, resolve_model_name
 from previous_chapters import GPTConfig, GPTModel, select_positions
-from text_data import Batch, SpamDataset, class_weights, encode_messages, make_loader
+from text_data import (
+    Batch,
+    SpamDataset,
+    batches_by_length,
+    class_weights,
+    encode_messages,
+    make_loader,
+)
 
-EVAL_BATCH_SIZE = 64
+# Tokens in a batch where nothing is trained. On a CPU a few hundred keep its cores busy, and more
+# only add padding and leave its caches; a GPU wants many.
+TOKENS_AT_ONCE = {"cpu": 512, "mps": 4096, "cuda": 16384}
+Precision = Literal["float32", "bfloat16"]
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -42,6 +53,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def compute_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which matrix products are computed in `precision`.
+
+    Weights, their updates and sensitive sums stay in float32; bfloat16 halves the bytes and is
+    faster where the processor multiplies it.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
 # ---------------------------------------------------------------------------------------------
 # The head, and what is trained
 # ---------------------------------------------------------------------------------------------
@@ -56,19 +76,20 @@ def add_classification_head(model: GPTModel, num_classes: int) -> None:
     model.out_head = nn.Linear(model.cfg.emb_dim, num_classes, device=device)
 
 
-def freeze_all_but(model: GPTModel, trainable: Trainable) -> int:
+def freeze_all_but(model: GPTModel, trainable: Trainable | int) -> int:
     """Train only the named part, and return how many blocks, from the first on, are frozen.
 
-    The final norm is trained along with the last block.
+    A number stands for that many of the last blocks. The final norm is trained along with the
+    last block, the embeddings with `all` only.
     """
     num_layers = len(model.trf_blocks)
     if trainable == "all":
         model.requires_grad_(True)
         return 0
-    num_frozen = num_layers - min(_TRAINED_BLOCKS[trainable], num_layers)
+    num_frozen = num_layers - min(_TRAINED_BLOCKS.get(trainable, trainable), num_layers)
     model.requires_grad_(False)
     model.out_head.requires_grad_(True)
-    if trainable != "head":
+    if num_frozen < num_layers:
         model.final_norm.requires_grad_(True)
         model.trf_blocks[num_frozen:].requires_grad_(True)
     return num_frozen
@@ -111,6 +132,26 @@ def last_token_logits(model: GPTModel, batch: Batch) -> Tensor:
     return model.out_head(model.final_norm(x)).squeeze(1)  # (B, C)
 
 
+def read_logits(model: GPTModel, batch: Batch) -> Tensor:
+    """Logits (B, C) of each message, read where `batch.reading` says.
+
+    The chapter reads the last real token, which spares the last block all other positions.
+    """
+    position, causal, _ = batch.reading
+    if causal and position == "last_real":
+        return last_token_logits(model, batch)
+    x = batch.inputs if batch.num_blocks_done else model.embed(batch.inputs)  # (B, T, D)
+    for block in model.trf_blocks[batch.num_blocks_done :]:
+        x = block(x, visible=None if causal else batch.real)
+    logits = model.out_head(model.final_norm(x))  # (B, T, C)
+    if position == "mean":  # the head is linear: the mean's logits are the logits' mean
+        real = batch.real.unsqueeze(-1)
+        return (logits * real).sum(dim=1) / real.sum(dim=1)
+    if position == "first":
+        return logits[:, 0]
+    return select_positions(logits, batch.last_positions).squeeze(1)
+
+
 @torch.no_grad()
 def compute_frozen_layers(
     model: GPTModel, dataset: SpamDataset, num_frozen: int, progress: bool = False
@@ -118,48 +159,58 @@ def compute_frozen_layers(
     """The data set with the frozen blocks' output in place of the token ids.
 
     Frozen layers give the same hidden states in every epoch, so they are computed once. Where
-    only the head is trained, the last real token's hidden state is all that is kept.
+    only the head is trained, and reads the last real token, that one's state is all that is kept.
     """
     if num_frozen == 0:
         return dataset
     model.eval()
     device = model.tok_emb.weight.device
-    by_length = sorted(range(len(dataset)), key=lambda i: len(dataset.sequences[i]))
     hidden: list[Tensor | None] = [None] * len(dataset)
-    last_only = num_frozen == len(model.trf_blocks)
+    last_only = num_frozen == len(model.trf_blocks) and dataset.reading.position == "last_real"
     bar = tqdm(total=len(dataset), desc="frozen layers", unit="msg", disable=not progress)
-    for start in range(0, len(by_length), EVAL_BATCH_SIZE):
-        indices = by_length[start : start + EVAL_BATCH_SIZE]
-        batch = next(iter(make_loader(_subset(dataset, indices), len(indices)))).to(device)
+    for indices, batch in _evaluation_batches(dataset, device):
         x = model.embed(batch.inputs)
         for block in model.trf_blocks[:num_frozen]:
-            x = block(x)
+            x = block(x, visible=None if dataset.reading.causal else batch.real)
         for i, states, last in zip(indices, x, batch.last_positions.tolist(), strict=True):
             hidden[i] = (states[last : last + 1] if last_only else states[: last + 1]).clone()
         bar.update(len(indices))
     bar.close()
-    return SpamDataset(hidden, dataset.labels, num_frozen, dataset.lengths)
+    return SpamDataset(hidden, dataset.labels, num_frozen, dataset.lengths, dataset.reading)
 
 
-def _subset(dataset: SpamDataset, indices: Sequence[int]) -> SpamDataset:
-    return SpamDataset(
-        [dataset.sequences[i] for i in indices],
-        [dataset.labels[i] for i in indices],
-        dataset.num_blocks_done,
-    )
+def _evaluation_batches(
+    dataset: SpamDataset, device: torch.device
+) -> Iterator[tuple[list[int], Batch]]:
+    """Batches of messages of similar length, each with its messages' indices."""
+    lengths = [max(len(sequence), dataset.reading.width) for sequence in dataset.sequences]
+    for indices in batches_by_length(lengths, TOKENS_AT_ONCE[device.type]):
+        subset = SpamDataset(
+            [dataset.sequences[i] for i in indices],
+            [dataset.labels[i] for i in indices],
+            dataset.num_blocks_done,
+            reading=dataset.reading,
+        )
+        yield indices, next(iter(make_loader(subset, len(indices)))).to(device)
 
 
 @torch.no_grad()
-def predict_logits(model: GPTModel, dataset: SpamDataset, progress: bool = False) -> Tensor:
+def predict_logits(
+    model: GPTModel,
+    dataset: SpamDataset,
+    progress: bool = False,
+    precision: Precision = "float32",
+) -> Tensor:
     """Logits (N, C) of all messages, in their order; batches are formed by length."""
     model.eval()
     device = model.tok_emb.weight.device
-    by_length = sorted(range(len(dataset)), key=lambda i: len(dataset.sequences[i]))
     logits = torch.empty(len(dataset), model.out_head.out_features)
-    loader = make_loader(_subset(dataset, by_length), EVAL_BATCH_SIZE)
-    batches = tqdm(loader, "classifying", unit="batch", disable=not progress)
-    for indices, batch in zip(torch.tensor(by_length).split(EVAL_BATCH_SIZE), batches):
-        logits[indices] = last_token_logits(model, batch.to(device)).cpu()
+    bar = tqdm(total=len(dataset), desc="classifying", unit="msg", disable=not progress)
+    for indices, batch in _evaluation_batches(dataset, device):
+        with compute_in(precision, device):
+            logits[indices] = read_logits(model, batch).float().cpu()
+        bar.update(len(indices))
+    bar.close()
     return logits
 
 
@@ -168,9 +219,14 @@ def predict_logits(model: GPTModel, dataset: SpamDataset, progress: bool = False
 # ---------------------------------------------------------------------------------------------
 
 
-def calc_loss_batch(model: GPTModel, batch: Batch, weights: Tensor | None = None) -> Tensor:
-    """Mean cross-entropy of a batch, in nats; `weights` (C,) make classes count differently."""
-    return F.cross_entropy(last_token_logits(model, batch), batch.labels, weight=weights)
+def calc_loss_batch(
+    model: GPTModel, batch: Batch, weights: Tensor | None = None, **options
+) -> Tensor:
+    """Mean cross-entropy of a batch, in nats; `weights` (C,) make classes count differently.
+
+    Further `options` are those of PyTorch's `cross_entropy`.
+    """
+    return F.cross_entropy(read_logits(model, batch), batch.labels, weight=weights, **options)
 
 
 @torch.no_grad()
@@ -191,14 +247,17 @@ def calc_accuracy_loader(model: GPTModel, loader: DataLoader) -> float:
     device = model.tok_emb.weight.device
     correct = 0
     for batch in loader:
-        predicted = last_token_logits(model, batch.to(device)).argmax(dim=-1)
+        predicted = read_logits(model, batch.to(device)).argmax(dim=-1)
         correct += (predicted.cpu() == batch.labels).sum().item()
     return correct / len(loader.dataset)
 
 
-def evaluate_model(model: GPTModel, dataset: SpamDataset) -> tuple[float, float]:
+def evaluate_model(
+    model: GPTModel, dataset: SpamDataset, precision: Precision = "float32"
+) -> tuple[float, float]:
     """Mean loss and accuracy over a data set."""
-    logits, labels = predict_logits(model, dataset), torch.tensor(dataset.labels)
+    logits = predict_logits(model, dataset, precision=precision)
+    labels = torch.tensor(dataset.labels)
     loss = F.cross_entropy(logits, labels).item()
     return loss, (logits.argmax(dim=-1) == labels).float().mean().item()
 
@@ -217,7 +276,9 @@ class TrainConfig:
     num_epochs: int = 5
     """Passes over the training messages."""
     batch_size: int = 8
-    """Messages for each update."""
+    """Messages taken through the model at a time."""
+    accumulation_steps: int = 1
+    """Batches whose gradients are averaged for each update."""
     weight_decay: float = 0.1
     """AdamW's pull of the weights towards zero."""
     dropout: float = 0.0
@@ -233,20 +294,29 @@ class TrainConfig:
     weights are kept. None trains all epochs and keeps the last weights."""
     use_class_weights: bool = False
     """Whether every class counts alike in the loss, however rare it is."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
+    ignore_index: int = -100
+    """Messages with this label do not count in the loss."""
     seed: int = 123
     """Order of the messages and dropout."""
+    precision: Precision = "float32"
+    """Of matrix products in training and evaluation; the weights are kept in float32."""
 
     def __post_init__(self) -> None:
         checks = {
             "learning_rate": self.learning_rate > 0,
             "num_epochs": self.num_epochs >= 1,
             "batch_size": self.batch_size >= 1,
+            "accumulation_steps": self.accumulation_steps >= 1,
             "weight_decay": self.weight_decay >= 0,
             "dropout": 0 <= self.dropout < 1,
             "warmup_share": 0 <= self.warmup_share < 1,
             "schedule": self.schedule in ("constant", "cosine"),
             "max_grad_norm": self.max_grad_norm is None or self.max_grad_norm > 0,
             "patience": self.patience is None or self.patience >= 1,
+            "label_smoothing": 0 <= self.label_smoothing <= 1,
+            "precision": self.precision in get_args(Precision),
         }
         wrong = [f"{name}={getattr(self, name)!r}" for name, holds in checks.items() if not holds]
         if wrong:
@@ -284,9 +354,16 @@ def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:
 class Trainer:
     """The state of a training run: everything that must be saved to go on with it later."""
 
-    def __init__(self, model: GPTModel, train: SpamDataset, config: TrainConfig):
+    def __init__(
+        self,
+        model: GPTModel,
+        train: SpamDataset,
+        config: TrainConfig,
+        calc_loss: Callable[..., Tensor] = calc_loss_batch,
+    ):
         set_dropout(model, config.dropout)
         self.model, self.train, self.config = model, train, config
+        self.calc_loss = calc_loss
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
@@ -300,7 +377,8 @@ class Trainer:
         if config.use_class_weights:
             device = model.tok_emb.weight.device
             self.weights = class_weights(train.labels, model.out_head.out_features).to(device)
-        self.steps_per_epoch = -(-len(train) // config.batch_size)
+        num_batches = -(-len(train) // config.batch_size)
+        self.steps_per_epoch = -(-num_batches // config.accumulation_steps)
 
     @property
     def num_steps(self) -> int:
@@ -315,8 +393,9 @@ class Trainer:
 
     def train_epoch(self, progress: tqdm | None = None) -> None:
         """One pass over the training messages in an order that depends on seed and epoch only."""
-        model, config = self.model, self.config
-        epoch_seed = config.seed * 1009 + self.history.num_epochs
+        config = self.config
+        num_epochs_done = len(self.history.step_losses) // self.steps_per_epoch
+        epoch_seed = config.seed * 1009 + num_epochs_done
         torch.manual_seed(epoch_seed)  # for dropout
         loader = make_loader(
             self.train,
@@ -325,26 +404,47 @@ class Trainer:
             group_by_length=True,
             generator=torch.Generator().manual_seed(epoch_seed),
         )
-        train_mode(model)
-        device = model.tok_emb.weight.device
-        for batch in loader:
-            step = len(self.history.step_losses)
-            self.optimizer.param_groups[0]["lr"] = learning_rate_at(step, self.num_steps, config)
-            loss = calc_loss_batch(model, batch.to(device), self.weights)
-            self.optimizer.zero_grad()
-            loss.backward()
-            if config.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
-            self.optimizer.step()
-            self.history.step_losses.append(loss.item())
+        train_mode(self.model)
+        batches = iter(loader)
+        while group := list(islice(batches, config.accumulation_steps)):
+            self.history.step_losses.append(self.update(group))
             if progress is not None:
                 progress.update()
+
+    def train_all_epochs(self, progress: bool = False) -> None:
+        """Train without a look at losses and accuracies between the epochs, which takes time."""
+        with tqdm(total=self.num_steps, desc="training", unit="step", disable=not progress) as bar:
+            for _ in range(self.config.num_epochs):
+                self.train_epoch(bar)
+        self.model.eval()
+
+    def update(self, group: Sequence[Batch]) -> float:
+        """One step of the optimizer on the mean gradient of some batches; returns their loss."""
+        config, step = self.config, len(self.history.step_losses)
+        self.optimizer.param_groups[0]["lr"] = learning_rate_at(step, self.num_steps, config)
+        self.optimizer.zero_grad()
+        device = self.model.tok_emb.weight.device
+        options = {"label_smoothing": config.label_smoothing, "ignore_index": config.ignore_index}
+        total = 0.0
+        for batch in group:
+            if (batch.labels == config.ignore_index).all():
+                continue  # no label counts: there is no loss
+            batch = batch.to(device)
+            # A new context each time: it keeps weights cast to bfloat16, which updates outdate.
+            with compute_in(config.precision, device):
+                loss = self.calc_loss(self.model, batch, self.weights, **options) / len(group)
+            loss.backward()
+            total += loss.item()
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
+        self.optimizer.step()
+        return total
 
     def evaluate_epoch(self, validation: SpamDataset) -> None:
         """Losses and accuracies on both data sets, and the best weights where they are wanted."""
         history = self.history
         for name, dataset in (("train", self.train), ("validation", validation)):
-            loss, accuracy = evaluate_model(self.model, dataset)
+            loss, accuracy = evaluate_model(self.model, dataset, self.config.precision)
             getattr(history, f"{name}_loss").append(loss)
             getattr(history, f"{name}_accuracy").append(accuracy)
         if history.validation_loss[-1] == min(history.validation_loss):
@@ -392,6 +492,40 @@ def train_classifier_simple(
     trainer.keep_best_weights()
     model.eval()
     return trainer.history
+
+
+def calc_next_token_loss(
+    model: GPTModel, batch: Batch, weights: Tensor | None = None, **options
+) -> Tensor:
+    """Mean cross-entropy of every real token but the first, given those before it, in nats."""
+    logits, targets = model(batch.inputs[:, :-1]), batch.inputs[:, 1:]  # (B, T - 1, V), (B, T - 1)
+    real = batch.real[:, 1:]
+    return F.cross_entropy(logits[real], targets[real], weight=weights, **options)
+
+
+FURTHER_PRETRAINING = TrainConfig(learning_rate=5e-4, num_epochs=2, batch_size=16)
+
+
+def encode_for_pretraining(texts: Sequence[str], tokenizer, context_length: int) -> list[Tensor]:
+    """Token ids (T,) of each text between two `<|endoftext|>`, cut at the context's length."""
+    end = [tokenizer.eot_token]
+    encoded = tokenizer.encode_ordinary_batch(list(texts))
+    return [torch.tensor((end + ids + end)[:context_length]) for ids in encoded]
+
+
+def continue_pretraining(
+    model: GPTModel, sequences: Sequence[Tensor], config: TrainConfig, progress: bool = False
+) -> list[float]:
+    """Train a language model on texts like those it will classify; returns the steps' losses.
+
+    Takes token ids (T,) of at least two tokens each and needs no labels; it comes before the
+    head is replaced (Gururangan et al. 2020, "Don't Stop Pretraining").
+    """
+    model.requires_grad_(True)
+    texts = SpamDataset(sequences, [0] * len(sequences))
+    trainer = Trainer(model, texts, config, calc_next_token_loss)
+    trainer.train_all_epochs(progress)
+    return trainer.history.step_losses
 
 
 # ---------------------------------------------------------------------------------------------
@@ -537,7 +671,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         "architecture": asdict(classifier.model.cfg),
         "label_names": classifier.label_names,
         "max_length": classifier.max_length,
-        "weights_sha256": _sha256(weights),
+        "weights_sha256": file_sha256(weights),
         **classifier.card,
     }
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
@@ -558,7 +692,7 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
             )
     config = _read_config(folder / "config.json")
     weights = folder / "model.safetensors"
-    if config["weights_sha256"] != _sha256(weights):
+    if config["weights_sha256"] != file_sha256(weights):
         raise ValueError(
             f"{weights} is damaged or belongs to another classifier: its checksum is not the one "
             f"in config.json."
@@ -617,6 +751,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

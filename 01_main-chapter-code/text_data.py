@@ -10,11 +10,12 @@ import random
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -197,6 +198,32 @@ def encode_messages(texts: Sequence[str], tokenizer, max_length: int) -> list[Te
     return [torch.tensor(ids[:max_length] or [tokenizer.eot_token]) for ids in encoded]
 
 
+def pad_messages(sequences: Sequence[Tensor], num_tokens: int, pad_id: int) -> list[Tensor]:
+    """Token ids padded to `num_tokens`, as if the padding were part of the message.
+
+    >>> pad_messages([torch.tensor([5, 6])], num_tokens=4, pad_id=0)
+    [tensor([5, 6, 0, 0])]
+    """
+    return [F.pad(ids, (0, max(0, num_tokens - len(ids))), value=pad_id) for ids in sequences]
+
+
+class Reading(NamedTuple):
+    """Where a message's class is read. The defaults are the chapter's; the rest is for comparing.
+
+    (The last position of a padded message needs no name: `pad_messages` makes it a real token.)
+    """
+
+    position: Literal["last_real", "first", "mean"] = "last_real"
+    """At the last real token, at the first one, or on average over all real ones."""
+    causal: bool = True
+    """Whether a token sees earlier ones only, as in pretraining, or all real ones."""
+    width: int = 0
+    """Positions to which every batch is padded at least: work that changes no result."""
+
+
+LAST_REAL_TOKEN = Reading()
+
+
 class SpamDataset(Dataset):
     """Messages as sequences, with their labels.
 
@@ -210,6 +237,7 @@ class SpamDataset(Dataset):
         labels: Sequence[int],
         num_blocks_done: int = 0,
         lengths: Sequence[int] | None = None,
+        reading: Reading = LAST_REAL_TOKEN,
     ):
         if len(sequences) != len(labels):
             raise ValueError(f"{len(sequences)} sequences but {len(labels)} labels.")
@@ -219,6 +247,7 @@ class SpamDataset(Dataset):
         # Tokens of each message, even where only its last hidden state is kept: batches are
         # grouped by it, and must be the same whether frozen layers are computed once or always.
         self.lengths = list(lengths or map(len, self.sequences))
+        self.reading = reading
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -234,10 +263,17 @@ class Batch(NamedTuple):
     last_positions: Tensor  # (B,)
     labels: Tensor  # (B,)
     num_blocks_done: int = 0
+    reading: Reading = LAST_REAL_TOKEN
+
+    @property
+    def real(self) -> Tensor:
+        """True at real tokens, False at padding: (B, T)."""
+        positions = torch.arange(self.inputs.shape[1], device=self.inputs.device)
+        return positions <= self.last_positions.unsqueeze(1)
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = (tensor.to(device) for tensor in self[:3])
-        return Batch(*tensors, self.num_blocks_done)
+        return Batch(*tensors, *self[3:])
 
 
 def last_positions(lengths: Tensor) -> Tensor:
@@ -258,6 +294,23 @@ def pad_batch(items: Sequence[tuple[Tensor, int]], num_blocks_done: int = 0) -> 
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     inputs = pad_sequence(sequences, batch_first=True)
     return Batch(inputs, last_positions(lengths), torch.tensor(labels), num_blocks_done)
+
+
+def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """All messages' indices, the shortest first, in batches of at most `max_tokens` tokens.
+
+    Padding counts as tokens too; a message longer than that is a batch of its own.
+
+    >>> batches_by_length([5, 1, 2, 9], max_tokens=6)
+    [[1, 2], [0], [3]]
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
 
 
 class LengthGroupedSampler(Sampler[list[int]]):
@@ -302,7 +355,11 @@ def make_loader(
     generator = generator or torch.Generator().manual_seed(0)
 
     def collate(items: Sequence[tuple[Tensor, int]]) -> Batch:
-        return pad_batch(items, dataset.num_blocks_done)
+        batch = pad_batch(items, dataset.num_blocks_done)
+        num_missing = max(0, dataset.reading.width - batch.inputs.shape[1])
+        before_last = (0, 0) * (batch.inputs.dim() - 2)  # hidden states: the D stays as it is
+        inputs = F.pad(batch.inputs, (*before_last, 0, num_missing))
+        return batch._replace(inputs=inputs, reading=dataset.reading)
 
     if shuffle and group_by_length:
         sampler = LengthGroupedSampler(dataset.lengths, batch_size, generator)

@@ -29,7 +29,8 @@ import finetune
 import gpt_download
 from text_classifier import classify_texts, open_classifier
 
-QUICK = ("--model", "gpt-mini", "--trainable", "head", "--epochs", "1", "--quiet")
+QUICK = ("--model", "gpt-mini", "--pretrain-further", "0", "--trainable", "head", "--epochs", "1")
+QUICK += ("--quiet",)
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +147,13 @@ def test_metrics_hold_what_they_promise(messages_csv, tmp_path):
     assert 0 <= low <= test["accuracy"] <= high <= 1
     assert 0 <= test["macro_f1"] <= 1
     assert -1 <= test["mcc"] <= 1
+    predictions = metrics["test_predictions"]
+    assert [sum(row) for row in predictions["probabilities"]] == pytest.approx([1] * 12, abs=1e-5)
+    right = [
+        row.index(max(row)) == label
+        for row, label in zip(predictions["probabilities"], predictions["labels"], strict=True)
+    ]
+    assert test["accuracy"] == sum(right) / 12
     stages = {"data", "model", "frozen_layers", "training", "evaluation"}
     assert stages <= metrics["seconds"].keys()
     assert all(seconds >= 0 for seconds in metrics["seconds"].values())
@@ -157,7 +165,7 @@ def test_the_saved_classifier_is_the_one_that_was_measured(messages_csv, tmp_pat
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["test"] == metrics["test"]
     arguments = ["--data", str(messages_csv), "--seed", str(metrics["seed"])]
-    splits, labels, _ = finetune.read_data(finetune.parse_args(arguments), print)
+    splits, labels, *_ = finetune.read_data(finetune.parse_args(arguments), print)
     classifier = open_classifier(tmp_path / "out")
     best = classify_texts(classifier, splits.test["text"].tolist()).argmax(dim=1).tolist()
     right = [labels[i] == label for i, label in zip(best, splits.test["label"], strict=True)]
@@ -266,6 +274,7 @@ def test_the_same_command_gives_the_same_result(base_run, unbalanced_csv, tmp_pa
         ("--augment", "1"),
         ("--max-length", "4"),
         ("--weights", "random"),
+        ("--pretrain-further", "1"),
         ("--trainable", "head"),
         ("--trainable", "last_two_blocks"),
         ("--trainable", "all"),
@@ -314,6 +323,25 @@ def test_some_options_act_on_the_numbers_of_messages(base_run, unbalanced_csv, t
     assert (short["max_length"], base_run["metrics"]["max_length"] > 4) == (4, True)
 
 
+def test_further_pretraining_reads_what_is_neither_validated_nor_tested_on(unbalanced_csv):
+    arguments = ["--data", str(unbalanced_csv), "--text-column", "text", "--label-column", "label"]
+    splits, _, _, left_over = finetune.read_data(finetune.parse_args(arguments), print)
+    assert len(left_over) == 30  # of 60 ham, as many as there are spam were kept
+    used = {text for part in splits for text in part["text"]}
+    assert used.isdisjoint(left_over)
+
+
+def test_further_pretraining_is_the_default_for_pretrained_gpt_mini_only():
+    def epochs(name, *options):
+        return finetune.choose_further_epochs(finetune.parse_args(list(options)), name)
+
+    assert epochs("gpt-mini") > 0
+    assert epochs("gpt-mini", "--weights", "random") == 0
+    assert epochs("gpt2-small (124M)") == 0
+    assert epochs("gpt2-small (124M)", "--pretrain-further", "3") == 3
+    assert epochs("gpt-mini", "--pretrain-further", "0") == 0
+
+
 def test_the_protocol_chooses_the_split():
     try:
         gpt_download.fetch(gpt_download.SMS_SPAM_ZIP)
@@ -322,7 +350,7 @@ def test_the_protocol_chooses_the_split():
     parts = {}
     for protocol in ("clean", "published"):
         args = finetune.parse_args(["--protocol", protocol])
-        splits, labels, name = finetune.read_data(args, lambda *_: None)
+        splits, labels, name, _ = finetune.read_data(args, lambda *_: None)
         assert labels == ["ham", "spam"]
         assert finetune.SMS_NAME in name
         parts[protocol] = set(splits.train["text"]) & set(splits.test["text"])

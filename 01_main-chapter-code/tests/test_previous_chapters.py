@@ -13,6 +13,7 @@ from previous_chapters import (
     MODEL_CONFIGS,
     GPTConfig,
     GPTModel,
+    KeyValueCache,
     LayerNorm,
     MultiHeadAttention,
     calc_perplexity,
@@ -21,6 +22,7 @@ from previous_chapters import (
     gpt2_state_dict,
     load_weights_into_gpt,
     num_parameters,
+    select_positions,
     text_to_token_ids,
     token_ids_to_text,
 )
@@ -66,6 +68,44 @@ def test_attention_at_one_position_equals_attention_at_all():
     by_hand, weights = attention(x, last, return_weights=True)
     torch.testing.assert_close(by_hand, expected, atol=1e-6, rtol=0)
     assert weights[1, :, 0, 1:].abs().max() == 0
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_one_position_without_keys_and_values_of_its_own_equals_the_taught_way(dropout):
+    """Outputs and all gradients, with the same weights dropped."""
+    attention = MultiHeadAttention(dataclasses.replace(TINY, drop_rate=dropout)).train()
+    torch.manual_seed(0)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x, last = torch.randn(3, 9, TINY.emb_dim), torch.tensor([8, 0, 4])
+    direction = torch.randn(3, 1, TINY.emb_dim)
+
+    def taught_way(x):
+        queries = attention._split_heads(attention.W_query(select_positions(x, last)))
+        keys, values = (attention._split_heads(f(x)) for f in (attention.W_key, attention.W_value))
+        scores = queries @ keys.transpose(-2, -1) / keys.shape[-1] ** 0.5
+        scores = scores.masked_fill(torch.arange(9) > last.view(-1, 1, 1, 1), -torch.inf)
+        weights = F.dropout(scores.softmax(-1).squeeze(2), dropout).unsqueeze(2)
+        return attention._merge_heads(weights @ values)
+
+    results = []
+    for way in (taught_way, lambda x: attention(x, last)):
+        torch.manual_seed(1)  # for dropout
+        given = x.clone().requires_grad_()
+        output = way(given)
+        wanted = [given, *attention.parameters()]
+        results.append([output, *torch.autograd.grad((output * direction).sum(), wanted)])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_adapted_layer_makes_keys_and_values_itself():
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(TINY).eval()
+    x, last = torch.randn(3, 9, TINY.emb_dim), torch.tensor([8, 0, 4])
+    attention.W_value = torch.nn.Sequential(attention.W_value, torch.nn.Tanh())
+    expected = attention(x)[torch.arange(3), last].unsqueeze(1)
+    torch.testing.assert_close(attention(x, last), expected, atol=1e-6, rtol=0)
 
 
 def test_fused_norm_and_activation_equal_those_by_hand():
@@ -276,6 +316,37 @@ def test_sampling_is_seeded_and_follows_temperature_and_top_k():
     kept = torch.full_like(logits, -torch.inf)
     kept[list(allowed)] = logits[list(allowed)]
     torch.testing.assert_close(counts, F.softmax(kept / 0.5, -1), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("num_given", [1, 12])
+def test_generation_with_and_without_cache_is_the_same_even_beyond_the_context(
+    input_ids, num_given
+):
+    model, prompts = random_model(), input_ids[:, :num_given]
+    plain = generate(model, prompts, 20, use_cache=False)
+    assert plain.shape[1] > TINY.context_length
+    assert torch.equal(generate(model, prompts, 20), plain)
+
+
+def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(input_ids):
+    model = random_model()
+    caches = [KeyValueCache() for _ in model.trf_blocks]
+    computed = []
+    model.trf_blocks[0].att.W_key.register_forward_hook(
+        lambda module, inputs, output: computed.append(output.shape[1])
+    )
+    pieces = [model(part, caches) for part in input_ids.split([5, 1, 4, 2], dim=1)]
+    assert computed == [5, 1, 4, 2]
+    assert caches[-1].num_tokens == 12
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
+
+
+def test_a_full_cache_is_refused(input_ids):
+    model = random_model()
+    caches = [KeyValueCache() for _ in model.trf_blocks]
+    model(input_ids, caches)
+    with pytest.raises(ValueError, match=r"17 tokens .* 16"):
+        model(input_ids[:, :5], caches)
 
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}])

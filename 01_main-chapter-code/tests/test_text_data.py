@@ -18,6 +18,7 @@ from text_data import (
     SpamDataset,
     augment_messages,
     balance_classes,
+    batches_by_length,
     class_weights,
     clean_messages,
     drop_words,
@@ -239,3 +240,14 @@ def test_hidden_states_are_padded_like_token_ids():
 def test_sequences_and_labels_must_match():
     with pytest.raises(ValueError, match="2 sequences but 1 labels"):
         SpamDataset([torch.ones(1), torch.ones(1)], [0])
+
+
+@given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 100))
+def test_batches_by_length_hold_every_message_once_within_the_limit(lengths, max_tokens):
+    batches = batches_by_length(lengths, max_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        padded = len(batch) * max(lengths[i] for i in batch)
+        assert padded <= max_tokens or len(batch) == 1
+    ordered = [lengths[i] for batch in batches for i in batch]
+    assert ordered == sorted(lengths)

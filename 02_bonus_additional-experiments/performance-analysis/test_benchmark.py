@@ -1,50 +1,315 @@
-"""The benchmark in a tiny form: it runs, adds up, and counts operations correctly."""
+"""Every benchmark in a tiny form; the formulas against PyTorch's own counts; the same results."""
 
 import json
+import shlex
 import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bench_memory
 import benchmark
+import classifying_ways
+import floors
+import performance_tables
+import training_ways
+from bench_common import interleave, load_result, mixed_messages
+from measure_memory import prepare
 
 from gpt_download import DownloadError
-from previous_chapters import MODEL_CONFIGS, GPTConfig
+from previous_chapters import MODEL_CONFIGS, GPTConfig, GPTModel
+from text_classifier import TrainConfig, add_classification_head, freeze_all_but, train_mode
+from text_data import SpamDataset, pad_batch
+
+HERE = Path(__file__).parent
+TINY = GPTConfig(vocab_size=80, context_length=128, emb_dim=16, num_heads=2, num_layers=3)
+CPU = torch.device("cpu")
+ONCE = ["--repetitions", "1"]
+TINY_FORMS = {
+    "train": ["--epochs", "1", "--sample", "2", "--check-steps", "3", *ONCE],
+    "infer": ["--messages", "12", "--shares", "2", *ONCE],
+    "generate": ["--prompt", "3", "--tokens", "2", "4", *ONCE],
+    "memory": ["--choices", "last_block", "all", "--batch-sizes", "8", "--lengths", "120"],
+    "scale": [
+        *("--lengths", "16", "32", "--batch-sizes", "1", "2", "--shapes", "gpt-mini"),
+        *("--messages", "50", "1100", "--threads", "1", "--workers", "0", *ONCE),
+    ],
+    "quantize": ["--messages", "6", "--epochs", "1", *ONCE],
+}
 
 
-def test_training_benchmark_writes_what_it_prints(tmp_path, capsys):
-    arguments = ["train", "--model", "gpt-mini", "--plain-steps", "2", "--epochs", "1", "--plot"]
+def tiny_model(trainable: str = "last_block") -> GPTModel:
+    torch.manual_seed(0)
+    model = GPTModel(TINY).eval()
+    add_classification_head(model, 2)
+    freeze_all_but(model, trainable)
+    return model
+
+
+def tiny_parts(sizes=(40, 9, 9)) -> list[SpamDataset]:
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for size in sizes:
+        lengths = torch.randint(1, 30, (size,), generator=generator).tolist()
+        ids = [torch.randint(TINY.vocab_size, (n,), generator=generator) for n in lengths]
+        parts.append(SpamDataset(ids, [i % 2 for i in range(size)]))
+    return parts
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Runs a command once in its tiny form, however many tests look at what it wrote."""
     try:
-        benchmark.published_splits()
+        mixed_messages(1)
     except DownloadError as error:
         pytest.skip(f"the SMS Spam Collection cannot be had: {str(error).splitlines()[0]}")
-    assert benchmark.main([*arguments, "--output", str(tmp_path)]) == 0
-    result = json.loads((tmp_path / "train.json").read_text())
+    folder, done = tmp_path_factory.mktemp("results"), {}
+
+    def result_of(command: str) -> dict:
+        if command not in done:
+            arguments = [command, "--model", "gpt-mini", *TINY_FORMS[command], "--plot"]
+            assert benchmark.main([*arguments, "--device", "cpu", "--output", str(folder)]) == 0
+            done[command] = json.loads((folder / f"{command}.json").read_text(encoding="utf-8"))
+            assert (folder / f"{command}.png").stat().st_size > 1000
+        return done[command]
+
+    return result_of
+
+
+@pytest.mark.parametrize("command", TINY_FORMS)
+def test_each_result_says_where_and_how_it_was_measured(results, command):
+    result = results(command)
+    assert result["command"].startswith(f"benchmark.py {command} --model gpt-mini")
+    assert result["threads"] >= 1
+    assert result["versions"]["torch"] == torch.__version__
+    assert benchmark.COMMANDS[command][0].table(result).count("\n") >= 2
+    assert performance_tables.TABLES[command](result).startswith("| ")
+
+
+def test_training_figures_add_up(results):
+    result = results("train")
     assert result["plain_steps"] == 131  # 1,045 messages in batches of 8
-    assert result["plain_evaluations"] == 131 + 19 + 131 + 19 + 38
+    plain = result["last_block"]["ways"][0]
+    assert plain["evaluation_batches"] == 131 + 19 + 131 + 19 + 38
+    expected = 131 * plain["step_seconds"]
+    expected += plain["evaluation_batches"] * plain["evaluation_batch_seconds"]
+    assert result["plain_seconds"] == pytest.approx(expected)
     assert result["speedup"] == pytest.approx(result["plain_seconds"] / result["fast_seconds"])
     assert result["times_floor"] == pytest.approx(result["fast_seconds"] / result["floor_seconds"])
-    assert 0 < result["floor_seconds"] < result["fast_seconds"]
-    assert f"{result['speedup']:.1f} times faster" in capsys.readouterr().out
-    assert (tmp_path / "train.png").stat().st_size > 1000
+    assert 0 < result["lean_floor_seconds"] < result["floor_seconds"] < result["fast_seconds"]
+    names = [way["name"] for way in result["last_block"]["ways"]]
+    assert names[0] == "plain"
+    assert names[1:] == [
+        "pad_to_longest",
+        "group_by_length",
+        "fused_attention",
+        "compute_frozen_once",
+        "last_position_only",
+    ]
+    assert [way["name"] for way in result["all_layers"]["ways"]] == names[:4] + names[-1:]
+    assert max(result["largest_difference_of_losses"].values()) < 1e-4
 
 
-def test_floor_counts_the_operations_of_the_frozen_blocks():
-    cfg = MODEL_CONFIGS["gpt2-small (124M)"]
-    block_weights = 12 * 768**2
-    operations = benchmark.floor_operations(cfg, [[30] * 1000, [30] * 100, [30] * 200], 5)
-    frozen = 11 * 2 * block_weights * 30 * 1300
-    assert frozen < operations < 1.3 * frozen
-    one_layer = GPTConfig(num_layers=1)
-    assert benchmark.floor_operations(one_layer, [[1], [], []], 0) == 24 * 768**2
+def test_all_ways_to_classify_give_the_same_but_for_rounding(results):
+    for name, figures in results("infer")["ways"].items():
+        limit = 0.05 if name.startswith(("bf16", "int8")) else 1e-4
+        assert figures["largest_difference_of_probabilities"] < limit, name
+        assert figures["latency_ms"] > 0
+        assert figures["messages_per_second"] > 0
+
+
+def test_generation_is_the_same_with_and_without_cache(results):
+    result = results("generate")
+    assert result["same_tokens_with_and_without_cache"]
+    assert set(result["tokens_per_second"]["with cache"]) == {"2", "4"}
+
+
+def test_training_all_layers_takes_the_memory_that_is_predicted(results):
+    rows = {row["choice"]: row for row in results("memory")["choices"]}
+    for choice in ("last_block", "all"):
+        assert rows[choice]["peak_mb"] > 0.8 * rows[choice]["predicted_mb"], choice
+        assert rows[choice]["peak_mb"] < 1.5 * rows[choice]["predicted_mb"] + 40, choice
+    assert rows["last_block"]["peak_mb"] < rows["all"]["peak_mb"]
+
+
+def test_streamed_messages_all_come_out(results):
+    rows = results("scale")["messages"]
+    assert [row["messages"] for row in rows] == [50, 1100]
+    assert rows[1]["peak_mb"] < rows[0]["peak_mb"] + 50
+
+
+def test_quantised_weights_take_less_room(results):
+    ways = results("quantize")["ways"]
+    assert ways["bfloat16"]["mini_mb"] < 0.6 * ways["float32"]["mini_mb"]
+    assert ways["float32"]["changed_labels"] == 0
+    for figures in ways.values():
+        low, high = figures["accuracy_interval"]
+        assert low < figures["accuracy"] < high
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--model", "gpt9"], "no model 'gpt9'"), (["--plain-steps", "1"], "at least 2")],
+    [
+        (["train", "--model", "gpt9"], "no model 'gpt9'"),
+        (["generate", "--model", "gpt-mini", "--tokens", "600"], "context of 512"),
+        (["memory", "--model", "gpt-mini", "--lengths", "600"], "512 tokens at most"),
+        (["scale", "--model", "gpt-mini", "--lengths", "600"], "512 tokens at most"),
+    ],
 )
 def test_wrong_options_are_explained(arguments, message, tmp_path, capsys):
-    assert benchmark.main(["train", *arguments, "--output", str(tmp_path)]) == 2
+    assert benchmark.main([*arguments, "--output", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["train", "--sample", "0"], ["infer", "--messages", "x"]])
+def test_numbers_out_of_range_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main(arguments)
+    assert stop.value.code == 2
+    assert arguments[1] in capsys.readouterr().err
+
+
+# --- formulas ---------------------------------------------------------------------------------
+
+
+def test_floor_counts_the_operations_of_the_frozen_blocks():
+    cfg = MODEL_CONFIGS["gpt2-small (124M)"]
+    operations = floors.floor_operations(cfg, [[30] * 1000, [30] * 100, [30] * 200], 5)
+    frozen = 11 * 2 * 12 * 768**2 * 30 * 1300
+    assert frozen < operations < 1.3 * frozen
+    one_layer = GPTConfig(num_layers=1)
+    assert floors.floor_operations(one_layer, [[1], [], []], 0) == 24 * 768**2
+
+
+def count_operations(function) -> int:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        function()
+    return counter.get_total_flops()
+
+
+def test_operations_are_those_that_pytorch_counts():
+    """By hand, every query is multiplied with every key: twice what the causal floor counts."""
+    block, x = tiny_model().trf_blocks[0], torch.randn(1, 20, 16)
+    counted = count_operations(lambda: training_ways.block_by_hand(block, x))
+    scores = 2 * 16 * 20**2
+    assert counted == floors.block_operations(TINY, [20]) + scores
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_tail_operations_are_those_that_pytorch_counts(plain):
+    block, x = tiny_model().trf_blocks[0], torch.randn(1, 20, 16)
+    if plain:  # keys and values are made where a layer is more than its weights
+        block.att.W_key = torch.nn.Sequential(block.att.W_key)
+    counted = count_operations(lambda: block(x, torch.tensor([19])))
+    # PyTorch does not count its fused kernel: D operations a token, where matrices take D^2.
+    tail = floors.tail_operations if plain else floors.lean_tail_operations
+    assert counted == tail(TINY, [20])
+
+
+@pytest.mark.parametrize("choice", ["last_block", "all", "lora", "checkpointing"])
+def test_kept_numbers_are_those_that_pytorch_keeps(choice):
+    """What autograd saves in a forward pass, weights and small change aside."""
+    cfg = GPTConfig(vocab_size=50, context_length=64, emb_dim=64, num_heads=2, num_layers=4)
+    torch.manual_seed(0)
+    model = GPTModel(cfg)
+    add_classification_head(model, 2)
+    get_logits = prepare(model, choice)
+    train_mode(model)
+    batch = pad_batch([(torch.randint(50, (60,)), 0) for _ in range(8)])
+    if choice == "last_block":
+        hidden = torch.randn(8, 60, 64)
+        batch = batch._replace(inputs=hidden, num_blocks_done=3)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # so that no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        get_logits(model, batch)
+    expected = 4 * 8 * 60 * bench_memory.kept_numbers_per_token(cfg, choice)
+    if choice == "checkpointing":
+        expected -= 4 * 8 * 60 * 16 * 64  # the one block that is computed again, later
+    assert sum(kept.values()) == pytest.approx(expected, rel=0.2)
+
+
+# --- ways to train and to classify ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainable", ["last_block", "all"])
+def test_every_improvement_gives_the_same_logits(trainable):
+    model = tiny_model(trainable)
+    job = training_ways.TrainingJob(model, tiny_parts(), TrainConfig.batch_size)
+    ways = [*training_ways.ladder(trainable != "all"), training_ways.PLAIN_BUT_FUSED]
+    num_frozen = 2 if trainable != "all" else 0
+    rows = list(range(8))
+    batches = {way.name: job.make_batch(rows, way, num_frozen) for way in ways}
+    assert batches["plain"].inputs.shape[1] == 120
+    expected = training_ways.logits_of(model, batches["plain"], ways[0])
+    for way in ways[1:]:
+        logits = training_ways.logits_of(model, batches[way.name], way)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+def test_every_way_trains_and_evaluates_every_message_once():
+    job = training_ways.TrainingJob(tiny_model(), tiny_parts(), 8)
+    for way in training_ways.ladder(any_frozen=True):
+        assert sorted(chain(*job.train_batches(way))) == list(range(40))
+        assert sorted(chain(*job.evaluation_batches(way, 1))) == list(range(9))
+
+
+def test_a_sample_is_spread_over_all_lengths():
+    batches, lengths = [[i] for i in range(100)], list(range(100))
+    assert training_ways.evenly_spaced(batches, lengths, 4) == [[12], [37], [62], [87]]
+    assert len(training_ways.evenly_spaced(batches[:3], lengths, 10)) == 3
+
+
+def test_functions_take_turns():
+    calls = []
+    functions = {name: lambda i, name=name: calls.append((name, i)) for name in "ab"}
+    seconds = interleave(functions, 2, CPU)
+    assert calls == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert {len(values) for values in seconds.values()} == {2}
+
+
+def test_answers_come_in_the_order_of_the_messages():
+    model, sequences = tiny_model(), [part[i][0] for part in tiny_parts() for i in range(9)]
+    loop = classifying_ways.Way(classifying_ways.from_scratch(model), classifying_ways.one_by_one)(
+        sequences
+    )
+    for batches in (classifying_ways.as_they_come, classifying_ways.grouped):
+        way = classifying_ways.Way(classifying_ways.from_scratch(model), batches)
+        torch.testing.assert_close(way(sequences), loop, atol=1e-5, rtol=0)
+
+
+# --- documents --------------------------------------------------------------------------------
+
+
+def test_tables_of_the_readme_are_those_that_the_raw_files_give():
+    assert performance_tables.updated_readme() == performance_tables.README.read_text(
+        encoding="utf-8"
+    )
+
+
+def test_commands_of_the_readme_and_of_the_results_are_understood():
+    lines = performance_tables.README.read_text(encoding="utf-8").splitlines()
+    commands = [line for line in lines if line.startswith("python ") and "benchmark.py" in line]
+    assert commands
+    for line in commands:
+        benchmark.parse_args(shlex.split(line.partition("benchmark.py")[2], comments=True))
+    for path in (HERE / "results").glob("*.json"):
+        if path.stem in benchmark.COMMANDS and "command" in (result := load_result(path.stem)):
+            benchmark.parse_args(shlex.split(result["command"])[1:])

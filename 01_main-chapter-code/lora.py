@@ -1,0 +1,79 @@
+"""LoRA by hand: train a low-rank correction of frozen linear layers (Hu et al. 2021, "LoRA:
+Low-Rank Adaptation of Large Language Models").
+
+    freeze_all_but(model, "head")
+    add_lora(model, rank=8, alpha=16)   # trains the corrections and the head, nothing else
+    ...
+    merge_lora(model)                   # an ordinary GPTModel again, with the same outputs
+
+Shapes: R is the rank, a few; a linear layer's weight is (outputs, inputs).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from previous_chapters import GPTModel
+
+# All linear layers of a transformer block, by their names in it.
+BLOCK_LINEARS = (
+    "att.W_query",
+    "att.W_key",
+    "att.W_value",
+    "att.out_proj",
+    "ff.layers.0",
+    "ff.layers.2",
+)
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer plus (alpha / R) B A x; B starts at zero, so nothing changes at first.
+
+    A is (R, inputs) and B is (outputs, R): R (inputs + outputs) numbers are trained instead of
+    inputs * outputs.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__()
+        if not 1 <= rank <= min(linear.weight.shape):
+            raise ValueError(f"rank={rank} must lie between 1 and {min(linear.weight.shape)}.")
+        self.linear = linear.requires_grad_(False)
+        device = linear.weight.device
+        start = torch.randn(rank, linear.in_features, device=device)
+        self.A = nn.Parameter(start / linear.in_features**0.5)
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+        self.scale = alpha / rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.scale * (x @ self.A.T) @ self.B.T
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The linear layer with the correction added to its weight."""
+        self.linear.weight += self.scale * self.B @ self.A
+        return self.linear
+
+
+def add_lora(
+    model: GPTModel, rank: int, alpha: float, layers: Sequence[str] = BLOCK_LINEARS
+) -> None:
+    """Give the named linear layers of every block a correction to train.
+
+    What else is trained stays as it was, so freeze the model first. Raises ``ValueError`` if the
+    rank does not fit a layer.
+    """
+    for block in model.trf_blocks:
+        for name in layers:
+            block.set_submodule(name, LoRALinear(block.get_submodule(name), rank, alpha))
+
+
+def merge_lora(model: GPTModel) -> None:
+    """Add every correction to its layer: the same outputs, from an ordinary model as fast as ever.
+
+    The merged layers stay frozen.
+    """
+    for block in model.trf_blocks:
+        corrected = [name for name, m in block.named_modules() if isinstance(m, LoRALinear)]
+        for name in corrected:
+            block.set_submodule(name, block.get_submodule(name).merged())

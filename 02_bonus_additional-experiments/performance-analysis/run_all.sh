@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Everything that this folder reports, measured anew: raw files, pictures, tables, notebooks.
+# Leave the machine alone meanwhile: another program that computes slows all of it down.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+python benchmark.py all --plot --output results
+python performance_tables.py
+python ../../01_main-chapter-code/run_notebooks.py performance.ipynb quantization.ipynb

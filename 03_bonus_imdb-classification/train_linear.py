@@ -1,0 +1,282 @@
+"""Linear models on word counts: the rivals that a GPT has to beat on film reviews.
+
+    python 03_bonus_imdb-classification/train_linear.py
+
+measures a majority vote, two TF-IDF regressions and an NB-SVM (Wang and Manning 2012) on the
+official test half, and writes a result file for each. They learn from the training and the
+validation part together; their strength of regularisation was chosen with `--choose`, which learns
+from the one and measures on the other.
+
+Shapes in comments: N reviews, V n-grams.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import csr_matrix
+from scipy.special import expit
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.dummy import DummyClassifier
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.svm import LinearSVC
+from tqdm import tqdm
+
+from download_prepare_dataset import REVIEWS, read_parts
+from finetune import COUNT, SEED, Clock
+from imdb_results import (
+    RESULTS,
+    choose_train,
+    figures,
+    label_numbers,
+    machine,
+    recorded_command,
+    result_folder,
+    result_lines,
+    write_result,
+)
+from message_files import DataError
+
+# Words, and signs one by one: what reviewers mean by "!", "?" or "10" is worth counting.
+TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
+BETA = 0.25  # of the NB-SVM, as in the paper
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and single signs.
+
+    >>> words("Don't miss it!!")
+    ["don't", 'miss', 'it', '!', '!']
+    """
+    return TOKEN.findall(text.lower())
+
+
+class NBSVM(ClassifierMixin, BaseEstimator):
+    """A linear SVM whose inputs are weighed as a naive Bayes classifier would weigh them.
+
+    Wang and Manning (2012), "Baselines and Bigrams: Simple, Good Sentiment and Topic
+    Classification", section 2.3: each n-gram's presence is multiplied by the logarithm of the
+    ratio of its shares in both classes, and the SVM's weights w are drawn towards their mean
+    magnitude, w' = (1 - beta) mean|w| + beta w: towards naive Bayes where the SVM is unsure.
+    Takes presences (N, V) of 0 and 1, and labels (N,) of 0 and 1.
+    """
+
+    def __init__(self, C: float = 0.1, beta: float = BETA, seed: int = 0):
+        self.C, self.beta, self.seed = C, beta, seed
+
+    def fit(self, x: csr_matrix, y: np.ndarray) -> "NBSVM":
+        self.classes_ = np.unique(y)
+        positive, negative = (1 + np.asarray(x[y == label].sum(axis=0)).ravel() for label in (1, 0))
+        self.log_ratio_ = np.log(positive / positive.sum() / (negative / negative.sum()))  # (V,)
+        svm = LinearSVC(C=self.C, random_state=self.seed)
+        svm.fit(x.multiply(self.log_ratio_).tocsr(), y)
+        weights = svm.coef_.ravel()
+        mean = np.abs(weights).mean()
+        self.weights_ = self.log_ratio_ * ((1 - self.beta) * mean + self.beta * weights)
+        self.intercept_ = self.beta * svm.intercept_[0]
+        return self
+
+    def decision_function(self, x: csr_matrix) -> np.ndarray:
+        return x @ self.weights_ + self.intercept_
+
+    def predict(self, x: csr_matrix) -> np.ndarray:
+        return (self.decision_function(x) > 0).astype(int)
+
+
+# ---------------------------------------------------------------------------------------------
+# The four models
+# ---------------------------------------------------------------------------------------------
+
+
+def counting(kind: type, ngrams: int, **options) -> CountVectorizer:
+    """A vectorizer of `words` and of their n-grams up to `ngrams`, those in two reviews or more."""
+    return kind(
+        tokenizer=words,
+        token_pattern=None,  # void beside a tokenizer, which scikit-learn wants said
+        lowercase=False,
+        ngram_range=(1, ngrams),
+        min_df=2,
+        dtype=np.float32,
+        **options,
+    )
+
+
+def majority(C: float, seed: int) -> Pipeline:
+    return make_pipeline(DummyClassifier(strategy="most_frequent"))
+
+
+def tfidf_words(C: float, seed: int, ngrams: int = 1) -> Pipeline:
+    regression = LogisticRegression(C=C, max_iter=1000, random_state=seed)
+    return make_pipeline(counting(TfidfVectorizer, ngrams, sublinear_tf=True), regression)
+
+
+def tfidf_bigrams(C: float, seed: int) -> Pipeline:
+    return tfidf_words(C, seed, ngrams=2)
+
+
+def nb_svm(C: float, seed: int) -> Pipeline:
+    return make_pipeline(counting(CountVectorizer, 2, binary=True), NBSVM(C, seed=seed))
+
+
+class Method(NamedTuple):
+    """How a model is made, the strength C that `--choose` found best, and those that it tries."""
+
+    make: Callable[[float, int], Pipeline]
+    C: float
+    tried: tuple[float, ...]
+
+
+METHODS = {
+    "majority": Method(majority, 1.0, ()),
+    "tfidf-words": Method(tfidf_words, 3.0, (1.0, 3.0, 10.0)),
+    "tfidf-bigrams": Method(tfidf_bigrams, 10.0, (3.0, 10.0, 30.0)),
+    "nb-svm": Method(nb_svm, 0.01, (0.001, 0.01, 0.1, 1.0)),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------------------------
+
+
+def probability_of_positive(model: Pipeline, part: pd.DataFrame) -> np.ndarray:
+    """(N,); an SVM's scores are squeezed between 0 and 1, which makes no probabilities of them."""
+    if hasattr(model[-1], "predict_proba"):
+        return model.predict_proba(part["text"])[:, 1]
+    return expit(model.decision_function(part["text"]))
+
+
+def num_weights(classifier: BaseEstimator) -> int:
+    """Numbers by which a trained classifier multiplies counts."""
+    weights = getattr(classifier, "coef_", getattr(classifier, "weights_", np.empty(0)))
+    return weights.size
+
+
+def measure(
+    name: str, train: pd.DataFrame, test: pd.DataFrame, seed: int
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The result of one model, and the test reviews' probabilities of being positive (N,)."""
+    method, clock = METHODS[name], Clock()
+    model = method.make(method.C, seed)
+    with clock.stage("training"):
+        model.fit(train["text"], label_numbers(train))
+    with clock.stage("inference"):
+        positive = probability_of_positive(model, test)
+    result = {
+        "model": name,
+        "method": f"C={method.C:g}" if method.tried else "",
+        "seed": seed,
+        "num_train": len(train),
+        "test": figures(positive, test),
+        "parameters": num_weights(model[-1]),
+        "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
+        **machine(),
+    }
+    return result, positive
+
+
+def choose(
+    name: str, train: pd.DataFrame, validation: pd.DataFrame, seed: int
+) -> tuple[dict[str, Any], None]:
+    """Validation accuracy by strength of regularisation; n-grams are counted only once."""
+    vectorizer, classifier = METHODS[name].make(METHODS[name].C, seed)
+    labels = label_numbers(train)
+    x_train = vectorizer.fit_transform(train["text"], labels)
+    x_validation = vectorizer.transform(validation["text"])
+    accuracies = {}
+    for C in METHODS[name].tried:
+        classifier.set_params(C=C).fit(x_train, labels)
+        accuracies[f"{C:g}"] = classifier.score(x_validation, label_numbers(validation))
+    result = {"model": name, "seed": seed, "num_train": len(train), "accuracy_by_C": accuracies}
+    return result | machine(), None
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure the models one after another, each in a process whose memory is its own."""
+    parts = read_parts(args.data)
+    if args.choose:
+        task = choose
+        names, measured_on = [name for name in args.methods if METHODS[name].tried], "validation"
+    else:
+        task, names, measured_on = measure, args.methods, "test"
+        parts["train"] = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
+    parts = choose_train(parts, args.num_train, args.seed)
+    folder = result_folder(args.results, args.num_train, args.choose)
+    suffix = f"-{args.num_train}" if args.num_train else ""
+    context = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        for name in tqdm(names, unit="model", disable=args.quiet):
+            job = pool.submit(task, name, parts["train"], parts[measured_on], args.seed)
+            result, positive = job.result()
+            result["command"] = args.command
+            write_result(name + suffix, result, None if suffix else positive, folder)
+            print(f"{name:<14}{result.get('accuracy_by_C') or result_lines(result)}")
+
+
+def method_name(text: str) -> str:
+    if text not in METHODS:
+        raise argparse.ArgumentTypeError(f"there is no {text!r}; choose of {', '.join(METHODS)}")
+    return text
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="train_linear.py",
+        description="Measure linear models on the film reviews that download_prepare_dataset.py "
+        "wrote: a majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
+    )
+    parser.add_argument(
+        "methods",
+        nargs="*",
+        type=method_name,
+        metavar="METHOD",
+        default=list(METHODS),
+        help=f"default: all of {', '.join(METHODS)}",
+    )
+    parser.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
+    parser.add_argument("--num-train", type=COUNT, help="reviews learned from; default: all")
+    parser.add_argument(
+        "--seed", type=SEED, default=1, help="sample of reviews, order of the SVM (default: 1)"
+    )
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="try strengths of regularisation on the validation part; the test half is not read",
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    args = parser.parse_args(argv)
+    args.command = recorded_command("train_linear.py", argv)
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    try:
+        run(args)
+    except (DataError, ValueError) as error:
+        print(f"train_linear.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train_linear.py: {error}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("train_linear.py: out of memory; try fewer reviews, --num-train.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped; the models that were done are kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

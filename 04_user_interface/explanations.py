@@ -1,0 +1,126 @@
+"""Why this answer? Words left out one at a time, and the attention between tokens.
+
+Leaving a part of the input out and watching the answer is called occlusion (Zeiler and Fergus
+2014 did it to pictures; Li, Monroe and Jurafsky 2016 to words). It asks the model itself and
+nothing else, so it holds for any classifier; what it cannot see is two words that each suffice.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from text_classifier import Classifier, predict_logits
+from text_data import SpamDataset, encode_messages
+
+MAX_PARTS = 48  # a longer message is cut into so many groups of words, to be answered in time
+MAX_TOKENS_SHOWN = 64  # a larger attention map is no longer legible
+WORD = re.compile(r"\s*\S{1,20}|\s+$")  # of a script without spaces, 20 characters at a time
+
+
+class Explanation(NamedTuple):
+    """How much each part of a message speaks for a class."""
+
+    label_index: int
+    """The class in question: the likeliest one of the whole message."""
+    parts: list[str]
+    """The text that the model read, cut into words or groups of words."""
+    changes: list[float]
+    """Log-odds of the class that each part adds; negative where it speaks against."""
+    probabilities_without: list[float]
+    """Probability of the class for the message without each part."""
+    unread: str
+    """The rest of the text, which is beyond the model's maximum length."""
+
+
+def text_read(classifier: Classifier, text: str) -> str:
+    """The beginning of a text that its first `max_length` tokens spell out."""
+    ids = classifier.tokenizer.encode_ordinary(text)[: classifier.max_length]
+    # A cut within a character leaves bytes that are none; they are dropped.
+    return classifier.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
+
+
+def split_into_parts(text: str, max_parts: int = MAX_PARTS) -> list[str]:
+    """Words with the space before them, or groups of words where they are too many.
+
+    >>> split_into_parts("Win a prize")
+    ['Win', ' a', ' prize']
+    >>> split_into_parts("Win a prize", max_parts=2)
+    ['Win a', ' prize']
+    """
+    words = WORD.findall(text)
+    size = max(1, math.ceil(len(words) / max_parts))
+    return ["".join(words[i : i + size]) for i in range(0, len(words), size)]
+
+
+def texts_without_one(parts: Sequence[str]) -> list[str]:
+    """The text without its first part, without its second, and so on.
+
+    >>> texts_without_one(["Win", " a", " prize"])
+    ['a prize', 'Win prize', 'Win a']
+    """
+    rests = ["".join([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
+    return [rest if i else rest.lstrip() for i, rest in enumerate(rests)]
+
+
+def leave_one_out(
+    parts: Sequence[str], score: Callable[[Sequence[str]], Tensor]
+) -> tuple[list[float], list[float]]:
+    """What each part adds to the score of the text, and the score of the text without it.
+
+    `score` takes N texts and returns (N,).
+    """
+    whole, *without = score(["".join(parts), *texts_without_one(parts)]).tolist()
+    return [whole - rest for rest in without], without
+
+
+def log_odds(logits: Tensor, label_index: int) -> Tensor:
+    """Log of p / (1 - p) of one class: (N, C) -> (N,), exact even where p rounds to 1."""
+    others = torch.cat([logits[:, :label_index], logits[:, label_index + 1 :]], dim=1)
+    return logits[:, label_index] - others.logsumexp(dim=1)
+
+
+def explain(classifier: Classifier, text: str) -> Explanation:
+    """Leave out every part of the message in turn; all variants go through the model at once."""
+
+    def logits(texts: Sequence[str]) -> Tensor:
+        sequences = encode_messages(texts, classifier.tokenizer, classifier.max_length)
+        return predict_logits(classifier.model, SpamDataset(sequences, [0] * len(sequences)))
+
+    read = text_read(classifier, text)
+    label_index = int(logits([read])[0].argmax())
+    parts = split_into_parts(read)
+    changes, without = leave_one_out(parts, lambda texts: log_odds(logits(texts), label_index))
+    probabilities = torch.sigmoid(torch.tensor(without)).tolist()
+    return Explanation(label_index, parts, changes, probabilities, text[len(read) :])
+
+
+class Attention(NamedTuple):
+    """The attention weights of one head between the last tokens of a message."""
+
+    weights: np.ndarray
+    """(T, T): row = token that looks, column = token looked at."""
+    tokens: list[str]
+    num_left_out: int
+    """Tokens before those shown."""
+
+
+def attention(classifier: Classifier, text: str, layer: int, head: int) -> Attention:
+    """The map of one layer and head, both counted from 1; shown are the last tokens at most."""
+    ids = encode_messages([text], classifier.tokenizer, classifier.max_length)[0]  # (T,)
+    device = classifier.model.tok_emb.weight.device
+    maps = classifier.model.attention_maps(ids.unsqueeze(0).to(device))  # (layers, 1, H, T, T)
+    weights = maps[layer - 1, 0, head - 1, -MAX_TOKENS_SHOWN:, -MAX_TOKENS_SHOWN:]
+    shown = ids.tolist()[-MAX_TOKENS_SHOWN:]
+    names = [token_name(classifier.tokenizer, token_id) for token_id in shown]
+    return Attention(weights.cpu().numpy(), names, len(ids) - len(shown))
+
+
+def token_name(tokenizer, token_id: int) -> str:
+    """A token as text: spaces made visible, and the bytes of half a character spelled out."""
+    text = tokenizer.decode_single_token_bytes(token_id).decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text).replace(" ", "␣")

@@ -1,0 +1,133 @@
+"""Occlusion on cases with a known answer, and the attention map of the model itself."""
+
+import math
+
+import pytest
+import torch
+from explanations import (
+    MAX_PARTS,
+    MAX_TOKENS_SHOWN,
+    attention,
+    explain,
+    leave_one_out,
+    log_odds,
+    split_into_parts,
+    text_read,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt_download import load_mini_tokenizer
+from previous_chapters import GPTConfig, GPTModel
+from text_classifier import (
+    Classifier,
+    TrainConfig,
+    add_classification_head,
+    classify_texts,
+    freeze_all_but,
+    train_classifier_simple,
+)
+from text_data import SpamDataset, encode_messages
+
+
+@pytest.fixture(scope="module")
+def prize_classifier() -> Classifier:
+    """A tiny model trained from scratch on messages whose class one word decides."""
+    torch.manual_seed(0)
+    tokenizer = load_mini_tokenizer()
+    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 96, "emb_dim": 32}
+    model = GPTModel(GPTConfig(**shape, num_heads=2, num_layers=1))
+    add_classification_head(model, num_classes=2)
+    freeze_all_but(model, "all")
+    others = ["the", "bus", "is", "late", "again", "see", "you", "at", "home", "now"]
+    texts, labels = [], []
+    for i in range(240):
+        words = [others[(i * step + step) % 10] for step in (1, 3, 7, 9, 3)]
+        if i % 2:
+            words[i // 2 % 5] = "prize"
+        texts.append(" ".join(words))
+        labels.append(i % 2)
+    dataset = SpamDataset(encode_messages(texts, tokenizer, 96), labels)
+    config = TrainConfig(learning_rate=3e-3, num_epochs=6, batch_size=16)
+    train_classifier_simple(model, dataset, dataset, config)
+    return Classifier(model.eval(), tokenizer, "gpt-mini", ["ham", "spam"], 96)
+
+
+@pytest.mark.parametrize(
+    "weights", [{"win": 2.0, "mum": -1.5, "a": 0.25}, {"win": -3.0, "mum": 0.0, "a": 1.0}]
+)
+def test_of_a_sum_of_word_weights_each_word_gets_its_weight(weights):
+    def score(texts):
+        return torch.tensor([sum(map(weights.get, text.split())) for text in texts])
+
+    changes, without = leave_one_out(split_into_parts("win a mum"), score)
+    assert changes == pytest.approx([weights["win"], weights["a"], weights["mum"]])
+    assert without == pytest.approx([sum(weights.values()) - change for change in changes])
+
+
+def test_the_word_that_decides_is_found_with_its_sign(prize_classifier):
+    found = explain(prize_classifier, "see you at prize home")
+    assert found.label_index == 1
+    assert max(zip(found.changes, found.parts))[1] == " prize"
+    assert found.probabilities_without[found.parts.index(" prize")] < 0.5
+    others = [c for c, part in zip(found.changes, found.parts) if part != " prize"]
+    assert found.changes[3] > 2 * max(map(abs, others))
+
+
+def test_probabilities_without_a_word_are_those_of_the_shorter_text(prize_classifier):
+    found = explain(prize_classifier, "prize at home")
+    texts = ["at home", "prize home", "prize at"]
+    expected = classify_texts(prize_classifier, texts)[:, found.label_index]
+    assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_log_odds_are_exact_where_a_probability_rounds_to_one():
+    logits = torch.tensor([[40.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert log_odds(logits, 0).tolist() == pytest.approx([40 - math.log(2), -math.log(2)])
+
+
+@given(st.text(max_size=300), st.integers(1, 10))
+def test_the_parts_are_the_whole_text_and_not_too_many(text, max_parts):
+    parts = split_into_parts(text, max_parts)
+    assert "".join(parts) == text
+    assert len(parts) <= max_parts
+
+
+@given(st.text(max_size=600))
+def test_what_is_read_is_the_beginning_of_the_text(text):
+    tokenizer = load_mini_tokenizer()
+    read = text_read(Classifier(None, tokenizer, "gpt-mini", ["a", "b"], 20), text)
+    assert text.startswith(read)
+    assert read or not text or len(tokenizer.encode_ordinary(text[0])) > 20
+
+
+@pytest.mark.parametrize("text", ["a" * 5000, "word " * 5000, "好" * 5000, "👩‍👩‍👧" * 2000])
+def test_a_long_text_is_explained_in_few_parts_and_its_rest_named(prize_classifier, text):
+    found = explain(prize_classifier, text)
+    assert 0 < len(found.parts) <= MAX_PARTS
+    assert "".join(found.parts) + found.unread == text
+    assert found.unread
+
+
+def test_one_word_is_explained_by_the_empty_text(prize_classifier):
+    found = explain(prize_classifier, "prize")
+    empty = classify_texts(prize_classifier, [""])[0, found.label_index].item()
+    assert found.probabilities_without == pytest.approx([empty], abs=1e-5)
+
+
+def test_attention_is_that_of_the_model(prize_classifier):
+    text = "see you at £5"
+    ids = prize_classifier.tokenizer.encode_ordinary(text)
+    maps = prize_classifier.model.attention_maps(torch.tensor([ids]))
+    found = attention(prize_classifier, text, layer=1, head=2)
+    assert torch.equal(torch.tensor(found.weights), maps[0, 0, 1])
+    assert found.weights.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert found.num_left_out == 0
+    assert len(found.tokens) == len(ids)
+    assert "␣you" in found.tokens  # a space can be seen
+
+
+def test_of_a_long_message_the_last_tokens_are_shown(prize_classifier):
+    found = attention(prize_classifier, "bus " * 500, layer=1, head=1)
+    assert found.weights.shape == (MAX_TOKENS_SHOWN, MAX_TOKENS_SHOWN)
+    assert found.num_left_out == 96 - MAX_TOKENS_SHOWN

@@ -1,0 +1,123 @@
+"""Files of many messages: read, classified piece by piece, and safe to open in a spreadsheet."""
+
+import csv
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from message_tables import ROWS_SHOWN, classify_into, neutralise
+
+from gpt_download import load_mini_tokenizer
+from message_files import DataError
+from previous_chapters import GPTConfig, GPTModel
+from text_classifier import Classifier, add_classification_head, classify_texts
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Classifier:
+    torch.manual_seed(0)
+    tokenizer = load_mini_tokenizer()
+    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 16, "emb_dim": 8}
+    model = GPTModel(GPTConfig(**shape, num_heads=1, num_layers=1))
+    add_classification_head(model, num_classes=2)
+    return Classifier(model.eval(), tokenizer, "gpt-mini", ["ham", "=spam()"], 16)
+
+
+def classified(classifier: Classifier, path: Path, column: str | None = None):
+    """All states of the work, and the finished file as a table of texts."""
+    output = path.parent / "out.csv"
+    output.unlink(missing_ok=True)
+    states = list(classify_into(classifier, path, column, output))
+    return states, pd.read_csv(output, dtype=str, keep_default_na=False)
+
+
+@pytest.mark.parametrize(
+    "cell", ["=1+1", "+1+cmd", "-2+3", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "=HYPERLINK(1)"]
+)
+def test_a_formula_becomes_text(cell):
+    assert neutralise(cell) == f"'{cell}"
+
+
+@pytest.mark.parametrize("cell", ["", "hello", "-5", "+44 7700", "1=1", "-1,5%", 7, None, 0.5])
+def test_only_formulas_are_changed(cell):
+    expected = f"'{cell}" if cell == "+44 7700" else cell  # a space: no plain number
+    assert neutralise(cell) == expected
+
+
+def test_no_cell_heading_or_label_of_the_download_is_a_formula(tiny, tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text('=head,text\n=1+1,"hello there, you"\n@x,=2+2 and more text\n', "utf-8")
+    classified(tiny, path, "text")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0][:2] == ["'=head", "text"]
+    assert [row[:2] for row in rows[1:]] == [
+        ["'=1+1", "hello there, you"],
+        ["'@x", "'=2+2 and more text"],
+    ]
+    assert {row[2] for row in rows[1:]} <= {"ham", "'=spam()"}
+    assert not any(cell.startswith(("=", "+", "-", "@")) for row in rows for cell in row)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt", ".jsonl", ".parquet"])
+def test_every_kind_of_file_gives_the_same_answers(tiny, tmp_path, ending):
+    texts = ["see you at home", "<b>bold</b> & more", "مرحبا 👩‍👩‍👧", "free prize now"]
+    path = tmp_path / f"in{ending}"
+    table = pd.DataFrame({"text": texts})
+    if ending == ".parquet":
+        table.to_parquet(path)
+    elif ending == ".jsonl":
+        table.to_json(path, orient="records", lines=True)
+    elif ending == ".txt":
+        path.write_text("\ufeff" + "\r\n".join([*texts, "", " "]), encoding="utf-8", newline="")
+    else:
+        table.to_csv(path, sep="," if ending == ".csv" else "\t", index=False)
+    states, result = classified(tiny, path)
+    assert result["text"].tolist() == texts
+    best = classify_texts(tiny, texts).max(dim=1)
+    labels = [neutralise(tiny.label_names[i]) for i in best.indices.tolist()]
+    assert result["predicted_label"].tolist() == labels
+    probabilities = result["probability"].astype(float).tolist()
+    assert probabilities == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert states[-1].num_done == states[-1].num_rows == 4
+    assert states[-1].shown["message"].tolist() == texts
+    assert sum(states[-1].counts.values()) == 4
+
+
+def test_a_hundred_thousand_rows_come_back_in_order(tiny, tmp_path):
+    path = tmp_path / "many.csv"
+    rows = [f"{i},message number {i % 977}" for i in range(100_000)]
+    path.write_text("\n".join(["id,text", *rows]), encoding="utf-8")
+    states, result = classified(tiny, path, "text")
+    assert result["id"].tolist() == [str(i) for i in range(100_000)]
+    assert result["predicted_label"][:977].tolist() == result["predicted_label"][977:1954].tolist()
+    assert len(states) > 20  # so often, the bar moves
+    assert [state.num_done for state in states] == sorted({state.num_done for state in states})
+    assert len(states[-1].shown) == ROWS_SHOWN
+    assert states[-1].shown["row"].tolist() == list(range(1, ROWS_SHOWN + 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "parts"),
+    [
+        ("a.csv", b"id,text\n1,hello\n", "message", ["message", "text"]),
+        ("a.csv", b"text\nca\xf1on\n", None, ["UTF-8"]),
+        ("a.txt", b"ca\xf1on\n", None, ["UTF-8"]),
+        ("a.txt", b" \n\n", None, ["no message"]),
+        ("a.csv", b"", None, ["empty"]),
+        ("a.csv", b"text\n", None, ["no rows"]),
+        ("a.csv", "text\nhi\n".encode("utf-16"), None, ["UTF-16", "UTF-8"]),
+        ("a.csv", b"text\n\x00\n", None, ["binary"]),
+        ("a.csv", b"a,b\n1,2,3,4\n", None, ["table"]),
+        ("a.parquet", b"nothing", None, ["Parquet"]),
+        ("a.xlsx", b"PK", None, [".csv", ".parquet"]),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(tiny, tmp_path, name, content, column, parts):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        classified(tiny, path, column)
+    for part in parts:
+        assert part in str(refused.value)

@@ -1,0 +1,244 @@
+"""The page as a person uses it: in Chromium, wide and narrow, light and dark.
+
+With CH06_SCREENSHOTS set to a folder, each test leaves its pictures there to be looked at.
+"""
+
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs requirements-extra.txt")
+
+from trial_page import made_up_csv, served, train_small  # noqa: E402
+
+expect = sync_api.expect
+expect.set_options(timeout=60_000)  # a busy machine is no failure
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium"
+)
+LOOKS = [(1280, "light"), (390, "dark")]
+SPAM = "cash now free urgent 1"  # a message of the training
+HOSTILE = (
+    "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> "
+    "${document.title='taken'} {{this}} \x07 \u202eolleh\u202c مرحبا 👩‍👩‍👧 <b>claim</b> prize"
+)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    place = tmp_path_factory.mktemp("browser")
+    with served(train_small(place / "classifier", made_up_csv(place / "messages.csv"))) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def opened(browser, address: str, width: int = 1280, theme: str = "light"):
+    """A page that must ask no other host for anything, log no error, and not scroll sideways."""
+    page = browser.new_page(viewport={"width": width, "height": 850})
+    page.set_default_timeout(60_000)
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("websocket", lambda socket: asked.append(socket.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
+    page.goto(f"{address}?__theme={theme}")
+    expect(page.get_by_role("button", name="Classify", exact=True)).to_be_visible()
+    yield page
+    if folder := os.environ.get("CH06_SCREENSHOTS"):
+        name = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0]
+        page.screenshot(path=Path(folder) / f"{name}-{width}-{theme}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    own = (address, "data:", "blob:", address.replace("http:", "ws:"))
+    assert [url for url in asked if not url.startswith(own)] == []
+    assert errors == []
+    page.close()
+
+
+def choose_tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def classify(page, text: str) -> None:
+    page.get_by_label("Message", exact=False).first.fill(text)
+    page.get_by_role("button", name="Classify", exact=True).click()
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_one_message(browser, address, width, theme):
+    with opened(browser, address, width, theme) as page:
+        classify(page, SPAM)
+        expect(page.locator("#decision .answer")).to_contain_text("spam")
+        expect(page.locator("#words mark.for").first).to_be_visible()
+        strongest = page.locator("#words mark").filter(has_text="+").first
+        expect(strongest).to_have_class("for")
+        before = page.locator("#decision small").text_content()
+        slider = page.get_by_label("number input for Threshold", exact=False).first
+        slider.fill("0.99")
+        slider.press("Enter")
+        expect(page.locator("#decision small")).not_to_have_text(before)
+        expect(page.locator("#decision small")).to_contain_text("threshold 0.99")
+        page.get_by_role("button", name="Attention map").click()
+        page.get_by_role("button", name="Draw the attention map").click()
+        expect(page.locator("#attention td").first).to_be_attached()
+        assert "Layer 6, head 1" in page.locator("#attention").inner_text()
+        expect(page.locator("#attention tbody tr").first).to_be_visible()
+
+
+def test_an_example_can_be_clicked(browser, address):
+    with opened(browser, address) as page:
+        page.get_by_text("Sorry, stuck in a meeting").click()
+        expect(page.locator("#decision .answer")).to_contain_text("likeliest")
+        assert page.get_by_label("Message", exact=False).first.input_value().startswith("Sorry")
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_many_messages(browser, address, width, theme, tmp_path):
+    path = tmp_path / "some.csv"
+    table = pd.DataFrame(
+        {
+            "id": range(240),
+            "note": "=1+1",
+            "text": [SPAM, HOSTILE, "home mum dinner tonight 0"] * 80,
+        }
+    )
+    table.to_csv(path, index=False)
+    with opened(browser, address, width, theme) as page:
+        choose_tab(page, "Many messages")
+        download = page.get_by_role("button", name="Download all rows")
+        expect(download).to_be_disabled()
+        page.locator("#upload input[type=file]").set_input_files(path)
+        expect(page.locator("#status")).to_contain_text("240 rows")
+        expect(page.locator("#column input")).to_have_value("text")
+        page.get_by_role("button", name="Classify the file").click()
+        expect(page.locator("#status")).to_contain_text("240 messages: ")
+        expect(page.locator("#table")).to_contain_text("<script>")
+        expect(download).to_be_enabled()
+        with page.expect_download() as waiting:
+            download.click()
+        result = pd.read_csv(waiting.value.path(), dtype=str)
+        assert len(result) == 240
+        assert result["note"].unique().tolist() == ["'=1+1"]
+        assert result["predicted_label"][0] == "spam"
+        assert page.title() == "Fine-tuned GPT"
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_how_good_is_it(browser, address, width, theme):
+    with opened(browser, address, width, theme) as page:
+        choose_tab(page, "How good is it?")
+        expect(page.get_by_text("95% interval of that share")).to_be_visible()
+        expect(page.get_by_role("heading", name="Confusion matrix")).to_be_visible()
+        expect(page.locator("canvas, svg.marks").first).to_be_visible()
+        threshold = page.locator("#test-threshold input[type=number]")
+        missed = page.locator("#missed-and-lost")
+        for value, name in (("0.99", "lost, of 12 others"), ("0.01", "missed, of 12 spam")):
+            threshold.fill(value)
+            threshold.press("Enter")
+            # No message is lost where nothing is caught, and none is missed where all are.
+            expect(missed.locator("div", has_text=name).last).to_contain_text("0")
+        expect(page.get_by_text("Expected calibration error")).to_be_visible()
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_about(browser, address, width, theme):
+    with opened(browser, address, width, theme) as page:
+        choose_tab(page, "About")
+        for name in ("Trained on", "Trained with", "Written on", "Limits", "Privacy"):
+            expect(page.get_by_text(name, exact=True)).to_be_visible()
+        assert "messages.csv" in page.locator(".facts").inner_text()
+
+
+def test_text_is_data(browser, address):
+    with opened(browser, address) as page:
+        classify(page, HOSTILE)
+        expect(page.locator("#words")).to_contain_text("onerror")
+        page.get_by_role("button", name="Attention map").click()
+        page.get_by_role("button", name="Draw the attention map").click()
+        expect(page.locator("#attention td").first).to_be_attached()
+        assert page.title() == "Fine-tuned GPT"
+        assert page.locator("#words img, #words script, #words b").count() == 0
+        assert "{{this}}" in page.locator("#words").inner_text()
+        assert "␇" in page.locator("#words").inner_text()
+
+
+def test_a_very_long_message_is_answered_and_its_rest_named(browser, address):
+    with opened(browser, address, 390) as page:
+        classify(page, "claim a prize " * 7_200)
+        expect(page.locator("#words")).to_contain_text("beyond them")
+
+
+def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(browser, address):
+    with opened(browser, address) as page:
+        page.get_by_role("button", name="Classify", exact=True).click()
+        expect(page.get_by_text("There is no message yet")).to_be_visible()
+        classify(page, SPAM)
+        expect(page.locator("#decision .answer")).to_contain_text("spam")
+
+
+def test_files_that_cannot_be_used_are_refused_in_a_sentence(browser, address, tmp_path):
+    wrong, large, good = (tmp_path / name for name in ("wrong.csv", "large.csv", "good.txt"))
+    wrong.write_bytes(b"text\nca\xf1on\n")
+    with large.open("wb") as file:
+        file.truncate(100_000_000)
+    good.write_text(f"{SPAM}\n", encoding="utf-8")
+    page = browser.new_page()  # the refused upload is an error for the console, too
+    page.goto(address)
+    choose_tab(page, "Many messages")
+    upload = page.locator("#upload input[type=file]")
+    upload.set_input_files(wrong)
+    expect(page.get_by_text("not UTF-8")).to_be_visible()
+    page.reload()
+    choose_tab(page, "Many messages")
+    upload.set_input_files(large)
+    expect(page.get_by_text("exceed the maximum", exact=False).first).to_be_visible()
+    page.reload()
+    choose_tab(page, "Many messages")
+    upload.set_input_files(good)
+    expect(page.locator("#status")).to_contain_text("1 rows")
+    page.close()
+
+
+def test_the_page_works_by_keyboard(browser, address):
+    with opened(browser, address) as page:
+        page.get_by_label("Message", exact=False).first.focus()
+        page.keyboard.type(SPAM)
+        page.keyboard.press("Shift+Enter")
+        expect(page.locator("#decision .answer")).to_contain_text("spam")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.innerText") == "Classify"
+        page.get_by_role("tab", name="One message").focus()
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert "true" in {
+            page.get_by_role("tab", name=name).get_attribute("aria-selected")
+            for name in ("Many messages", "How good is it?", "About")
+        }
+
+
+def test_every_control_has_a_name(browser, address):
+    with opened(browser, address) as page:
+        for tab in ("One message", "Many messages", "How good is it?", "About"):
+            choose_tab(page, tab)
+            for control in page.locator("input:visible, textarea:visible, button:visible").all():
+                name = control.evaluate(
+                    "e => e.ariaLabel || e.innerText || e.title || e.placeholder || "
+                    "[...(e.labels || [])].map(l => l.innerText).join('')"
+                )
+                assert name.strip(), control.evaluate("e => e.outerHTML")
