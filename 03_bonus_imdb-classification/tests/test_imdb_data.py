@@ -200,7 +200,8 @@ def test_a_full_disk_leaves_what_was_there(archive, tmp_path, capsys):
 
 
 SLOW_ARCHIVE = """
-import sys, time, tarfile
+import signal, sys, time, tarfile
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job would ignore it
 sys.path.insert(0, sys.argv[1])
 import download_prepare_dataset as prepare
 prepare.REVIEWS_PER_LABEL = 20
