@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -148,23 +147,35 @@ def test_reviews_keep_their_marked_ends_whatever_is_cut(encoder, parts):
                 assert ids[1:-1] == long["input_ids"][-7:-1]
 
 
+DIES_BETWEEN_CHECKPOINTS = """
+import os, signal, sys
+import train_encoder
+
+def die(self, args, state, control, **_):
+    if state.global_step == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train_encoder.ROUND_REVIEWS = 320  # a checkpoint every 20 updates
+train_encoder.KeepSeconds.on_step_end = die
+train_encoder.main(sys.argv[1:])
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_the_command_resumes_after_kill_9(tmp_path, encoder):
-    parts = write_sample_parts(tmp_path / "parts", num_train=4000)  # a checkpoint, and then more
+def test_the_command_resumes_after_kill_9(tmp_path, encoder, monkeypatch):
+    parts = write_sample_parts(tmp_path / "parts", num_train=1000)  # 63 updates
     given = arguments(tmp_path, parts, encoder)
-    process = subprocess.Popen(
-        [sys.executable, train_encoder.__file__, *given], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, sys.path))
+    killed = subprocess.run(
+        [sys.executable, "-c", DIES_BETWEEN_CHECKPOINTS, *given],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        timeout=120,
     )
+    assert killed.returncode == -signal.SIGKILL
     run = tmp_path / "runs" / "tiny"
-    deadline = time.monotonic() + 120
-    while not (run / "seconds.json").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.5)  # the file stands before the checkpoint's last
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert list(run.glob("checkpoint-*"))
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-20"]
     assert not (run / "metrics.json").exists()
+    monkeypatch.setattr(train_encoder, "ROUND_REVIEWS", 320)
     assert train_encoder.main([*given, "--resume"]) == 0
     resumed = imdb_results.read_result("tiny", tmp_path / "results")
     assert train_encoder.main(given) == 0
