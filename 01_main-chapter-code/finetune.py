@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch import Tensor
 
 from evaluation import (
     ngram_baseline,
@@ -82,6 +84,7 @@ GPT2_LEARNING_RATE = 5e-5
 # them in a minute; for GPT-2 the gain was not measured, and without a GPU they take long.
 FURTHER_EPOCHS = {"gpt-mini": 2}
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
+CHECKPOINT = "checkpoint.safetensors"
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
 
 
@@ -339,11 +342,16 @@ def make_datasets(
     ]
 
 
-def evaluate(model: GPTModel, datasets: list[SpamDataset]) -> dict[str, dict]:
-    """The figures of the three parts: accuracies, and everything else for the test part."""
+def evaluate(
+    predict: Callable[[SpamDataset], Tensor], datasets: list[SpamDataset]
+) -> dict[str, dict]:
+    """The figures of the three parts: accuracies, and everything else for the test part.
+
+    `predict` gives the logits (N, C) of a data set's messages.
+    """
     figures = {}
     for name, dataset in zip(Splits._fields, datasets, strict=True):
-        probabilities = torch.softmax(predict_logits(model, dataset), dim=-1).numpy()
+        probabilities = torch.softmax(predict(dataset), dim=-1).numpy()
         figures[name] = test_figures(probabilities, dataset.labels)
         if name != "test":
             figures[name] = {key: figures[name][key] for key in ("num_examples", "accuracy")}
@@ -377,12 +385,29 @@ def fits_in_memory(datasets: list[SpamDataset], emb_dim: int) -> bool:
 # ---------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything from reading the data to writing the folder; returns what metrics.json holds."""
-    say = (lambda *_: None) if args.quiet else print
+@dataclass
+class Job:
+    """What a run works on, as its options say."""
+
+    splits: Splits
+    unlabelled: list[str]
+    """Texts to pretrain further on: the training messages and those that balancing left over."""
+    label_names: list[str]
+    data_name: str
+    model: GPTModel
+    tokenizer: Any
+    model_name: str
+    max_length: int
+    datasets: list[SpamDataset]
+    config: TrainConfig
+    further_epochs: int
+    options: dict[str, Any]
+    """What must be the same when the run is resumed."""
+
+
+def prepare(args: argparse.Namespace, device: torch.device, say: Callable, clock: Clock) -> Job:
+    """Read the data and load the model."""
     refuse_options_without_effect(args)
-    clock = Clock()
-    device = pick_device(args.device)
     with clock.stage("data"):
         splits, label_names, data_name, left_over = read_data(args, say)
         unlabelled = [*splits.train["text"], *left_over]
@@ -391,15 +416,36 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             splits = splits._replace(train=train)
     with clock.stage("model"):
         model, tokenizer, model_name = load_model(args, device)
-        learning_rate = args.learning_rate or LEARNING_RATES.get(model_name, GPT2_LEARNING_RATE)
-        max_length = choose_max_length(
-            args.max_length, splits, tokenizer, model.cfg.context_length, say
-        )
+        context = model.cfg.context_length
+        max_length = choose_max_length(args.max_length, splits, tokenizer, context, say)
         datasets = make_datasets(splits, label_names, tokenizer, max_length)
-        further_epochs = choose_further_epochs(args, model_name)
+    config = train_config(args, model_name)
+    further_epochs = choose_further_epochs(args, model_name)
+    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    options = {k: v for k, v in options.items() if k not in ("resume", "quiet", "output")}
+    options |= {"model": model_name, "learning_rate": config.learning_rate}
+    options |= {"pretrain_further": further_epochs, "data_sha256": fingerprint(splits)}
+    return Job(
+        splits,
+        unlabelled,
+        label_names,
+        data_name,
+        model,
+        tokenizer,
+        model_name,
+        max_length,
+        datasets,
+        config,
+        further_epochs,
+        options,
+    )
 
-    config = TrainConfig(
-        learning_rate=learning_rate,
+
+def train_config(args: argparse.Namespace, model_name: str) -> TrainConfig:
+    """The training that the options describe."""
+    default_rate = LEARNING_RATES.get(model_name, GPT2_LEARNING_RATE)
+    return TrainConfig(
+        learning_rate=args.learning_rate or default_rate,
         num_epochs=args.epochs,
         batch_size=args.batch_size,
         weight_decay=args.weight_decay,
@@ -411,78 +457,106 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         use_class_weights=args.balance == "weights",
         seed=args.seed,
     )
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    options = {k: v for k, v in options.items() if k not in ("resume", "quiet", "output")}
-    options |= {"model": model_name, "learning_rate": learning_rate}
-    options["pretrain_further"] = further_epochs
-    options["data_sha256"] = fingerprint(splits)
-    checkpoint = prepare_folder(args, options, say)
+
+
+def pretrain_further(job: Job, seed: int, progress: bool) -> None:
+    """Go on with language modelling on the messages' texts, without their labels."""
+    context = job.model.cfg.context_length
+    sequences = encode_for_pretraining(job.unlabelled, job.tokenizer, context)
+    config = replace(FURTHER_PRETRAINING, num_epochs=job.further_epochs, seed=seed)
+    continue_pretraining(job.model, sequences, config, progress)
+
+
+def make_classifier(job: Job, args: argparse.Namespace) -> int:
+    """Put the new head on and freeze what is not to be trained; returns the frozen blocks."""
+    torch.manual_seed(args.seed)
+    add_classification_head(job.model, len(job.label_names))
+    return freeze_all_but(job.model, args.trainable)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything from reading the data to writing the folder; returns what metrics.json holds."""
+    say, progress = (lambda *_: None) if args.quiet else print, not args.quiet
+    clock, device = Clock(), pick_device(args.device)
+    job = prepare(args, device, say, clock)
+    checkpoint = prepare_folder(args, job.options, say)
     if checkpoint is None:
         return read_json(args.output / "metrics.json")
 
-    if further_epochs:
-        say(f"Pretraining {model_name} further on {len(unlabelled):,} texts, without their labels.")
+    if job.further_epochs:
         with clock.stage("pretraining"):
-            sequences = encode_for_pretraining(unlabelled, tokenizer, model.cfg.context_length)
-            further = replace(FURTHER_PRETRAINING, num_epochs=further_epochs, seed=args.seed)
-            continue_pretraining(model, sequences, further, progress=not args.quiet)
-    torch.manual_seed(args.seed)
-    add_classification_head(model, len(label_names))
-    num_frozen = freeze_all_but(model, args.trainable)
-
-    say(f"{model_name} on {device}: training {args.trainable}, {len(splits.train):,} messages.")
+            texts = f"{len(job.unlabelled):,} texts, without their labels"
+            say(f"Pretraining {job.model_name} further on {texts}.")
+            pretrain_further(job, args.seed, progress)
+    model, num_frozen = job.model, make_classifier(job, args)
+    num_train = len(job.splits.train)
+    say(f"{job.model_name} on {device}: training {args.trainable}, {num_train:,} messages.")
     with clock.stage("frozen_layers"):
-        if fits_in_memory(datasets, model.cfg.emb_dim):
-            datasets = [
-                compute_frozen_layers(model, dataset, num_frozen, progress=not args.quiet)
-                for dataset in datasets
+        if fits_in_memory(job.datasets, model.cfg.emb_dim):
+            job.datasets = [
+                compute_frozen_layers(model, dataset, num_frozen, progress)
+                for dataset in job.datasets
             ]
     with clock.stage("training"):
+        train, validation, _ = job.datasets
         history = train_classifier_simple(
-            model, datasets[0], datasets[1], config, checkpoint, progress=not args.quiet
+            model, train, validation, job.config, checkpoint, progress
         )
+    refuse_divergence(history, job.config)
+    with clock.stage("evaluation"):
+        figures = evaluate(partial(predict_logits, model), job.datasets)
+    return write_results(args, job, figures, history, clock, {"device": str(device)})
+
+
+def refuse_divergence(history: History, config: TrainConfig) -> None:
     if not all(map(math.isfinite, history.step_losses)):
         raise DataError(
             f"The loss is no longer a number: the training diverged with --learning-rate "
-            f"{learning_rate}; choose a smaller one."
+            f"{config.learning_rate}; choose a smaller one."
         )
-    with clock.stage("evaluation"):
-        figures = evaluate(model, datasets)
-    with clock.stage("baseline"):
-        baseline = evaluate_baseline(splits)
 
+
+def write_results(
+    args: argparse.Namespace,
+    job: Job,
+    figures: dict[str, dict],
+    history: History,
+    clock: Clock,
+    machine: dict[str, Any],
+) -> dict[str, Any]:
+    """Write the trained classifier's folder; returns what its metrics.json holds."""
+    with clock.stage("baseline"):
+        baseline = evaluate_baseline(job.splits)
+    by_epoch = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
     metrics = {
-        "model": model_name,
+        "model": job.model_name,
         "weights": args.weights,
-        "data": data_name,
-        "num_labels": len(label_names),
-        "labels": label_names,
+        "data": job.data_name,
+        "num_labels": len(job.label_names),
+        "labels": job.label_names,
         "seed": args.seed,
         **figures,
         "ngram_baseline": baseline,
         "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
         "peak_memory_mb": peak_memory_mb(),
-        "max_length": max_length,
-        "options": options,
-        "history": {
-            "train_loss": history.train_loss,
-            "train_accuracy": history.train_accuracy,
-            "validation_loss": history.validation_loss,
-            "validation_accuracy": history.validation_accuracy,
-        },
+        "max_length": job.max_length,
+        "options": job.options,
+        "history": {name: getattr(history, name) for name in by_epoch},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "device": str(device),
         "threads": torch.get_num_threads(),
+        **machine,
     }
     card = {
-        "trained_on": data_name,
-        "training": options,
+        "trained_on": job.data_name,
+        "training": job.options,
         "test": metrics["test"],
-        "made_up_data": data_name == MADE_UP_NAME,
+        "made_up_data": job.data_name == MADE_UP_NAME,
     }
-    classifier = Classifier(model, tokenizer, model_name, label_names, max_length, card)
+    classifier = Classifier(
+        job.model, job.tokenizer, job.model_name, job.label_names, job.max_length, card
+    )
     write_folder(args.output, classifier, metrics, history)
-    checkpoint.unlink(missing_ok=True)
+    (args.output / CHECKPOINT).unlink(missing_ok=True)
     return metrics
 
 
@@ -509,7 +583,7 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
 
     Finds out now, not after the training, whether the folder can be written.
     """
-    checkpoint, run_file = args.output / "checkpoint.safetensors", args.output / "run.json"
+    checkpoint, run_file = args.output / CHECKPOINT, args.output / "run.json"
     if not args.resume:
         try:
             args.output.mkdir(parents=True, exist_ok=True)

@@ -13,21 +13,18 @@ dimensions, N messages of a data set. A *share* is what one process works on.
 import argparse
 import io
 import json
-import math
 import os
-import platform
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -40,21 +37,17 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import finetune
-from evaluation import test_figures
 from gpt_download import DownloadError
 from message_files import DataError
 from previous_chapters import GPTModel
 from text_classifier import (
     TOKENS_AT_ONCE,
-    Classifier,
     History,
-    TrainConfig,
     Trainer,
     add_classification_head,
     compute_frozen_layers,
     compute_in,
     flatten_optimizer_state,
-    freeze_all_but,
     learning_rate_at,
     load_checkpoint,
     pick_device,
@@ -64,8 +57,6 @@ from text_classifier import (
 from text_data import (
     Batch,
     SpamDataset,
-    Splits,
-    augment_messages,
     batches_by_length,
     make_loader,
 )
@@ -367,113 +358,46 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     is_first = dist.get_rank() == 0
     progress = is_first and not args.quiet
     say = print if progress else lambda *_: None
-    finetune.refuse_options_without_effect(args)
     clock = finetune.Clock()
-    with clock.stage("data"):
-        splits, label_names, data_name, _ = finetune.read_data(args, say)
-        if args.augment:
-            augmented = augment_messages(splits.train, args.augment, args.seed)
-            splits = splits._replace(train=augmented)
-    with clock.stage("model"):
-        # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
-        whole_model_device = device if args.strategy == "ddp" else torch.device("cpu")
-        model, tokenizer, model_name = finetune.load_model(args, whole_model_device)
-        max_length = finetune.choose_max_length(
-            args.max_length, splits, tokenizer, model.cfg.context_length, say
-        )
-        datasets = finetune.make_datasets(splits, label_names, tokenizer, max_length)
-        torch.manual_seed(args.seed)
-        add_classification_head(model, len(label_names))
-        num_frozen = freeze_all_but(model, args.trainable)
-
-    config = train_config(args, model_name)
-    options = run_options(args, model_name, config) | {"data_sha256": finetune.fingerprint(splits)}
-    refuse_differences(options)
-    checkpoint = prepare_folder_once(args, options, say)
+    # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
+    whole_model_device = device if args.strategy == "ddp" else torch.device("cpu")
+    job = finetune.prepare(args, whole_model_device, say, clock)
+    del job.options["strategy"]  # either can go on with the other's run, and with finetune.py's
+    refuse_differences(job.options)
+    checkpoint = prepare_folder_once(args, job.options, say)
     if checkpoint is None:
         return finetune.read_json(args.output / "metrics.json") if is_first else {}
 
+    num_frozen = finetune.make_classifier(job, args)
     say(
-        f"{model_name} on {dist.get_world_size()} x {device.type}, {args.strategy}: training "
-        f"{args.trainable}, {len(splits.train):,} messages."
+        f"{job.model_name} on {dist.get_world_size()} x {device.type}, {args.strategy}: training "
+        f"{args.trainable}, {len(job.splits.train):,} messages."
     )
     with clock.stage("frozen_layers"):
-        if args.strategy == "ddp" and finetune.fits_in_memory(datasets, model.cfg.emb_dim):
-            datasets = [
-                compute_frozen_layers_together(model, dataset, num_frozen, progress)
-                for dataset in datasets
+        if args.strategy == "ddp" and finetune.fits_in_memory(job.datasets, job.model.cfg.emb_dim):
+            job.datasets = [
+                compute_frozen_layers_together(job.model, dataset, num_frozen, progress)
+                for dataset in job.datasets
             ]
     with clock.stage("training"):
-        plain = Trainer(model, datasets[0], config)
+        plain = Trainer(job.model, job.datasets[0], job.config)
         if checkpoint.exists():
             load_checkpoint(plain, checkpoint)
         trainer = DistributedTrainer(plain, args.strategy, device)
         del plain
-        history = train(trainer, datasets[1], checkpoint, progress)
-    if not all(map(math.isfinite, history.step_losses)):
-        raise DataError(
-            f"The loss is no longer a number: the training diverged with --learning-rate "
-            f"{config.learning_rate}; choose a smaller one."
-        )
+        history = train(trainer, job.datasets[1], checkpoint, progress)
+    finetune.refuse_divergence(history, job.config)
     with clock.stage("evaluation"):
-        figures = evaluate(trainer, datasets)
-    trained = trainer.whole_model()
+        figures = finetune.evaluate(trainer.predict_logits, job.datasets)
+    job.model = trainer.whole_model()
     if not is_first:
         return {}
-    with clock.stage("baseline"):
-        baseline = finetune.evaluate_baseline(splits)
-    metrics = {
-        "model": model_name,
-        "weights": args.weights,
-        "data": data_name,
-        "num_labels": len(label_names),
-        "labels": label_names,
-        "seed": args.seed,
-        **figures,
-        "ngram_baseline": baseline,
-        "seconds": {name: round(value, 3) for name, value in clock.seconds.items()},
-        "peak_memory_mb": finetune.peak_memory_mb(),
-        "max_length": max_length,
-        "options": options,
-        "history": asdict(history),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    machine = {
         "device": device.type,
-        "threads": torch.get_num_threads(),
         "strategy": args.strategy,
         "num_processes": dist.get_world_size(),
     }
-    card = {
-        "trained_on": data_name,
-        "training": options,
-        "test": metrics["test"],
-        "made_up_data": data_name == finetune.MADE_UP_NAME,
-    }
-    classifier = Classifier(trained, tokenizer, model_name, label_names, max_length, card)
-    finetune.write_folder(args.output, classifier, metrics, history)
-    checkpoint.unlink(missing_ok=True)
-    return metrics
-
-
-def train_config(args: argparse.Namespace, model_name: str) -> TrainConfig:
-    """The training that finetune.py's options describe."""
-    default = finetune.LEARNING_RATES.get(model_name, finetune.GPT2_LEARNING_RATE)
-    named_alike = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if f.name in args}
-    others = {
-        "learning_rate": args.learning_rate or default,
-        "num_epochs": args.epochs,
-        "max_grad_norm": args.max_grad_norm or None,
-        "use_class_weights": args.balance == "weights",
-    }
-    return TrainConfig(**named_alike | others)
-
-
-def run_options(args: argparse.Namespace, model_name: str, config: TrainConfig) -> dict[str, Any]:
-    """What must be the same when a run is resumed: finetune.py's options, so that either command
-    can go on with a run of the other, but not the strategy."""
-    options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    passing = ("resume", "quiet", "output", "strategy")
-    options = {k: v for k, v in options.items() if k not in passing}
-    return options | {"model": model_name, "learning_rate": config.learning_rate}
+    return finetune.write_results(args, job, figures, history, clock, machine)
 
 
 def refuse_differences(facts: dict[str, Any]) -> None:
@@ -495,21 +419,6 @@ def prepare_folder_once(args: argparse.Namespace, options: dict, say: Callable) 
     if answer[0] is not None:
         refuse_differences({"the checkpoint": answer[0].exists()})
     return answer[0]
-
-
-def evaluate(trainer: DistributedTrainer, datasets: list[SpamDataset]) -> dict[str, dict]:
-    """The figures of the three parts, as finetune.py reports them."""
-    figures = {}
-    for name, dataset in zip(Splits._fields, datasets, strict=True):
-        probabilities = torch.softmax(trainer.predict_logits(dataset), dim=-1).numpy()
-        figures[name] = test_figures(probabilities, dataset.labels)
-        if name != "test":
-            figures[name] = {key: figures[name][key] for key in ("num_examples", "accuracy")}
-    figures["test_predictions"] = {
-        "labels": list(dataset.labels),
-        "probabilities": np.round(probabilities.astype(float), 6).tolist(),
-    }
-    return figures
 
 
 # ---------------------------------------------------------------------------------------------
@@ -615,7 +524,7 @@ def main(argv: list[str] | None = None) -> int:
         reporter.watch_for_the_end()
     if num_restarts() and (args.output / "run.json").exists():
         args.resume = True  # torchrun's second attempt goes on where the first one ended
-    reporter.checkpoint = args.output / "checkpoint.safetensors"
+    reporter.checkpoint = args.output / finetune.CHECKPOINT
     try:
         device = own_device(args.device)
         backend = "nccl" if device.type == "cuda" else "gloo"
