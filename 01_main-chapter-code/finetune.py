@@ -597,16 +597,19 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
         return checkpoint
     if not run_file.exists():
         raise DataError(f"--resume: there is no run to go on with in {args.output}.")
-    then = read_json(run_file)
-    changed = [f"{k} was {then.get(k)!r}" for k, v in options.items() if then.get(k) != v]
-    if changed:
+    if changed := changed_options(read_json(run_file), options):
         raise DataError(f"--resume: the run had other options: {'; '.join(changed)}.")
     metrics_file = args.output / "metrics.json"
     no_checkpoint = metrics_file.exists() and not checkpoint.exists()
-    if no_checkpoint and read_json(metrics_file).get("options") == options:
+    if no_checkpoint and not changed_options(read_json(metrics_file).get("options", {}), options):
         say(f"The run in {args.output} is finished already.")
         return None
     return checkpoint
+
+
+def changed_options(then: dict, now: dict) -> list[str]:
+    """What was different; an option that was not there yet counts as None."""
+    return [f"{k} was {then.get(k)!r}" for k, v in now.items() if then.get(k) != v]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -651,11 +654,17 @@ def save_figure(figure, output: Path, name: str) -> None:
 def peak_memory_mb() -> float | None:
     """Most memory the process held so far, in MB; None where the system does not tell."""
     try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        status = ""
+    if own := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+        return round(int(own[1]) * 1024 / 1e6, 1)
+    try:
         import resource
     except ImportError:  # Windows
         return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux, of the parent process too
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)
 
 
 def results_table(metrics: dict) -> str:

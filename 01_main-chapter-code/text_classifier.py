@@ -27,6 +27,7 @@ from previous_chapters import GPTConfig, GPTModel, select_positions
 from text_data import (
     Batch,
     SpamDataset,
+    batch_of,
     batches_by_length,
     class_weights,
     encode_messages,
@@ -186,13 +187,7 @@ def _evaluation_batches(
     """Batches of messages of similar length, each with its messages' indices."""
     lengths = [max(len(sequence), dataset.reading.width) for sequence in dataset.sequences]
     for indices in batches_by_length(lengths, TOKENS_AT_ONCE[device.type]):
-        subset = SpamDataset(
-            [dataset.sequences[i] for i in indices],
-            [dataset.labels[i] for i in indices],
-            dataset.num_blocks_done,
-            reading=dataset.reading,
-        )
-        yield indices, next(iter(make_loader(subset, len(indices)))).to(device)
+        yield indices, batch_of(dataset, indices).to(device)
 
 
 @torch.no_grad()

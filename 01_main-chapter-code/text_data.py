@@ -365,3 +365,14 @@ def make_loader(
         sampler = LengthGroupedSampler(dataset.lengths, batch_size, generator)
         return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
     return DataLoader(dataset, batch_size, shuffle, generator=generator, collate_fn=collate)
+
+
+def batch_of(dataset: SpamDataset, indices: Sequence[int]) -> Batch:
+    """The messages of a data set with these indices as one batch, in this order."""
+    subset = SpamDataset(
+        [dataset.sequences[i] for i in indices],
+        [dataset.labels[i] for i in indices],
+        dataset.num_blocks_done,
+        reading=dataset.reading,
+    )
+    return next(iter(make_loader(subset, len(indices))))

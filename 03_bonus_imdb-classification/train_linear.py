@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,6 +234,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="train_linear.py",
         description="Measure linear models on the film reviews that download_prepare_dataset.py "
         "wrote: a majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
+        allow_abbrev=False,
     )
     parser.add_argument(
         "methods",
@@ -269,8 +271,12 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"train_linear.py: {error}", file=sys.stderr)
         return 1
-    except MemoryError:
-        print("train_linear.py: out of memory; try fewer reviews, --num-train.", file=sys.stderr)
+    except (MemoryError, BrokenProcessPool):  # the system ends a process that asks for too much
+        print(
+            "train_linear.py: out of memory, or the measuring process was ended; the models that "
+            "were done are kept. Try fewer reviews, --num-train.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         print("\nStopped; the models that were done are kept.", file=sys.stderr)

@@ -160,6 +160,15 @@ def test_metrics_hold_what_they_promise(messages_csv, tmp_path):
     assert metrics["peak_memory_mb"] is None or metrics["peak_memory_mb"] > 50
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
+def test_peak_memory_is_the_process_own_not_what_its_parent_held():
+    held = b"x" * 1_000_000_000
+    code = "import finetune; print(finetune.peak_memory_mb())"
+    folder = Path(finetune.__file__).parent
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=folder, text=True)
+    assert 50 < float(printed) < len(held) / 1e6
+
+
 def test_the_saved_classifier_is_the_one_that_was_measured(messages_csv, tmp_path):
     metrics = train(messages_csv, tmp_path / "out", "--trainable", "last_block", "--epochs", "3")
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))

@@ -1,5 +1,6 @@
 """Reviews: whole or refused, the same bytes on every run, nothing outside the folder."""
 
+import gzip
 import hashlib
 import os
 import signal
@@ -129,6 +130,16 @@ def test_a_truncated_archive_is_refused(archive, tmp_path, capsys, share):
     assert prepare_data("--source", archive, "--output", tmp_path / "out") == 2
     assert "truncated or damaged" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_with_a_wrong_sum_is_refused(archive, tmp_path, capsys):
+    content = gzip.decompress(archive.read_bytes())
+    half = len(content) // 2
+    first = bytearray(gzip.compress(content[:half]))
+    first[-8] ^= 1  # gzip's CRC-32, compared when the next part is read
+    archive.write_bytes(first + gzip.compress(content[half:]))
+    assert prepare_data("--source", archive, "--output", tmp_path / "out") == 2
+    assert "truncated or damaged" in capsys.readouterr().err
 
 
 def test_a_missing_source_is_named(tmp_path, capsys):

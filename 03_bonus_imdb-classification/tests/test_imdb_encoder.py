@@ -132,6 +132,27 @@ def test_lower_layers_are_frozen_in_every_kind_of_encoder(kind):
         train_encoder.freeze_layers(model, 4)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_longest_input_is_one_that_the_encoder_reads(kind):
+    model = transformers.AutoModelForSequenceClassification.from_config(tiny_config(kind)).eval()
+    longest = train_encoder.longest_input(model)
+    assert longest == (63 if kind == "roberta" else 64)
+    ids = torch.randint(5, 40, (1, longest))
+    assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 2)
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
+    assert train_encoder.newest_checkpoint(tmp_path) is None
+    for step, whole in ((900, True), (1000, True), (1100, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if whole:
+            (folder / train_encoder.TRAINER_STATE_NAME).write_text("{}", encoding="utf-8")
+    newest = tmp_path / "checkpoint-1000"
+    assert train_encoder.newest_checkpoint(tmp_path) == str(newest)
+    assert list(tmp_path.iterdir()) == [newest]
+
+
 def test_reviews_keep_their_marked_ends_whatever_is_cut(encoder, parts):
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
     part = train_encoder.read_parts(parts)["train"]
@@ -175,6 +196,8 @@ def test_the_command_resumes_after_kill_9(tmp_path, encoder, monkeypatch):
     run = tmp_path / "runs" / "tiny"
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-20"]
     assert not (run / "metrics.json").exists()
+    (run / "seconds.json").unlink()  # as if it had been killed before they were written
+    (run / "checkpoint-40").mkdir()  # and in the midst of the next checkpoint
     monkeypatch.setattr(train_encoder, "ROUND_REVIEWS", 320)
     assert train_encoder.main([*given, "--resume"]) == 0
     resumed = imdb_results.read_result("tiny", tmp_path / "results")

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from imdb_samples import write_sample_parts
 
+import compare_cuts
 import imdb_results
 import long_texts
 import train_gpt
@@ -40,7 +42,9 @@ def gpt_arguments(folder: Path, parts: Path, name: str, *options) -> list[str]:
 
 def gpt_result(folder: Path, parts: Path, *options, name: str = "tiny") -> dict:
     assert train_gpt.main(gpt_arguments(folder, parts, name, *options)) == 0
-    return json.loads((folder / "runs" / name / "metrics.json").read_text(encoding="utf-8"))
+    trial = "trials" if "--validation-only" in options else ""
+    metrics = folder / "runs" / trial / name / "metrics.json"
+    return json.loads(metrics.read_text(encoding="utf-8"))
 
 
 # --- long texts --------------------------------------------------------------------------------
@@ -96,6 +100,7 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
     assert str(tmp_path) not in json.dumps(written)
     classifier = open_classifier(tmp_path / "runs" / "tiny")
     assert classifier.label_names == ["neg", "pos"]
+    assert "test" not in classifier.card  # figures of --cut, where a classifier reads the head
 
 
 @pytest.mark.parametrize(
@@ -108,6 +113,7 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
         ("--max-length", 6),
         ("--trainable", "last_block"),
         ("--trainable", "lora"),
+        ("--pretrain-further", 1),
         ("--epochs", 2),
         ("--batch-size", 4),
         ("--learning-rate", 1e-5),
@@ -180,9 +186,9 @@ def test_rounds_see_every_review_once_an_epoch(tmp_path, monkeypatch):
     data = random_reviews(25)
     config = TrainConfig(num_epochs=2, batch_size=4)
     train_gpt.train_in_rounds(tiny_model(), data, data, config, tmp_path / "c", Clock())
-    assert [len(part) for part in seen] == [9, 8, 8] * 2
+    assert [len(part) for part in seen] == [7, 6, 6, 6] * 2  # of two updates each
     everything = sorted(tuple(s.tolist()) for s in data.sequences)
-    for epoch in (seen[:3], seen[3:]):
+    for epoch in (seen[:4], seen[4:]):
         assert sorted(chain.from_iterable(epoch)) == everything
 
 
@@ -191,12 +197,12 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     data = random_reviews(25)
     config = TrainConfig(num_epochs=2, batch_size=4, dropout=0.1)
 
-    def train(name: str) -> tuple[GPTModel, Clock]:
-        model, clock = tiny_model(), Clock()
-        train_gpt.train_in_rounds(model, data, data, config, tmp_path / name, clock)
-        return model, clock
+    def train(name: str) -> GPTModel:
+        model = tiny_model()
+        train_gpt.train_in_rounds(model, data, data, config, tmp_path / name, Clock())
+        return model
 
-    whole, _ = train("whole")
+    whole = train("whole")
     before = Trainer.train_epoch
 
     def stop_in_round_4(trainer, progress=None):
@@ -208,10 +214,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train("killed")
     monkeypatch.setattr(Trainer, "train_epoch", before)
-    (tmp_path / "seconds.json").write_text('{"training": 1000.0}', encoding="utf-8")
-    resumed, clock = train("killed")
+    resumed = train("killed")
     assert torch.equal(predict_logits(whole, data), predict_logits(resumed, data))
-    assert clock.seconds["training"] > 1000  # what was spent before the kill counts too
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -223,12 +227,13 @@ def test_the_command_resumes_after_kill_9(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     checkpoint = tmp_path / "runs" / "killed" / "checkpoint.safetensors"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert checkpoint.exists()
+    checkpoint.with_name("seconds.json").unlink(missing_ok=True)  # it may have come too late
     assert train_gpt.main([*arguments, "--resume"]) == 0
     resumed = imdb_results.read_result("killed", tmp_path / "results")
     assert len(resumed["history"]["validation_loss"]) == 2
@@ -236,10 +241,83 @@ def test_the_command_resumes_after_kill_9(tmp_path):
     assert imdb_results.read_result("killed", tmp_path / "results") == resumed
 
 
+def test_further_pretraining_is_done_once_and_kept_until_the_end(tmp_path, parts, monkeypatch):
+    options = ("--pretrain-further", 1, "--trainable", "last_block")
+    whole = gpt_result(tmp_path / "whole", parts, *options)
+    assert whole["seconds"]["pretraining"] > 0
+    assert whole["options"]["pretrain_further"] == 1
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    given = gpt_arguments(tmp_path, parts, "tiny", *options)
+    with monkeypatch.context() as patch:
+        patch.setattr(train_gpt, "put_head_on", stop)
+        assert train_gpt.main(given) == 130
+    weights = tmp_path / "runs" / "tiny" / train_gpt.FURTHER_WEIGHTS
+    assert weights.exists()
+    weights.with_name("seconds.json").write_text('{"pretraining": 1000.0}', encoding="utf-8")
+    monkeypatch.setattr(train_gpt, "continue_pretraining", stop)
+    assert train_gpt.main([*given, "--resume"]) == 0
+    resumed = imdb_results.read_result("tiny", tmp_path / "results")
+    assert resumed["seconds"]["pretraining"] >= 1000  # what was spent before the kill counts too
+    assert resumed["history"] == whole["history"]
+    assert not weights.exists()
+    assert train_gpt.main(given) == 130  # anew: nothing of the run before is taken
+
+
+def test_a_trial_and_a_run_of_one_name_are_two(tmp_path, parts, capsys):
+    gpt_result(tmp_path, parts, "--validation-only")
+    assert train_gpt.main([*gpt_arguments(tmp_path, parts, "tiny"), "--resume"]) == 2
+    assert "no run to go on with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "-a", ".", ""])
+def test_a_name_that_files_cannot_have_is_refused_at_once(tmp_path, parts, name, capsys):
+    with pytest.raises(SystemExit):
+        train_gpt.main(gpt_arguments(tmp_path, parts, name))
+    assert capsys.readouterr().err
+
+
+def test_another_command_s_result_is_not_overwritten(tmp_path, parts, capsys):
+    linear = ["nb-svm", "--data", str(parts), "--results", str(tmp_path / "results"), "--quiet"]
+    assert train_linear.main(linear) == 0
+    assert train_gpt.main(gpt_arguments(tmp_path, parts, "nb-svm")) == 2
+    assert "choose another" in capsys.readouterr().err
+
+
+def test_recorded_commands_name_no_private_folder(tmp_path):
+    given = ["a", f"--data={tmp_path}", "--runs", str(tmp_path), "--model", str(tmp_path)]
+    given += ["--other=google/bert", f"--place={tmp_path}", "--resume"]
+    command = imdb_results.recorded_command("x.py", given)
+    assert command == f"x.py a --model {tmp_path.name} --other=google/bert --place={tmp_path.name}"
+
+
+def test_cuts_are_compared_on_the_same_reviews(tmp_path, parts):
+    gpt_result(tmp_path, parts)
+    places = ["--data", parts, "--runs", tmp_path / "runs", "--results", tmp_path / "results"]
+    given = ["tiny", "--num-reviews", "9", "--device", "cpu", "--quiet", *map(str, places)]
+    assert compare_cuts.main(given) == 0
+    result = imdb_results.read_result("tiny", tmp_path / "results" / "cuts")
+    assert result["num_examples"] == 9
+    assert result["trained_cut"] == "both"
+    assert set(result["by_cut"]) == {"head", "tail", "both", "windows"}
+    assert result["by_cut"]["windows"]["pieces"] > 9 == result["by_cut"]["head"]["pieces"]
+    right = np.array([True, True, False]), np.array([True, False, False])
+    assert compare_cuts.compare(*right)["only_this_right"] == 1
+
+
+def test_without_long_reviews_there_is_nothing_to_compare(tmp_path, parts, capsys):
+    gpt_result(tmp_path, parts, "--max-length", 512)
+    assert compare_cuts.main(["tiny", "--data", str(parts), "--runs", str(tmp_path / "runs")]) == 2
+    assert "longer than 512 tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["--max-length", "513"], "context of gpt-mini, 512"),
+        (["--dropout", "0.1", "--trainable", "lora"], "--dropout does nothing"),
         (["--num-train", "1000"], "only 24 training reviews"),
         (["--num-test", "5"], "give --num-train too"),
         (["--model", "gpt-maxi"], "choose one of"),
@@ -306,6 +384,15 @@ def test_choosing_reads_no_test_review(tmp_path, parts, capsys):
     assert set(chosen["accuracy_by_C"]) == {f"{C:g}" for C in train_linear.METHODS["nb-svm"].tried}
     assert "test" not in chosen
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_a_killed_measuring_process_is_answered_in_a_sentence(tmp_path, parts, capsys, monkeypatch):
+    def broken(*_):
+        raise BrokenProcessPool("a process was terminated abruptly")
+
+    monkeypatch.setattr(train_linear, "run", broken)
+    assert train_linear.main(linear_arguments(tmp_path, parts, "nb-svm")) == 1
+    assert "--num-train" in capsys.readouterr().err
 
 
 def test_an_unknown_model_is_named(capsys):
