@@ -1,6 +1,5 @@
 """What all benchmarks share: devices, data, fair timing, the machine's rate, results as files."""
 
-import copy
 import json
 import os
 import platform
@@ -8,10 +7,10 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,11 @@ from text_data import clean_messages, encode_messages, read_sms_spam
 RESULTS = Path(__file__).parent / "results"
 PADDED_LENGTH = 120  # tokens, as in the well-known way of doing it
 PACKAGES = ("torch", "transformers", "torchao", "onnxruntime")
+Item, Way, Result = TypeVar("Item"), TypeVar("Way"), TypeVar("Result")
+
+
+class NotHere(Exception):
+    """This machine or installation cannot do it; the message says why."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -50,29 +54,46 @@ def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def interleave(
-    functions: Mapping[str, Callable[[int], Any]],
+    functions: Mapping[str, Callable[[], Any]],
     repetitions: int,
     device: torch.device,
     warm_up: bool = True,
 ) -> dict[str, list[float]]:
-    """Seconds of each function in each round; with `warm_up`, an uncounted call comes first.
+    """Seconds of each function in each round.
 
-    All take turns, so that a machine that slows down for a while slows them all alike. Each gets
-    the number of the round.
+    All take turns, so that a machine that slows down for a while slows them all alike. With
+    `warm_up`, an uncounted call of each comes first, which compiles and allocates; leave it out
+    where every function was called before.
     """
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    bar = tqdm(total=len(functions) * (repetitions + warm_up), unit="run")
-    for name, function in functions.items() if warm_up else ():
-        bar.set_description(f"warm-up: {name}")
-        function(0)
-        bar.update()
-    for i in range(repetitions):
-        for name, function in functions.items():
-            bar.set_description(name)
-            seconds[name].append(seconds_of(lambda: function(i), device))  # noqa: B023
-            bar.update()
-    bar.close()
+    with tqdm(total=len(functions) * (repetitions + warm_up), unit="run") as bar:
+        for number in range(-warm_up, repetitions):
+            for name, function in functions.items():
+                bar.set_description(name)
+                measured = seconds_of(function, device)
+                if number >= 0:
+                    seconds[name].append(measured)
+                bar.update()
     return seconds
+
+
+def try_each(
+    makers: Mapping[str, Callable[[], Way]], call: Callable[[Way], Result]
+) -> tuple[dict[str, Way], dict[str, Result], dict[str, str]]:
+    """Make each way and call it once: a compiler, say, fails at its first call only.
+
+    Returns the ways that work, what their first calls returned, and why the others do not work.
+    """
+    ways, results, not_here = {}, {}, {}
+    for name, make in tqdm(makers.items(), "first calls", unit="way"):
+        try:
+            way = make()
+            results[name] = call(way)
+            ways[name] = way
+        except Exception as error:  # of somebody else's library: it can be of any kind
+            first_line = str(error).strip().partition("\n")[0]
+            not_here[name] = first_line[:100] or type(error).__name__
+    return ways, results, not_here
 
 
 def matrix_rate(cfg: GPTConfig, device: torch.device, seconds: float = 2.0) -> float:
@@ -105,11 +126,6 @@ def random_classifier(model_name: str, device: torch.device, seed: int = 0) -> G
     return model.eval()
 
 
-def twin(model: GPTModel) -> GPTModel:
-    """A copy with the same weights, to be changed freely."""
-    return copy.deepcopy(model)
-
-
 def mixed_messages(num_messages: int, seed: int = 0) -> list[str]:
     """Different messages of the SMS Spam Collection in a random order, ham and spam as they come.
 
@@ -126,8 +142,20 @@ def mixed_sequences(model_name: str, num_messages: int) -> list[torch.Tensor]:
     return encode_messages(texts, load_tokenizer(name), context)
 
 
+def evenly_spaced(items: Sequence[Item], num: int, size: Callable[[Item], float]) -> list[Item]:
+    """A sample that stands for all items: the middle ones of `num` groups of equal number, when
+    they are sorted by their size.
+
+    >>> evenly_spaced(range(100), 4, size=lambda item: item)
+    [12, 37, 62, 87]
+    """
+    ordered = sorted(items, key=size)
+    num = min(num, len(ordered))
+    return [ordered[int((i + 0.5) * len(ordered) / num)] for i in range(num)]
+
+
 # ---------------------------------------------------------------------------------------------
-# Memory of a fresh process
+# A fresh process
 # ---------------------------------------------------------------------------------------------
 
 
@@ -167,6 +195,12 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def load_average() -> float | None:
+    """How many programs wanted to compute in the last minute, on average; None where the system
+    does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def _processor_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -189,12 +223,38 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def format_table(rows: list[tuple], header: tuple) -> str:
-    """Aligned columns: the first to the left, the others to the right."""
-    cells = [tuple(map(str, row)) for row in (header, *rows)]
+# ---------------------------------------------------------------------------------------------
+# Tables
+# ---------------------------------------------------------------------------------------------
+
+
+class Table(NamedTuple):
+    """What is shown of a result, on a terminal and in the README."""
+
+    header: tuple[str, ...]
+    rows: list[tuple]
+    notes: Sequence[str] = ()
+    """Sentences below it."""
+
+
+def as_text(table: Table) -> str:
+    """Aligned columns, the first to the left, the others to the right; then the notes."""
+    cells = [tuple(map(str, row)) for row in (table.header, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = []
     for first, *others in cells:
         right = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
         lines.append("  ".join([first.ljust(widths[0]), *right]))
-    return "\n".join(lines)
+    return "\n".join([*lines, *table.notes])
+
+
+def as_markdown(table: Table) -> str:
+    """The same for a page; each note is a paragraph."""
+    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
+    text = "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+    return "\n\n".join([text, *table.notes])
+
+
+def reasons(not_here: Mapping[str, str]) -> list[str]:
+    """A note for each way that could not be taken."""
+    return [f"Not here: {way} ({reason})." for way, reason in not_here.items()]

@@ -2,16 +2,19 @@
 
 import argparse
 import statistics
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from bench_common import format_table, interleave, machine
+from bench_common import Table, interleave, machine, reasons, try_each
+from hugging_face import hugging_face_generator
 
 from finetune import COUNT
 from gpt_download import resolve_model_name
-from previous_chapters import MODEL_CONFIGS, GPTModel, generate, gpt2_state_dict
+from previous_chapters import MODEL_CONFIGS, GPTModel, generate
+
+Generate = Callable[[int], torch.Tensor]  # number of new tokens -> token ids, the prompt's too
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokens", type=COUNT, nargs="+", default=[16, 64, 128], help="tokens generated"
     )
-    parser.add_argument("--repetitions", type=COUNT, default=2, help="rounds; the median counts")
+    parser.add_argument("--repetitions", type=COUNT, default=3, help="rounds; the median counts")
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -34,75 +37,75 @@ def run(args: argparse.Namespace) -> dict:
     torch.manual_seed(0)
     model = GPTModel(cfg).to(args.device).eval()
     prompt = torch.randint(cfg.vocab_size - 1, (1, args.prompt), device=args.device)
-    ways = {
-        "with cache": lambda n: generate(model, prompt, n),
-        "without cache": lambda n: generate(model, prompt, n, use_cache=False),
+    makers = {
+        "with cache": lambda: lambda n: generate(model, prompt, n),
+        "without cache": lambda: lambda n: generate(model, prompt, n, use_cache=False),
+        "transformers, with cache": lambda: transformers_generate(model, prompt),
     }
-    if find_spec("transformers"):
-        ways["transformers, with cache"] = transformers_generate(model, prompt)
-    same = {n: torch.equal(ways["with cache"](n), ways["without cache"](n)) for n in args.tokens}
+    # The first calls say whether the tokens are the same, and are each way's warm-up.
+    ways, made, not_here = try_each(makers, lambda way: way(max(args.tokens))[0])
     functions = {
-        f"{way}, {n}": lambda _, make=make, n=n: make(n)
+        f"{way}, {n}": lambda make=make, n=n: make(n)
         for n in args.tokens
         for way, make in ways.items()
     }
-    seconds = interleave(functions, args.repetitions, args.device)
+    rounds = interleave(functions, args.repetitions, args.device, warm_up=False)
     return {
         "model": name,
         "weights": "random",
         "prompt_tokens": args.prompt,
         "tokens_per_second": {
-            way: {str(n): n / statistics.median(seconds[f"{way}, {n}"]) for n in args.tokens}
+            way: {str(n): n / statistics.median(rounds[f"{way}, {n}"]) for n in args.tokens}
             for way in ways
         },
-        "same_tokens_with_and_without_cache": all(same.values()),
+        "tokens_compared": max(args.tokens),
+        "tokens_as_with_cache": {
+            way: num_equal(tokens, made["with cache"]) - args.prompt for way, tokens in made.items()
+        },
         "repetitions": args.repetitions,
+        "not_here": not_here,
+        "rounds": rounds,
         **machine(args.device),
     }
 
 
-def transformers_generate(model: GPTModel, prompt: torch.Tensor):
-    """Greedy generation by `transformers` on the same weights, never ending early."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+def num_equal(tokens: torch.Tensor, expected: torch.Tensor) -> int:
+    """How many tokens (T,), from the first on, are the expected ones.
 
-    cfg = model.cfg
-    twin = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=cfg.vocab_size,
-            n_positions=cfg.context_length,
-            n_embd=cfg.emb_dim,
-            n_layer=cfg.num_layers,
-            n_head=cfg.num_heads,
-            bos_token_id=cfg.vocab_size - 1,
-            eos_token_id=cfg.vocab_size - 1,
-        )
-    ).to(prompt.device)
-    twin.transformer.load_state_dict(gpt2_state_dict(model), strict=False)
-    twin.tie_weights()
-    twin.eval()
-    mask = torch.ones_like(prompt)
+    >>> num_equal(torch.tensor([5, 6, 7, 8]), torch.tensor([5, 6, 0, 8]))
+    2
+    """
+    return int((tokens == expected).cumprod(dim=0).sum())
+
+
+def transformers_generate(model: GPTModel, prompt: torch.Tensor) -> Generate:
+    """Greedy generation by `transformers` on the same weights, never ending early."""
+    twin, mask = hugging_face_generator(model), torch.ones_like(prompt)
     return lambda n: twin.generate(
         prompt,
         attention_mask=mask,
         max_new_tokens=n,
         min_new_tokens=n,
         do_sample=False,
-        pad_token_id=cfg.vocab_size - 1,
+        pad_token_id=twin.config.pad_token_id,
     )
 
 
-def table(result: dict) -> str:
+def tables(result: dict) -> list[Table]:
     speeds = result["tokens_per_second"]
     lengths = list(next(iter(speeds.values())))
-    rows = [(way, *(f"{speed:.1f}" for speed in by.values())) for way, by in speeds.items()]
-    same = "the same" if result["same_tokens_with_and_without_cache"] else "DIFFERENT"
-    return "\n".join(
-        [
-            f"{result['model']}, {result['threads']} threads, prompt of "
-            f"{result['prompt_tokens']} tokens; tokens with and without cache are {same}",
-            format_table(rows, ("tokens a second", *(f"{n} tokens" for n in lengths))),
-        ]
+    num = result["tokens_compared"]
+    rows = [
+        (way, *(f"{speed:.1f}" for speed in by.values()), result["tokens_as_with_cache"][way])
+        for way, by in speeds.items()
+    ]
+    header = ("tokens a second", *(f"{n} tokens" for n in lengths), f"same as with cache, of {num}")
+    note = (
+        f"Shape: {result['model']}, prompt of {result['prompt_tokens']} tokens; median of "
+        f"{result['repetitions']} rounds. Last column: how many of the tokens, from the first on, "
+        f"are those that are generated with a cache."
     )
+    return [Table(header, rows, [note, *reasons(result["not_here"])])]
 
 
 def plot(result: dict, folder: Path) -> None:

@@ -5,18 +5,32 @@ import statistics
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from bench_common import format_table, interleave, machine, mixed_sequences, random_classifier
-from classifying_ways import all_ways
+from bench_common import (
+    Table,
+    evenly_spaced,
+    interleave,
+    machine,
+    mixed_sequences,
+    random_classifier,
+    reasons,
+    try_each,
+)
+from classifying_ways import other_ways, own_ways
 
 from finetune import COUNT
 from gpt_download import resolve_model_name
+
+LATENCY_ROUNDS = 10  # of a single message, which takes milliseconds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="gpt2-small", help="shape; the weights are random")
     parser.add_argument("--messages", type=COUNT, default=1000, help="mixed messages, real ones")
     parser.add_argument(
-        "--shares", type=COUNT, default=8, help="equal parts of the messages; a round takes one"
+        "--sample",
+        type=COUNT,
+        default=200,
+        help="of them, evenly spaced by length, that every way classifies in every round",
     )
     parser.add_argument("--repetitions", type=COUNT, default=3, help="rounds; the median counts")
 
@@ -25,52 +39,56 @@ def run(args: argparse.Namespace) -> dict:
     name = resolve_model_name(args.model)
     model = random_classifier(name, args.device)
     sequences = mixed_sequences(name, args.messages)
-    shares = [sequences[i :: args.shares] for i in range(args.shares)]
-    few = shares[0][:16]
-    ways = all_ways(model)
-    usable = {way: classify for way, classify in ways.items() if callable(classify)}
-
-    expected = usable["plain loop"](few).softmax(dim=-1)
-    difference = {
-        way: (classify(few).softmax(dim=-1) - expected).abs().max().item()
-        for way, classify in usable.items()
-    }
+    chosen = evenly_spaced(range(len(sequences)), args.sample, lambda i: len(sequences[i]))
+    sample = [sequences[i] for i in sorted(chosen)]  # in their order again: as they come
     typical = sorted(sequences, key=len)[len(sequences) // 2]
-    latency = interleave(
-        {way: lambda _, c=classify: c([typical]) for way, classify in usable.items()},
-        max(10, args.repetitions),
-        args.device,
-    )
+
+    # A first pass over a quarter of it, of all lengths, is each way's warm-up, and says how far
+    # the answers differ.
+    quarter = sorted(sample, key=len)[::4]
+    ways = own_ways(model)
+    logits = {way: classify(quarter) for way, classify in ways.items()}
+    others, their_logits, not_here = try_each(other_ways(model), lambda classify: classify(quarter))
+    ways, logits = ways | others, logits | their_logits
     throughput = interleave(
-        {way: lambda i, c=classify: c(shares[i % len(shares)]) for way, classify in usable.items()},
+        {way: lambda c=classify: c(sample) for way, classify in ways.items()},
         args.repetitions,
         args.device,
-        warm_up=False,  # the comparison and the latencies have done that
+        warm_up=False,
     )
-    results = {
-        way: {
-            "latency_ms": 1000 * statistics.median(latency[way]),
-            "messages_per_second": len(shares[0]) / statistics.median(throughput[way]),
-            "largest_difference_of_probabilities": difference[way],
-        }
-        for way in usable
-    }
+    latency = interleave(
+        {way: lambda c=classify: c([typical]) for way, classify in ways.items()},
+        LATENCY_ROUNDS,
+        args.device,
+    )
+    expected = logits["plain loop"].softmax(dim=-1)
     return {
         "model": name,
         "weights": "random",
         "data": "SMS Spam Collection, distinct messages in random order",
-        "messages": args.messages,
+        "messages": len(sequences),
         "median_tokens": len(typical),
-        "real_tokens": sum(map(len, sequences)),
-        "messages_timed": len(shares[0]) * args.repetitions,
+        "sample_messages": len(sample),
+        "sample_tokens": sum(map(len, sample)),
         "repetitions": args.repetitions,
-        "ways": results,
-        "not_here": {way: reason for way, reason in ways.items() if not callable(reason)},
+        "ways": {
+            way: {
+                "latency_ms": 1000 * statistics.median(latency[way]),
+                "messages_per_second": len(sample) / statistics.median(throughput[way]),
+                "largest_difference_of_probabilities": (logits[way].softmax(dim=-1) - expected)
+                .abs()
+                .max()
+                .item(),
+            }
+            for way in ways
+        },
+        "not_here": not_here,
+        "rounds": {"sample_seconds": throughput, "one_message_seconds": latency},
         **machine(args.device),
     }
 
 
-def table(result: dict) -> str:
+def tables(result: dict) -> list[Table]:
     rows = [
         (
             way,
@@ -80,15 +98,13 @@ def table(result: dict) -> str:
         )
         for way, figures in result["ways"].items()
     ]
-    header = ("way", "one message, ms", "messages a second", "difference")
-    lines = [
-        f"{result['model']}, {result['threads']} threads, {result['messages']:,} messages, "
-        f"{result['messages_timed']} of them timed; "
-        f"one message: {result['median_tokens']} tokens",
-        format_table(rows, header),
-    ]
-    lines += [f"{way}: not here, {reason}" for way, reason in result["not_here"].items()]
-    return "\n".join(lines)
+    header = ("way", "one message, ms", "messages a second", "largest difference of probabilities")
+    note = (
+        f"Shape: {result['model']}. One message: {result['median_tokens']} tokens. Messages a "
+        f"second: {result['sample_messages']:,} of {result['messages']:,} messages, "
+        f"{result['sample_tokens']:,} tokens; median of {result['repetitions']} rounds."
+    )
+    return [Table(header, rows, [note, *reasons(result["not_here"])])]
 
 
 def plot(result: dict, folder: Path) -> None:

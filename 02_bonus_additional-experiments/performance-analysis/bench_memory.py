@@ -3,11 +3,12 @@
 import argparse
 import json
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from bench_common import format_table, machine, run_fresh
+from bench_common import NotHere, Table, machine, run_fresh
 from measure_memory import CHOICES
 from tqdm import tqdm
 
@@ -86,9 +87,10 @@ def predict_mb(cfg: GPTConfig, choice: str, batch_size: int, length: int) -> flo
     """Weights, AdamW's state, and the larger of what is kept and of the gradients: while the
     backward pass makes the gradients, it lets go of what was kept.
 
-    Without a backward pass, the largest moment is in a feed-forward network: the block's input,
-    the norm's output and 4 D before and after the activation. Attention by hand has another one:
-    three times the T x T weights of every head (scores, masked scores, weights).
+    Blocks without a backward pass keep nothing, and their largest moment is in a feed-forward
+    network: the block's input, the norm's output and 4 D before and after the activation, 10 D.
+    Attention by hand has another one: three times the T x T weights of every head (scores, masked
+    scores, weights).
     """
     parameters, trained = count_parameters(cfg, choice)
     tokens = batch_size * length
@@ -114,11 +116,7 @@ def run(args: argparse.Namespace) -> dict:
     settings += [("all", 8, length) for length in args.lengths if length != 120]
     rows = []
     for choice, batch_size, length in tqdm(settings, "choices"):
-        options = ["--batch-size", str(batch_size), "--length", str(length)]
-        printed = run_fresh(
-            "measure_memory.py", name, choice, *options, "--device", args.device.type
-        )
-        stages = json.loads(printed)
+        stages = peaks_by_stage(name, choice, batch_size, length, args.device)
         rows.append(
             {
                 "choice": choice,
@@ -138,6 +136,16 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
+def peaks_by_stage(
+    model_name: str, choice: str, batch_size: int, length: int, device: torch.device
+) -> dict[str, float]:
+    """Peaks of a fresh process, in MB above what it held before the model. Raises ``NotHere``."""
+    if device.type != "cuda" and find_spec("psutil") is None:
+        raise NotHere("psutil is not installed")
+    options = ["--batch-size", str(batch_size), "--length", str(length), "--device", device.type]
+    return json.loads(run_fresh("measure_memory.py", model_name, choice, *options))
+
+
 def chapter_peak_mb(name: str, args: argparse.Namespace) -> float | None:
     """Peak of `finetune.py` on the published split, as a whole process with all its libraries."""
     with tempfile.TemporaryDirectory() as folder:
@@ -148,27 +156,30 @@ def chapter_peak_mb(name: str, args: argparse.Namespace) -> float | None:
         return json.loads((Path(folder) / "metrics.json").read_text())["peak_memory_mb"]
 
 
-def table(result: dict) -> str:
-    rows = [
-        (
-            row["choice"],
-            row["batch_size"],
-            row["length"],
-            f"{row['peak_mb']:,.0f}",
-            f"{row['predicted_mb']:,.0f}",
-            max(row["stages_mb"], key=row["stages_mb"].get),
+STAGES = ("model", "frozen layers", "forward", "backward", "update")
+
+
+def tables(result: dict) -> list[Table]:
+    rows = []
+    for row in result["choices"]:
+        stages = row["stages_mb"]
+        rows.append(
+            (
+                row["choice"].replace("_", " "),
+                row["batch_size"],
+                row["length"],
+                *(f"{stages[stage]:,.0f}" if stage in stages else "-" for stage in STAGES),
+                f"{row['peak_mb']:,.0f}",
+                f"{row['predicted_mb']:,.0f}",
+            )
         )
-        for row in result["choices"]
-    ]
-    header = ("trained", "batch", "tokens", "peak, MB", "predicted, MB", "peak in")
-    chapter = result["chapter_peak_mb"]
-    return "\n".join(
-        [
-            f"{result['model']}: MB above a process that has loaded PyTorch",
-            format_table(rows, header),
-            f"the chapter's run, whole process: {chapter:,.0f} MB" if chapter else "",
-        ]
-    )
+    header = ("trained", "messages", "tokens each", *STAGES, "peak", "predicted")
+    notes = [f"Shape: {result['model']}. MB above a process that has loaded PyTorch, by stage."]
+    if chapter := result["chapter_peak_mb"]:
+        notes.append(
+            f"`finetune.py` takes {chapter:,.0f} MB, the whole process with its libraries."
+        )
+    return [Table(header, rows, notes)]
 
 
 def plot(result: dict, folder: Path) -> None:

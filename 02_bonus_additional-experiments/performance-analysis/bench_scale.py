@@ -12,7 +12,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from bench_common import (
-    format_table,
+    NotHere,
+    Table,
     interleave,
     machine,
     matrix_rate,
@@ -21,8 +22,9 @@ from bench_common import (
     random_classifier,
     run_fresh,
 )
-from bench_memory import predict_mb
+from bench_memory import peaks_by_stage, predict_mb
 from floors import block_operations
+from measure_memory import random_batch
 from torch.utils.data import DataLoader
 from training_ways import Way, logits_of
 
@@ -60,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, nargs="+", default=[0, 1, 2], help="processes that load batches"
     )
-    parser.add_argument("--repetitions", type=COUNT, default=2, help="rounds; the median counts")
+    parser.add_argument("--repetitions", type=COUNT, default=5, help="rounds; the median counts")
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -68,19 +70,22 @@ def run(args: argparse.Namespace) -> dict:
     cfg = MODEL_CONFIGS[name]
     if max(args.lengths) > cfg.context_length:
         raise ValueError(f"--lengths: {name} reads {cfg.context_length} tokens at most.")
-    if not torch.backends.mkldnn.is_available() and len(args.threads) > 1:
-        raise ValueError("--threads: this build of PyTorch computes with one thread.")
     model = random_classifier(name, args.device)
+    rounds: dict[str, dict[str, list[float]]] = {}
+    sections = {
+        "length": against_length(model, args, rounds),
+        "batch_size": against_batch_size(model, args, rounds),
+        "thread_counts": against_threads(model, args, rounds),
+        "workers": against_workers(args, rounds),
+        "model_size": against_model_size(args, rounds),
+        "messages": against_messages(args),
+    }
     return {
         "model": name,
         "weights": "random",
-        "matrix_gflops": matrix_rate(cfg, args.device) / 1e9,
-        "length": against_length(model, args),
-        "batch_size": against_batch_size(model, args),
-        "thread_counts": against_threads(model, args),
-        "workers": against_workers(args),
-        "model_size": against_model_size(args),
-        "messages": against_messages(args),
+        "repetitions": args.repetitions,
+        **sections,
+        "rounds": rounds,
         **machine(args.device),
     }
 
@@ -90,30 +95,25 @@ def run(args: argparse.Namespace) -> dict:
 # ---------------------------------------------------------------------------------------------
 
 
-def random_batch(model: GPTModel, batch_size: int, length: int) -> Batch:
-    ids = torch.randint(model.cfg.vocab_size, (batch_size, length))
-    last = torch.full((batch_size,), length - 1)
-    return Batch(ids, last, last).to(model.tok_emb.weight.device)
+def forward(model: GPTModel, batch: Batch, way: Way) -> Callable[[], torch.Tensor]:
+    return lambda: logits_of(model, batch, way)
 
 
-def forward(model: GPTModel, batch: Batch, way: Way) -> Callable[[int], torch.Tensor]:
-    return lambda _round: logits_of(model, batch, way)
-
-
-def medians(functions: dict, args: argparse.Namespace) -> dict[str, float]:
+def medians(name: str, functions: dict, args: argparse.Namespace, rounds: dict) -> dict[str, float]:
+    """Median seconds of functions that take turns; every round goes into `rounds[name]`."""
     with torch.inference_mode():
-        seconds = interleave(functions, args.repetitions, args.device)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+        rounds[name] = interleave(functions, args.repetitions, args.device)
+    return {key: statistics.median(values) for key, values in rounds[name].items()}
 
 
-def against_length(model: GPTModel, args: argparse.Namespace) -> list[dict]:
+def against_length(model: GPTModel, args: argparse.Namespace, rounds: dict) -> list[dict]:
     """One message of growing length, with attention fused and by hand."""
     functions = {
         f"{way.name}, {length}": forward(model, random_batch(model, 1, length), way)
         for length in args.lengths
         for way in (FUSED, BY_HAND)
     }
-    seconds = medians(functions, args)
+    seconds = medians("length", functions, args, rounds)
     rows = []
     for length in args.lengths:
         operations = model.cfg.num_layers * block_operations(model.cfg, [length])
@@ -126,10 +126,7 @@ def against_length(model: GPTModel, args: argparse.Namespace) -> list[dict]:
             "quadratic_share": quadratic / operations,
         }
         for key, choice in (("fused", "inference"), ("by_hand", "inference_by_hand")):
-            options = ["--batch-size", "1", "--length", str(length), "--device", args.device.type]
-            stages = json.loads(run_fresh("measure_memory.py", args.model, choice, *options))
-            # What the pass needs on top of the model itself.
-            row[f"{key}_extra_mb"] = stages["forward"] - stages["model"]
+            row[f"{key}_extra_mb"] = extra_mb(choice, length, args)
             row[f"{key}_predicted_mb"] = predict_mb(model.cfg, choice, 1, length) - predict_mb(
                 model.cfg, choice, 1, 0
             )
@@ -137,26 +134,37 @@ def against_length(model: GPTModel, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def against_batch_size(model: GPTModel, args: argparse.Namespace) -> list[dict]:
+def extra_mb(choice: str, length: int, args: argparse.Namespace) -> float | None:
+    """What a forward pass needs on top of the model itself; None where it cannot be measured."""
+    try:
+        stages = peaks_by_stage(args.model, choice, 1, length, args.device)
+    except NotHere:
+        return None
+    return stages["forward"] - stages["model"]
+
+
+def against_batch_size(model: GPTModel, args: argparse.Namespace, rounds: dict) -> list[dict]:
     """Batches of messages of 32 tokens."""
     functions = {
         str(size): forward(model, random_batch(model, size, 32), FUSED) for size in args.batch_sizes
     }
     return [
         {"batch_size": int(size), "seconds": value, "messages_per_second": int(size) / value}
-        for size, value in medians(functions, args).items()
+        for size, value in medians("batch_size", functions, args, rounds).items()
     ]
 
 
-def against_model_size(args: argparse.Namespace) -> list[dict]:
-    """One message of 128 tokens through each shape, one model in memory at a time."""
-    rows = []
+def against_model_size(args: argparse.Namespace, rounds: dict) -> list[dict]:
+    """One message of 128 tokens through each shape. There is one model in memory at a time, so
+    these do not take turns."""
+    rows, all_rounds = [], {}
     for shape in args.shapes:
         model = random_classifier(shape, args.device)
         function = {shape: forward(model, random_batch(model, 1, 128), FUSED)}
         weights = sum(p.numel() * p.element_size() for p in model.parameters())
         operations = model.cfg.num_layers * block_operations(model.cfg, [128])
-        seconds = medians(function, args)[shape]
+        seconds = medians("model_size", function, args, rounds)[shape]
+        all_rounds |= rounds["model_size"]
         rows.append(
             {
                 "model": resolve_model_name(shape),
@@ -167,47 +175,59 @@ def against_model_size(args: argparse.Namespace) -> list[dict]:
             }
         )
         del model, function
+    rounds["model_size"] = all_rounds
     return rows
 
 
-def against_threads(model: GPTModel, args: argparse.Namespace) -> list[dict]:
-    """Messages a second of `classify.py`'s way with so many threads."""
+def against_threads(model: GPTModel, args: argparse.Namespace, rounds: dict) -> list[dict]:
+    """Messages a second of `classify.py`'s way, and the matrix rate, with so many threads."""
     sequences = mixed_sequences(args.model, 64)
     dataset = SpamDataset(sequences, [0] * len(sequences))
-    before, rows = torch.get_num_threads(), []
-    for threads in args.threads:
+    rates: dict[int, list[float]] = {threads: [] for threads in args.threads}
+
+    def classify(threads: int) -> None:
         torch.set_num_threads(threads)
-        rate = matrix_rate(model.cfg, args.device, seconds=1.0)
-        seconds = medians({f"{threads} threads": lambda _: predict_logits(model, dataset)}, args)
-        rows.append(
-            {
-                "threads": threads,
-                "matrix_gflops": rate / 1e9,
-                "messages_per_second": len(dataset) / seconds[f"{threads} threads"],
-            }
-        )
+        predict_logits(model, dataset)
+
+    def measure_rate(threads: int) -> None:
+        torch.set_num_threads(threads)
+        rates[threads].append(matrix_rate(model.cfg, args.device, seconds=0.5))
+
+    functions = {f"{n} threads": lambda n=n: classify(n) for n in args.threads}
+    functions |= {f"matrix rate, {n} threads": lambda n=n: measure_rate(n) for n in args.threads}
+    before = torch.get_num_threads()
+    seconds = medians("thread_counts", functions, args, rounds)
     torch.set_num_threads(before)
-    return rows
+    return [
+        {
+            "threads": threads,
+            "matrix_gflops": statistics.median(rates[threads]) / 1e9,
+            "messages_per_second": len(dataset) / seconds[f"{threads} threads"],
+        }
+        for threads in args.threads
+    ]
 
 
-def against_workers(args: argparse.Namespace) -> list[dict]:
+def against_workers(args: argparse.Namespace, rounds: dict) -> list[dict]:
     """Seconds in which the batches of 1,000 messages are made, by so many further processes."""
     sequences = mixed_sequences(args.model, 1000)
     rows = SpamDataset(sequences, [0] * len(sequences))
-    functions = {}
-    for workers in args.workers:
-        loader = DataLoader(rows, 8, collate_fn=pad_batch, num_workers=workers)
-        functions[str(workers)] = lambda _, loader=loader: sum(1 for _ in loader)
-    seconds = interleave(functions, args.repetitions, torch.device("cpu"))
+
+    def make_batches(workers: int) -> None:
+        for _ in DataLoader(rows, 8, collate_fn=pad_batch, num_workers=workers):
+            pass
+
+    functions = {str(n): lambda n=n: make_batches(n) for n in args.workers}
     return [
-        {"workers": int(workers), "seconds": statistics.median(values)}
-        for workers, values in seconds.items()
+        {"workers": int(workers), "seconds": seconds}
+        for workers, seconds in medians("workers", functions, args, rounds).items()
     ]
 
 
 def against_messages(args: argparse.Namespace) -> list[dict]:
-    """`classify.py` on files of growing length. The model is tiny on purpose: what is measured is
-    reading, cutting into tokens, batching and writing, and whether memory stays flat."""
+    """`classify.py` on files of growing length, each once in a process of its own. The model is
+    tiny on purpose: what is measured is reading, cutting into tokens, batching and writing, and
+    whether memory stays flat."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -217,7 +237,8 @@ def against_messages(args: argparse.Namespace) -> list[dict]:
             table = pd.DataFrame({"id": range(num_messages), "text": mixed_messages(num_messages)})
             table.to_csv(source, index=False)
             options = [str(folder / "classifier"), "--file", str(source), "--output", str(output)]
-            figures = json.loads(run_fresh("measure_stream.py", *options, "--text-column", "text"))
+            options += ["--text-column", "text", "--device", args.device.type]
+            figures = json.loads(run_fresh("measure_stream.py", *options))
             num_answers, in_order = check_answers(output)
             if num_answers != num_messages or not in_order:
                 raise RuntimeError(f"{num_messages} messages went in, {num_answers} came out.")
@@ -250,22 +271,65 @@ def save_tiny_classifier(folder: Path) -> None:
 # What is shown
 # ---------------------------------------------------------------------------------------------
 
-SECTIONS = ("length", "batch_size", "model_size", "messages", "thread_counts", "workers")
+# What each section's table is called, and its columns: key in the raw file, header with unit.
+SECTIONS = {
+    "length": {
+        "tokens": "tokens of one message",
+        "fused_seconds": "fused attention, seconds",
+        "by_hand_seconds": "by hand, seconds",
+        "gflop": "operations, GFLOP",
+        "quadratic_share": "attention's share of them",
+        "fused_extra_mb": "memory of the pass, fused, MB",
+        "fused_predicted_mb": "predicted, MB",
+        "by_hand_extra_mb": "by hand, MB",
+        "by_hand_predicted_mb": "predicted, MB",
+    },
+    "batch_size": {
+        "batch_size": "messages of 32 tokens in a batch",
+        "seconds": "seconds",
+        "messages_per_second": "messages a second",
+    },
+    "model_size": {
+        "model": "one message of 128 tokens",
+        "weights_mb": "weights, MB",
+        "gflop": "operations, GFLOP",
+        "seconds": "seconds",
+        "gflops": "GFLOP a second",
+    },
+    "messages": {
+        "messages": "messages in a file",
+        "file_mb": "file, MB",
+        "seconds": "seconds",
+        "peak_mb": "peak of the process, MB",
+    },
+    "thread_counts": {
+        "threads": "threads",
+        "matrix_gflops": "matrix rate, GFLOP a second",
+        "messages_per_second": "messages a second",
+    },
+    "workers": {
+        "workers": "further processes that load",
+        "seconds": "seconds for 1,000 messages",
+    },
+}
 
 
-def table(result: dict) -> str:
-    rate = result["matrix_gflops"]
-    lines = [f"{result['model']}, {result['threads']} threads, {rate:.0f} GFLOP/s"]
-    for section in SECTIONS:
-        rows = [[shown(value) for value in row.values()] for row in result[section]]
-        lines += ["", format_table(rows, tuple(result[section][0]))]
-    return "\n".join(lines)
+def tables(result: dict) -> list[Table]:
+    return [
+        Table(
+            tuple(columns.values()),
+            [tuple(shown(row[key]) for key in columns) for row in result[section]],
+            [f"Shape: {result['model']}."] if section in ("length", "batch_size") else (),
+        )
+        for section, columns in SECTIONS.items()
+    ]
 
 
-def shown(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+def shown(value: float | str | None) -> str:
+    """Three digits of a measurement; counts and larger numbers in full."""
+    if value is None or isinstance(value, str):
+        return value or "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.{3 if value < 100 else 0}g}"
 
 
 def plot(result: dict, folder: Path) -> None:
@@ -280,9 +344,12 @@ def plot(result: dict, folder: Path) -> None:
     )
     for ax, (section, x, quantities, label) in zip(axes.flat, panels, strict=True):
         for quantity in quantities:
-            values = [row[quantity] for row in result[section]]
+            values = [
+                float("nan") if row[quantity] is None else row[quantity] for row in result[section]
+            ]
             name = quantity.split("_")[0] if len(quantities) > 1 else None
             name = {"by": "attention by hand", "fused": "fused attention"}.get(name)
+            values = [float("nan") if value is None else value for value in values]
             ax.plot([row[x] for row in result[section]], values, "o-", label=name)
         ax.set_xlabel({"gflop": "operations (GFLOP)"}.get(x, x.replace("_", " ")))
         ax.set_ylabel(label)

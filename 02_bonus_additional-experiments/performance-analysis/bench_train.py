@@ -3,15 +3,26 @@
 import argparse
 import statistics
 import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
-from bench_common import format_table, interleave, machine, matrix_rate, random_classifier
-from floors import all_layers_operations, floor_operations, lean_tail_operations
+from bench_common import (
+    NotHere,
+    Table,
+    evenly_spaced,
+    interleave,
+    machine,
+    matrix_rate,
+    random_classifier,
+    reasons,
+)
+from floors import floor_operations
 from hugging_face import TrainerJob, freeze_twin_but_last_block, hugging_face_twin
-from training_ways import PLAIN_BUT_FUSED, TrainingJob, Way, evenly_spaced, ladder
+from matplotlib.ticker import NullFormatter
+from training_ways import TrainingJob, Way, ladder
 
 import finetune
 from finetune import COUNT
@@ -20,7 +31,10 @@ from previous_chapters import MODEL_CONFIGS
 from text_classifier import TrainConfig, add_classification_head, freeze_all_but
 from text_data import SpamDataset, encode_messages, published_splits
 
+# Of finetune.py's run; the n-gram baseline that it also fits is no part of the GPT's training.
 COUNTED_STAGES = ("data", "model", "frozen_layers", "training", "evaluation")
+HEADLINE = ("plain_seconds", "fast_seconds", "floor_seconds", "speedup", "times_floor")
+GROUPED = Way("grouped", group_by_length=True)
 TRAINER = "transformers' Trainer"
 
 
@@ -30,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sample",
         type=COUNT,
-        default=4,
+        default=3,
         help="batches of each way that are timed, evenly spaced by length; the mean is multiplied",
     )
-    parser.add_argument("--repetitions", type=COUNT, default=2, help="rounds; the median counts")
+    parser.add_argument("--repetitions", type=COUNT, default=3, help="rounds; the median counts")
     parser.add_argument(
         "--check-steps", type=COUNT, default=40, help="steps over which losses are compared"
     )
@@ -43,50 +57,20 @@ def run(args: argparse.Namespace) -> dict:
     """All figures of the comparison."""
     name = resolve_model_name(args.model)
     parts = read_parts(name)
-    cfg, lengths = MODEL_CONFIGS[name], [part.lengths for part in parts]
-    rates = [matrix_rate(cfg, args.device)]
-    last_block = time_ways(args, parts, "last_block")
-    full_runs = [run_chapter(name, args) for _ in range(args.repetitions)]
-    all_layers = time_ways(args, parts, "all")
-    rates.append(matrix_rate(cfg, args.device))
-
-    rate = statistics.mean(rates)
-    fast = statistics.median(sum(run[stage] for stage in COUNTED_STAGES) for run in full_runs)
-    stages = {s: statistics.median(run[s] for run in full_runs) for s in full_runs[0]}
-    floor = floor_operations(cfg, lengths, args.epochs) / rate
-    lean_floor = floor_operations(cfg, lengths, args.epochs, lean_tail_operations) / rate
-    # The frozen blocks' pass is timed in the full runs; the ways that need it add it here.
-    for way in last_block["ways"]:
-        if way["frozen_once"]:
-            way["seconds"] += stages["frozen_layers"] + stages["model"] + stages["data"]
-    plain = last_block["ways"][0]["seconds"]
+    with tempfile.TemporaryDirectory() as folder:
+        last_block = compare(args, parts, "last_block", folder)
+        all_layers = compare(args, parts, "all", folder)
     return {
         "model": name,
         "weights": "random",
         "data": "SMS Spam Collection, published split",
         "epochs": args.epochs,
-        "real_tokens": sum(map(sum, lengths)),
-        "plain_seconds": plain,
-        "plain_steps_timed": len(last_block["step_samples"]) * args.repetitions,
-        "plain_steps": last_block["num_steps"],
-        "fast_seconds": fast,
-        "fast_seconds_of_runs": [sum(run[s] for s in COUNTED_STAGES) for run in full_runs],
-        "fast_seconds_by_stage": stages,
-        "floor_seconds": floor,
-        "lean_floor_seconds": lean_floor,
-        "matrix_gflops": rate / 1e9,
-        "speedup": plain / fast,
-        "speedup_over_plain_with_fused_attention": last_block["plain_but_fused"] / fast,
-        "times_floor": fast / floor,
-        "times_lean_floor": fast / lean_floor,
+        "repetitions": args.repetitions,
+        "real_tokens": sum(sum(part.lengths) for part in parts),
+        **{key: last_block[key] for key in HEADLINE},  # what other pages quote
+        "matrix_gflops": last_block["matrix_gflops"],
         "last_block": last_block,
-        "all_layers": all_layers
-        | {
-            "speedup": all_layers["ways"][0]["seconds"] / all_layers["ways"][-1]["seconds"],
-            "speedup_over_plain_with_fused_attention": all_layers["plain_but_fused"]
-            / all_layers["ways"][-1]["seconds"],
-            "floor_seconds": all_layers_operations(cfg, lengths, args.epochs) / rate,
-        },
+        "all_layers": all_layers,
         "largest_difference_of_losses": {
             trainable: compare_losses(trainable, args.check_steps)
             for trainable in ("last_block", "all")
@@ -112,65 +96,109 @@ def read_parts(model_name: str) -> list[SpamDataset]:
 # ---------------------------------------------------------------------------------------------
 
 
-def time_ways(args: argparse.Namespace, parts: list[SpamDataset], trainable: str) -> dict:
-    """Estimated seconds of each way's whole training, from batches that stand for all."""
+def compare(
+    args: argparse.Namespace, parts: list[SpamDataset], trainable: str, folder: str
+) -> dict:
+    """Seconds of the whole training in each way, of `finetune.py` in full, and of the floor.
+
+    All take turns, and so does the measuring of the matrix rate; but where all layers are trained,
+    `finetune.py` runs one epoch, once and after the rounds, since that alone takes minutes.
+    """
     model = random_classifier(args.model, args.device)
     num_frozen = freeze_all_but(model, trainable)
-    job = TrainingJob(model, parts, TrainConfig.batch_size)
-    ways = [*ladder(any_frozen=num_frozen > 0), PLAIN_BUT_FUSED]
-    steps, evaluations, counts = {}, {}, {}
-    for way in ways:
-        train, evaluation = job.train_batches(way), job.evaluation_batches(way, 0)
-        steps[way.name] = sample(job, train, way, num_frozen, args.sample)
-        evaluations[way.name] = sample(job, evaluation, way, num_frozen, args.sample)
-        counts[way.name] = num_batches(job, way, args.epochs)
+    job = TrainingJob(model, parts, TrainConfig.batch_size, num_frozen)
+    ways = ladder(any_frozen=num_frozen > 0)
+    epochs_in_full = args.epochs if trainable == "last_block" else 1
+    rates, full_runs, trainer_runs, not_here = [], [], [], {}
 
-    functions = {}
-    for way in ways:
-        functions[f"step, {way.name}"] = repeat(job.step, steps[way.name], way)
-        functions[f"evaluation, {way.name}"] = repeat(job.evaluate, evaluations[way.name], way)
-    seconds = interleave(functions, args.repetitions, args.device)
+    def run_in_full() -> None:
+        full_runs.append(run_chapter(args, trainable, epochs_in_full))
 
-    results = []
-    for way in ways:
-        step = statistics.median(seconds[f"step, {way.name}"]) / len(steps[way.name])
-        evaluation = statistics.median(seconds[f"evaluation, {way.name}"])
-        evaluation /= len(evaluations[way.name])
-        num_steps, num_evaluations = counts[way.name]
-        results.append(
-            {
-                "name": way.name,
-                "frozen_once": way.compute_frozen_once,
-                "step_seconds": step,
-                "evaluation_batch_seconds": evaluation,
-                "evaluation_batches": num_evaluations,
-                "seconds": step * num_steps + evaluation * num_evaluations,
-            }
-        )
-    plain_but_fused = results.pop()["seconds"]
+    functions, num_timed = timed_functions(job, ways, args.sample)
+    functions["matrix rate"] = lambda: rates.append(matrix_rate(model.cfg, args.device, 1.0))
+    try:
+        trainer = make_trainer(args, job, trainable, folder)
+        functions[TRAINER] = lambda: trainer_runs.append((trainer.train(), trainer.evaluate()))
+    except NotHere as reason:
+        not_here[TRAINER] = str(reason)
+    if trainable == "last_block":
+        functions["finetune.py in full"] = run_in_full
+    rounds = interleave(functions, args.repetitions, args.device, warm_up=False)
+    if not full_runs:
+        run_in_full()
+
+    stages = {stage: statistics.median(run[stage] for run in full_runs) for stage in full_runs[0]}
+    stages["training"] *= args.epochs / epochs_in_full
+    rungs = [estimate(job, way, rounds, num_timed, stages, args.epochs) for way in ways]
+    plain, fast = rungs[0]["seconds"], sum(stages[stage] for stage in COUNTED_STAGES)
+    rate, lengths = statistics.median(rates), [part.lengths for part in parts]
+    floor = floor_operations(model.cfg, lengths, args.epochs, num_frozen) / rate
     return {
-        "ways": results,
-        "plain_but_fused": plain_but_fused,
-        "num_steps": counts["plain"][0],
-        "step_samples": [max(job.parts[0].lengths[i] for i in b) for b in sampled(job, args)],
-        TRAINER: time_trainer(args, job, trainable),
+        "ways": rungs,
+        "batches_timed_in_a_round": num_timed["step, plain"],
+        "trainer": trainer_figures(job, trainer_runs, stages, args.epochs),
+        "not_here": not_here,
+        "plain_seconds": plain,
+        "fast_seconds": fast,
+        "fast_seconds_by_stage": stages,
+        "fast_runs": full_runs,
+        "fast_runs_epochs": epochs_in_full,
+        "matrix_gflops": rate / 1e9,
+        "matrix_gflops_of_rounds": [value / 1e9 for value in rates],
+        "floor_seconds": floor,
+        "speedup": plain / fast,
+        "times_floor": fast / floor,
+        "rounds": rounds,
     }
 
 
-def sampled(job: TrainingJob, args: argparse.Namespace) -> list[list[int]]:
-    way = Way("grouped", group_by_length=True)
-    return evenly_spaced(job.train_batches(way), job.parts[0].lengths, args.sample)
+def estimate(
+    job: TrainingJob, way: Way, rounds: dict, num_timed: dict, stages: dict, epochs: int
+) -> dict:
+    """Seconds of the whole training in this way: reading the data, making the model and, where it
+    is done once, the frozen pass as they were in the full runs, and the batches that were timed as
+    often as they come."""
+    num_steps, num_evaluations = num_batches(job, way, epochs)
+    step, evaluation = (
+        statistics.median(rounds[f"{kind}, {way.name}"]) / num_timed[f"{kind}, {way.name}"]
+        for kind in ("step", "evaluation")
+    )
+    frozen = stages["frozen_layers"] if way.compute_frozen_once else 0
+    batches = step * num_steps + evaluation * num_evaluations
+    return {
+        "name": way.name,
+        "step_seconds": step,
+        "steps": num_steps,
+        "evaluation_batch_seconds": evaluation,
+        "evaluation_batches": num_evaluations,
+        "frozen_pass_seconds": frozen,
+        "seconds": stages["data"] + stages["model"] + frozen + batches,
+    }
 
 
-def sample(job: TrainingJob, batches: list, way: Way, num_frozen: int, num: int) -> list:
-    chosen = evenly_spaced(batches, job.parts[0].lengths, num)
-    return [job.make_batch(indices, way, num_frozen) for indices in chosen]
+def timed_functions(
+    job: TrainingJob, ways: list[Way], num: int
+) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
+    """For each way a function that takes some steps and one that evaluates some batches, and how
+    many. Each function has had its longest batch already when it is returned."""
+    functions, num_timed = {}, {}
+    for way in ways:
+        for kind, function, batches in (
+            ("step", job.step, job.train_batches(way)),
+            ("evaluation", job.evaluate, job.evaluation_batches(way, 0)),
+        ):
+            name = f"{kind}, {way.name}"
+            chosen = evenly_spaced(batches, num, job.longest)
+            made = [job.make_batch(indices, way) for indices in chosen]
+            function(made[-1], way)
+            functions[name], num_timed[name] = for_all(function, made, way), len(made)
+    return functions, num_timed
 
 
-def repeat(function, batches: list, way: Way):
-    """A function of the round's number which takes all batches, one after the other."""
+def for_all(function: Callable, batches: list, way: Way) -> Callable[[], None]:
+    """A function that takes all batches, one after the other."""
 
-    def once(_round: int) -> None:
+    def once() -> None:
         for batch in batches:
             function(batch, way)
 
@@ -178,47 +206,89 @@ def repeat(function, batches: list, way: Way):
 
 
 def num_batches(job: TrainingJob, way: Way, epochs: int) -> tuple[int, int]:
-    """Steps and evaluation batches of the whole training: as in the chapter, training and
-    validation messages are evaluated after every epoch and all three parts at the end."""
-    train, validation, test = (len(job.evaluation_batches(way, part)) for part in range(3))
-    evaluations = epochs * (train + validation) + train + validation + test
-    return epochs * len(job.train_batches(way)), evaluations
+    """Steps and evaluation batches of the whole training."""
+    sizes = [len(job.evaluation_batches(way, part)) for part in range(3)]
+    return epochs * len(job.train_batches(way)), count_evaluations(sizes, epochs)
 
 
-def time_trainer(args: argparse.Namespace, job: TrainingJob, trainable: str) -> dict | None:
-    """The same estimate for `transformers`, on the same grouped batches; None where it is not."""
-    if find_spec("transformers") is None or find_spec("accelerate") is None:
-        return None
+def count_evaluations(sizes: list[int], epochs: int) -> int:
+    """As in the chapter, training and validation messages are evaluated after every epoch and all
+    three parts at the end."""
+    return epochs * (sizes[0] + sizes[1]) + sum(sizes)
+
+
+def run_chapter(args: argparse.Namespace, trainable: str, epochs: int) -> dict[str, float]:
+    """Seconds of each stage of `finetune.py`, from reading the file to the final accuracies."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--model", args.model, "--weights", "random", "--protocol", "published"]
+        options += ["--trainable", trainable, "--epochs", str(epochs), "--output", folder]
+        options += ["--device", args.device.type, "--quiet"]
+        return finetune.run(finetune.parse_args(options))["seconds"]
+
+
+# ---------------------------------------------------------------------------------------------
+# The Trainer
+# ---------------------------------------------------------------------------------------------
+
+
+def make_trainer(
+    args: argparse.Namespace, job: TrainingJob, trainable: str, folder: str
+) -> TrainerJob:
+    """`transformers`' Trainer on the steps that the grouped ways are timed on, and on evaluation
+    batches of neighbours in length. Raises ``NotHere``."""
+    for package in ("transformers", "accelerate"):
+        if find_spec(package) is None:
+            raise NotHere(f"{package} is not installed")
     twin = hugging_face_twin(random_classifier(args.model, args.device))
     if trainable == "last_block":
         freeze_twin_but_last_block(twin)
-    way = Way("grouped", group_by_length=True)
-    chosen = sampled(job, args)
-    rows = [job.parts[0][i] for batch in (chosen[:1] + chosen) for i in batch]
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = TrainerJob(twin, rows, job.batch_size, folder)
-        steps, evaluations = [], []
-        for _ in range(args.repetitions):
-            steps.append(trainer.train())
-            evaluations.append(trainer.evaluate())
-    num_steps = args.epochs * len(job.train_batches(way))
-    sizes = [-(-len(part) // job.batch_size) for part in job.parts]
-    num_evaluations = args.epochs * (sizes[0] + sizes[1]) + sum(sizes)
-    step, evaluation = statistics.median(steps), statistics.median(evaluations)
+    steps = evenly_spaced(job.train_batches(GROUPED), args.sample, job.longest)
+    train = [i for indices in (steps[:1] + steps) for i in indices]  # the first is not counted
+    evaluations = evenly_spaced(trainer_evaluation_batches(job), args.sample, job.longest)
+    evaluation = [i for indices in evaluations for i in indices]
+    rows = job.parts[0]
+    trainer = TrainerJob(
+        twin,
+        [rows[i] for i in train],
+        job.batch_size,
+        [rows[i] for i in evaluation],
+        trainer_evaluation_size(job),
+        folder,
+    )
+    trainer.evaluate()
+    return trainer
+
+
+def trainer_evaluation_size(job: TrainingJob) -> int:
+    """Messages in an evaluation batch: as many as the chapter's hold on average."""
+    return round(len(job.parts[0]) / len(job.evaluation_batches(GROUPED, 0)))
+
+
+def trainer_evaluation_batches(job: TrainingJob) -> list[list[int]]:
+    """All full batches of training messages sorted by length."""
+    size = trainer_evaluation_size(job)
+    order = sorted(range(len(job.parts[0])), key=lambda i: job.parts[0].lengths[i])
+    return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+
+
+def trainer_figures(
+    job: TrainingJob, runs: list[tuple[float, float]], stages: dict, epochs: int
+) -> dict | None:
+    """The estimate for the whole training, as for the other ways; None without a run."""
+    if not runs:
+        return None
+    step, evaluation = (statistics.median(values) for values in zip(*runs, strict=True))
+    size = trainer_evaluation_size(job)
+    num_steps = epochs * len(job.train_batches(GROUPED))
+    num_evaluations = count_evaluations([-(-len(part) // size) for part in job.parts], epochs)
+    batches = step * num_steps + evaluation * num_evaluations
     return {
         "step_seconds": step,
         "evaluation_batch_seconds": evaluation,
-        "seconds": step * num_steps + evaluation * num_evaluations,
+        "evaluation_batch_size": size,
+        "rounds": [{"step_seconds": s, "evaluation_batch_seconds": e} for s, e in runs],
+        "seconds": stages["data"] + stages["model"] + batches,
     }
-
-
-def run_chapter(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each stage of `finetune.py`, from reading the file to the final accuracies."""
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = ["--model", name, "--weights", "random", "--protocol", "published", "--quiet"]
-        arguments += ["--device", args.device.type]
-        arguments += ["--epochs", str(args.epochs), "--output", folder]
-        return finetune.run(finetune.parse_args(arguments))["seconds"]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -239,13 +309,10 @@ def compare_losses(trainable: str, num_steps: int) -> float:
         model, _ = load_pretrained("gpt-mini")
         torch.manual_seed(0)
         add_classification_head(model, 2)
-        num_frozen = freeze_all_but(model, trainable)
-        job = TrainingJob(model, parts, TrainConfig.batch_size)
+        job = TrainingJob(model, parts, TrainConfig.batch_size, freeze_all_but(model, trainable))
         job.optimizer.param_groups[0]["lr"] = 5e-4
         batches = job.train_batches(fast)[:num_steps]
-        losses.append(
-            [job.step(job.make_batch(indices, way, num_frozen), way).item() for indices in batches]
-        )
+        losses.append([job.step(job.make_batch(rows, way), way).item() for rows in batches])
     return max(abs(a - b) for a, b in zip(*losses, strict=True))
 
 
@@ -253,57 +320,81 @@ def compare_losses(trainable: str, num_steps: int) -> float:
 # What is shown
 # ---------------------------------------------------------------------------------------------
 
-
-def rows_of(result: dict) -> list[tuple[str, float, float]]:
-    """(name, seconds, times faster than plain) of all that was compared."""
-    rows = []
-    for part in ("last_block", "all_layers"):
-        ways = result[part]["ways"]
-        seconds = {f"{part}: {ways[0]['name']}": ways[0]["seconds"]}
-        seconds |= {f"{part}: + {way['name']}": way["seconds"] for way in ways[1:]}
-        if part == "last_block":
-            seconds["last_block: finetune.py in full"] = result["fast_seconds"]
-            seconds["last_block: floor"] = result["floor_seconds"]
-            seconds["last_block: floor without keys and values"] = result["lean_floor_seconds"]
-        else:
-            seconds["all_layers: floor"] = result[part]["floor_seconds"]
-        if result[part][TRAINER]:
-            seconds[f"{part}: {TRAINER}"] = result[part][TRAINER]["seconds"]
-        rows += [(name, value, ways[0]["seconds"] / value) for name, value in seconds.items()]
-    return rows
+TRAINED = {"last_block": "last block", "all_layers": "all layers"}
+RUNGS = {
+    "plain": "plain: pad to 120 tokens, attention by hand, all blocks at every step",
+    "fused_attention": "+ fused attention",
+    "pad_to_longest": "+ pad to the batch's longest message",
+    "group_by_length": "+ messages of similar length in a batch",
+    "compute_frozen_once": "+ frozen layers computed once",
+    "last_position_only": "+ only the last position through the last block",
+}
 
 
-def table(result: dict) -> str:
-    rows = [(name, f"{s:,.1f}", f"{times:.2f}") for name, s, times in rows_of(result)]
+def seconds_by_name(part: dict) -> dict[str, float]:
+    """Seconds of all that was compared."""
+    seconds = {RUNGS[way["name"]]: way["seconds"] for way in part["ways"]}
+    seconds |= {"`finetune.py`": part["fast_seconds"], "floor": part["floor_seconds"]}
+    if part["trainer"]:
+        seconds["`transformers`' Trainer, grouped by length"] = part["trainer"]["seconds"]
+    return seconds
+
+
+def tables(result: dict) -> list[Table]:
+    rows = [
+        (trained, name, f"{seconds:,.0f}", f"{result[key]['plain_seconds'] / seconds:.1f}")
+        for key, trained in TRAINED.items()
+        for name, seconds in seconds_by_name(result[key]).items()
+    ]
+    header = ("trained", "how", "seconds", "times faster than plain")
+    return [Table(header, rows, notes(result))]
+
+
+def notes(result: dict) -> list[str]:
+    num_timed, way = result["last_block"]["batches_timed_in_a_round"], result["last_block"]["ways"]
+    lines = [
+        f"Shape: {result['model']}. Each row but `finetune.py` and the floor is an estimate: the "
+        f"median of {result['repetitions']} rounds of {num_timed} of the {way[0]['steps']:,} steps "
+        f"and of {num_timed} of the {way[0]['evaluation_batches']:,} evaluation batches of the "
+        f"plain way (fewer, larger ones where messages are grouped)."
+    ]
+    for key, trained in TRAINED.items():
+        part = result[key]
+        lines.append(
+            f"{trained.capitalize()}: `finetune.py` is {part['speedup']:.1f} times faster than the "
+            f"plain way and takes {part['times_floor']:.2f} times the floor at "
+            f"{part['matrix_gflops']:.0f} GFLOP/s; {runs_in_words(part, result['epochs'])}."
+        )
+        lines += reasons(part["not_here"])
     differences = result["largest_difference_of_losses"]
-    return "\n".join(
-        [
-            f"{result['model']}, {result['threads']} threads, {result['real_tokens']:,} tokens, "
-            f"{result['matrix_gflops']:.0f} GFLOP/s; ways are estimated from "
-            f"{result['plain_steps_timed']} of {result['plain_steps']} steps",
-            format_table(rows, ("", "seconds", "times faster")),
-            f"{result['speedup']:.1f} times faster, {result['times_floor']:.2f} times floor "
-            f"({result['times_lean_floor']:.2f} times the floor without keys and values)",
-            "largest difference of losses: "
-            + ", ".join(f"{name} {value:.0e}" for name, value in differences.items()),
-        ]
+    lines.append(
+        "Largest difference between the losses of the plain way and of all improvements: "
+        + ", ".join(f"{TRAINED.get(k, 'all layers')} {v:.0e}" for k, v in differences.items())
+        + "."
     )
+    return lines
+
+
+def runs_in_words(part: dict, epochs: int) -> str:
+    if part["fast_runs_epochs"] == epochs:
+        return f"full runs: {len(part['fast_runs'])}, of which the median"
+    return f"one run of one epoch, its training multiplied by {epochs}"
 
 
 def plot(result: dict, folder: Path) -> None:
-    rows = rows_of(result)
-    fig, axes = plt.subplots(1, 2, figsize=(11, 3.8))
-    for ax, part in zip(axes, ("last_block", "all_layers"), strict=True):
-        bars = [(name.split(": ")[1], s) for name, s, _ in rows if name.startswith(part)]
-        names, seconds = zip(*bars, strict=True)
-        colors = ["#4c72b0" if "floor" in n else "#e6761b" for n in names]
-        colors = ["#b0b0b0" if n in ("plain", TRAINER) else c for n, c in zip(names, colors)]
-        drawn = ax.barh([n.replace("_", " ") for n in names], seconds, color=colors)
+    fig, axes = plt.subplots(1, 2, figsize=(13, 3.8))
+    for ax, (key, trained) in zip(axes, TRAINED.items(), strict=True):
+        seconds = seconds_by_name(result[key])
+        names = [name.replace("`", "").partition(":")[0] for name in seconds]
+        colors = ["#b0b0b0" if n.startswith(("plain", "transf")) else "#e6761b" for n in names]
+        colors = ["#4c72b0" if n == "floor" else c for n, c in zip(names, colors, strict=True)]
+        drawn = ax.barh(names, list(seconds.values()), color=colors)
         ax.bar_label(drawn, fmt="%.0f", padding=3)
         ax.set_xscale("log")
-        ax.set_xlim(right=max(seconds) * 3)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlim(min(seconds.values()) / 2, max(seconds.values()) * 3)
         ax.set_xlabel("seconds (logarithmic)")
-        ax.set_title(part.replace("_", " "))
+        ax.set_title(trained)
         ax.invert_yaxis()
     fig.tight_layout()
     fig.savefig(folder / "train.png", dpi=120)

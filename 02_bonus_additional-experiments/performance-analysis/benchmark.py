@@ -2,8 +2,8 @@
 
     python 02_bonus_additional-experiments/performance-analysis/benchmark.py train --plot
 
-Each sub-command prints a table and writes its figures as JSON into `--output`, with `--plot` also
-as pictures. What is compared takes turns in one process; medians over the rounds count.
+Each sub-command prints its tables and writes its figures, those of every round too, as JSON into
+`--output`, with `--plot` also as pictures. README.md says which figures took turns in one process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import bench_quantize
 import bench_scale
 import bench_train
 import matplotlib
-from bench_common import save_result
+from bench_common import NotHere, as_text, load_average, save_result
 
 from gpt_download import DownloadError
 from text_classifier import pick_device
@@ -63,13 +63,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_command(argv: list[str]) -> None:
+def run_command(argv: list[str], load: float | None) -> None:
+    """Measure, save and show one sub-command; `load` is what other programs took before."""
     args = parse_args(argv)
     module, _ = COMMANDS[args.command]
     args.device = pick_device(args.device)
-    result = {"command": " ".join(["benchmark.py", *argv])} | module.run(args)
+    start = {"command": " ".join(["benchmark.py", *argv]), "load_average_at_start": load}
+    result = start | module.run(args)
     save_result(result, args.output, args.command)
-    print(module.table(result), flush=True)
+    print("\n\n".join(map(as_text, module.tables(result))), flush=True)
     if args.plot:
         module.plot(result, args.output)
 
@@ -77,10 +79,13 @@ def run_command(argv: list[str]) -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = parse_args(argv)
-    names = COMMANDS if args.command == "all" else [args.command]
+    load = load_average()  # once: later, what was measured before would be counted
     try:
-        for name in names:
-            run_command([name, *argv[1:]])
+        for name in COMMANDS if args.command == "all" else [args.command]:
+            try:
+                run_command([name, *argv[1:]], load)
+            except NotHere as reason:
+                print(f"benchmark.py {name}: not here, {reason}", file=sys.stderr)
     except ValueError as error:
         print(f"benchmark.py: {error}", file=sys.stderr)
         return 2

@@ -3,14 +3,16 @@
 Each way is a function from token-id sequences to logits (N, C), in the order of the messages.
 """
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from bench_common import twin
+from bench_common import NotHere
 from hugging_face import hugging_face_inputs, hugging_face_twin
 from torch import Tensor, nn
 
@@ -20,10 +22,7 @@ from text_data import Batch, SpamDataset, batches_by_length, pad_batch
 
 BATCH_SIZE = 16
 Classify = Callable[[Sequence[Tensor]], Tensor]
-
-
-class NotHere(Exception):
-    """This machine or installation cannot take this way; the message says why."""
+Batches = Callable[[Sequence[Tensor]], list[list[int]]]
 
 
 def one_by_one(sequences: Sequence[Tensor]) -> list[list[int]]:
@@ -37,16 +36,19 @@ def as_they_come(sequences: Sequence[Tensor]) -> list[list[int]]:
     ]
 
 
-def grouped(sequences: Sequence[Tensor]) -> list[list[int]]:
-    return batches_by_length([len(s) for s in sequences], TOKENS_AT_ONCE["cpu"])
+def grouped(device: torch.device) -> Batches:
+    """By length, and as many tokens at once as `classify.py` takes on this device."""
+    return lambda sequences: batches_by_length(
+        [len(s) for s in sequences], TOKENS_AT_ONCE[device.type]
+    )
 
 
 @dataclass
-class Way:
-    """A way to get logits: how batches are formed, and what a batch goes through."""
+class InBatches:
+    """A way to get logits: what a batch goes through, and how batches are formed."""
 
-    logits_of_batch: Callable[[Sequence[Tensor]], Tensor]
-    batches: Callable[[Sequence[Tensor]], list[list[int]]]
+    logits_of_batch: Classify
+    batches: Batches
 
     @torch.inference_mode()
     def __call__(self, sequences: Sequence[Tensor]) -> Tensor:
@@ -57,7 +59,7 @@ class Way:
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
-def from_scratch(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
+def from_scratch(model: GPTModel) -> Classify:
     device = model.tok_emb.weight.device
 
     def logits_of_batch(sequences: Sequence[Tensor]) -> Tensor:
@@ -75,25 +77,26 @@ def chapter(model: GPTModel) -> Classify:
     return lambda sequences: predict_logits(model, SpamDataset(sequences, [0] * len(sequences)))
 
 
-def compiled(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
+def compiled(model: GPTModel) -> Classify:
     """`torch.compile` of the blocks: all but the last share one compilation, for any shape."""
-    copy = twin(model)
-    for block in copy.trf_blocks:
+    changed = copy.deepcopy(model)
+    for block in changed.trf_blocks:
         block.compile(dynamic=True)
-    return from_scratch(copy)
+    return from_scratch(changed)
 
 
-def in_bf16(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
-    """All weights and activations in bfloat16: 8 bits of precision, half the memory."""
+def in_bf16(model: GPTModel) -> Classify:
+    """All weights, embeddings too, and activations in bfloat16: 8 bits of precision, half the
+    memory."""
     if (
         model.tok_emb.weight.device.type == "cpu"
         and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     ):
         raise NotHere("the processor has no bf16 instructions")
-    return from_scratch(twin(model).to(torch.bfloat16))
+    return from_scratch(copy.deepcopy(model).to(torch.bfloat16))
 
 
-def in_int8(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
+def in_int8(model: GPTModel) -> Classify:
     """The blocks' matrices in 8 bits, activations too while they are multiplied."""
     if model.tok_emb.weight.device.type == "cpu":
         return from_scratch(torch_dynamic_int8(model))
@@ -106,7 +109,8 @@ def torch_dynamic_int8(model: GPTModel) -> GPTModel:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # it points to torchao, measured too
-        return torch.ao.quantization.quantize_dynamic(twin(model), {nn.Linear}, torch.qint8)
+        changed = copy.deepcopy(model)
+        return torch.ao.quantization.quantize_dynamic(changed, {nn.Linear}, torch.qint8)
 
 
 def torchao_int8(model: GPTModel) -> GPTModel:
@@ -114,9 +118,9 @@ def torchao_int8(model: GPTModel) -> GPTModel:
         raise NotHere("torchao is not installed")
     from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
 
-    copy = twin(model)
-    quantize_(copy, Int8DynamicActivationInt8WeightConfig(), filter_fn=is_block_linear)
-    return copy
+    changed = copy.deepcopy(model)
+    quantize_(changed, Int8DynamicActivationInt8WeightConfig(), filter_fn=is_block_linear)
+    return changed
 
 
 def is_block_linear(module: nn.Module, name: str) -> bool:
@@ -135,7 +139,7 @@ class LastTokenLogits(nn.Module):
         return last_token_logits(self.model, Batch(input_ids, last_positions, last_positions))
 
 
-def in_onnx_runtime(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
+def in_onnx_runtime(model: GPTModel) -> Classify:
     """Exported to ONNX, with batch and length left open, and run by ONNX Runtime."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(package) is None:
@@ -150,7 +154,7 @@ def in_onnx_runtime(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
         raise NotHere(f"onnxruntime has no {provider}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "classifier.onnx"
-        export_onnx(twin(model).cpu(), path)
+        export_onnx(copy.deepcopy(model).cpu(), path)
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
 
     def logits_of_batch(sequences: Sequence[Tensor]) -> Tensor:
@@ -180,7 +184,7 @@ def export_onnx(model: GPTModel, path: Path) -> None:
         )
 
 
-def in_transformers(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
+def in_transformers(model: GPTModel) -> Classify:
     if find_spec("transformers") is None:
         raise NotHere("transformers is not installed")
     theirs = hugging_face_twin(model)
@@ -192,28 +196,33 @@ def in_transformers(model: GPTModel) -> Callable[[Sequence[Tensor]], Tensor]:
     return logits_of_batch
 
 
-def all_ways(model: GPTModel) -> dict[str, Classify | str]:
-    """Every way by its name; a text where it cannot be taken here, with the reason."""
-    ways: dict[str, Classify | str] = {
-        "plain loop": Way(from_scratch(model), one_by_one),
-        "batches of 16": Way(from_scratch(model), as_they_come),
+def own_ways(model: GPTModel) -> dict[str, Classify]:
+    """The chapter's code, with batches formed in three ways."""
+    return {
+        "plain loop": InBatches(from_scratch(model), one_by_one),
+        "batches of 16": InBatches(from_scratch(model), as_they_come),
         "grouped by length (classify.py)": chapter(model),
     }
-    for name, make in (
-        ("torch.compile", compiled),
-        ("bf16", in_bf16),
-        ("int8", in_int8),
-        ("ONNX Runtime", in_onnx_runtime),
-    ):
-        try:
-            ways[f"{name}, grouped"] = Way(make(model), grouped)
-        except NotHere as reason:
-            ways[f"{name}, grouped"] = str(reason)
-    try:
-        theirs = in_transformers(model)
-        ways["transformers, loop"] = Way(theirs, one_by_one)
-        ways["transformers, batches of 16"] = Way(theirs, as_they_come)
-        ways["transformers, grouped"] = Way(theirs, grouped)
-    except NotHere as reason:
-        ways["transformers"] = str(reason)
-    return ways
+
+
+def other_ways(model: GPTModel) -> dict[str, Callable[[], Classify]]:
+    """What makes each of the ways that need a library, a compiler or a processor's instructions.
+
+    Making or calling one may fail, with ``NotHere`` or with an error of the library's.
+    """
+    by_length = grouped(model.tok_emb.weight.device)
+    makers = {
+        "ONNX Runtime": in_onnx_runtime,  # first: an export forgets what was compiled before it
+        "torch.compile": compiled,
+        "bf16": in_bf16,
+        "int8": in_int8,
+    }
+    theirs = cache(lambda: in_transformers(model))  # one copy of the weights for three ways
+    ways = {"loop": one_by_one, "batches of 16": as_they_come, "grouped": by_length}
+    return {
+        f"{name}, grouped": lambda make=make: InBatches(make(model), by_length)
+        for name, make in makers.items()
+    } | {
+        f"transformers, {name}": lambda batches=batches: InBatches(theirs(), batches)
+        for name, batches in ways.items()
+    }

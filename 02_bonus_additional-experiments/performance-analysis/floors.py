@@ -33,27 +33,26 @@ def lean_tail_operations(cfg: GPTConfig, lengths: Sequence[int]) -> float:
     return 4 * cfg.emb_dim * cfg.num_heads * sum(lengths) + 24 * weights * len(lengths)
 
 
-def floor_operations(
-    cfg: GPTConfig, lengths: Sequence[Sequence[int]], num_epochs: int, tail=tail_operations
+def classifying_operations(
+    cfg: GPTConfig, lengths: Sequence[int], num_blocks_done: int = 0
 ) -> float:
-    """Training the last block: frozen blocks once, then the tail in training and evaluations.
+    """One pass of each message, after its first `num_blocks_done` blocks: the remaining blocks in
+    full, but for the lean tail."""
+    in_full = cfg.num_layers - 1 - num_blocks_done
+    return in_full * block_operations(cfg, lengths) + lean_tail_operations(cfg, lengths)
+
+
+def floor_operations(
+    cfg: GPTConfig, lengths: Sequence[Sequence[int]], num_epochs: int, num_frozen: int
+) -> float:
+    """Training with the first `num_frozen` blocks frozen: they take one pass over the real tokens
+    of all messages, and the rest takes the training and the evaluations.
 
     `lengths` holds the tokens of each message of the three parts. Training and validation messages
     are evaluated after every epoch and all three parts at the end. A step of training costs three
-    times a forward pass.
+    times a forward pass: the backward pass makes gradients by the activations and by the weights.
     """
-    frozen = (cfg.num_layers - 1) * sum(block_operations(cfg, part) for part in lengths)
-    tails = [tail(cfg, part) for part in lengths]
-    evaluations = num_epochs * (tails[0] + tails[1]) + sum(tails)
-    return frozen + 3 * num_epochs * tails[0] + evaluations
-
-
-def all_layers_operations(
-    cfg: GPTConfig, lengths: Sequence[Sequence[int]], num_epochs: int
-) -> float:
-    """Training all layers: nothing is computed once for all, but the last block is still lean."""
-    passes = [
-        (cfg.num_layers - 1) * block_operations(cfg, part) + lean_tail_operations(cfg, part)
-        for part in lengths
-    ]
-    return 3 * num_epochs * passes[0] + num_epochs * (passes[0] + passes[1]) + sum(passes)
+    frozen = num_frozen * sum(block_operations(cfg, part) for part in lengths)
+    passes = [classifying_operations(cfg, part, num_frozen) for part in lengths]
+    evaluations = num_epochs * (passes[0] + passes[1]) + sum(passes)
+    return frozen + 3 * num_epochs * passes[0] + evaluations

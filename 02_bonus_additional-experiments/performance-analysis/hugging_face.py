@@ -7,7 +7,43 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from previous_chapters import GPTModel, gpt2_state_dict
+from previous_chapters import GPTConfig, GPTModel, gpt2_state_dict
+
+
+def hugging_face_config(cfg: GPTConfig, **options):
+    """`GPT2Config` of the same shape, without dropout; `<|endoftext|>` is every special token."""
+    from transformers import GPT2Config
+
+    end_of_text = cfg.vocab_size - 1
+    return GPT2Config(
+        vocab_size=cfg.vocab_size,
+        n_positions=cfg.context_length,
+        n_embd=cfg.emb_dim,
+        n_layer=cfg.num_layers,
+        n_head=cfg.num_heads,
+        pad_token_id=end_of_text,
+        bos_token_id=end_of_text,
+        eos_token_id=end_of_text,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        **options,
+    )
+
+
+def hugging_face_state(model: GPTModel) -> dict[str, Tensor]:
+    """Our weights under its names, without the head."""
+    return {f"transformer.{name}": tensor for name, tensor in gpt2_state_dict(model).items()}
+
+
+def hugging_face_generator(model: GPTModel):
+    """`GPT2LMHeadModel` with the weights of our language model."""
+    from transformers import GPT2LMHeadModel
+
+    twin = GPT2LMHeadModel(hugging_face_config(model.cfg)).to(model.tok_emb.weight.device).eval()
+    head = {"lm_head.weight": model.out_head.weight.detach()}
+    twin.load_state_dict(hugging_face_state(model) | head)  # strict: nothing missing, nothing over
+    return twin
 
 
 def hugging_face_twin(model: GPTModel):
@@ -16,28 +52,14 @@ def hugging_face_twin(model: GPTModel):
     Its head has no bias, so ours must be zero. It finds a message's last real token by looking for
     the padding token, for which it takes `<|endoftext|>`, which no message holds.
     """
-    from transformers import GPT2Config, GPT2ForSequenceClassification
+    from transformers import GPT2ForSequenceClassification
 
-    cfg = model.cfg
     if model.out_head.bias.any():
         raise ValueError("transformers' head has no bias: ours must be zero to give the same.")
-    config = GPT2Config(
-        vocab_size=cfg.vocab_size,
-        n_positions=cfg.context_length,
-        n_embd=cfg.emb_dim,
-        n_layer=cfg.num_layers,
-        n_head=cfg.num_heads,
-        num_labels=model.out_head.out_features,
-        pad_token_id=cfg.vocab_size - 1,
-        bos_token_id=cfg.vocab_size - 1,
-        eos_token_id=cfg.vocab_size - 1,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-    )
+    config = hugging_face_config(model.cfg, num_labels=model.out_head.out_features)
     twin = GPT2ForSequenceClassification(config).to(model.tok_emb.weight.device).eval()
-    state = {f"transformer.{name}": tensor for name, tensor in gpt2_state_dict(model).items()}
-    twin.load_state_dict(state | {"score.weight": model.out_head.weight.detach()})
+    head = {"score.weight": model.out_head.weight.detach()}
+    twin.load_state_dict(hugging_face_state(model) | head)
     return twin
 
 
@@ -55,10 +77,18 @@ def freeze_twin_but_last_block(twin) -> None:
         part.requires_grad_(True)
 
 
-class TrainerJob:
-    """`transformers`' Trainer on given batches, in their order."""
+Rows = Sequence[tuple[Tensor, int]]  # token ids (T,) and label
 
-    def __init__(self, twin, rows: Sequence[tuple[Tensor, int]], batch_size: int, folder: str):
+
+class TrainerJob:
+    """`transformers`' Trainer on given rows, in their order.
+
+    Evaluation has rows and a batch size of its own, as in the chapter.
+    """
+
+    def __init__(
+        self, twin, train: Rows, batch_size: int, evaluation: Rows, evaluation_size: int, folder
+    ):
         from transformers import Trainer, TrainerCallback, TrainingArguments
 
         moments: list[float] = []
@@ -71,12 +101,15 @@ class TrainerJob:
             inputs = hugging_face_inputs([i["input_ids"] for i in items], twin.config.pad_token_id)
             return inputs | {"labels": torch.tensor([i["labels"] for i in items])}
 
-        self.moments, self.batch_size = moments, batch_size
-        self.rows = [{"input_ids": ids, "labels": label} for ids, label in rows]
+        def as_dicts(rows: Rows) -> list[dict]:
+            return [{"input_ids": ids, "labels": label} for ids, label in rows]
+
+        self.moments, self.evaluation = moments, as_dicts(evaluation)
+        self.num_evaluation_batches = -(-len(evaluation) // evaluation_size)
         arguments = TrainingArguments(
-            output_dir=folder,
+            output_dir=str(folder),
             per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=batch_size,
+            per_device_eval_batch_size=evaluation_size,
             num_train_epochs=1,
             learning_rate=1e-6,
             weight_decay=0.1,
@@ -93,7 +126,7 @@ class TrainerJob:
             twin,
             arguments,
             data_collator=collate,
-            train_dataset=self.rows,
+            train_dataset=as_dicts(train),
             callbacks=[Stopwatch()],
         )
 
@@ -104,7 +137,7 @@ class TrainerJob:
         return (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1)
 
     def evaluate(self) -> float:
-        """Mean seconds of a batch."""
+        """Mean seconds of an evaluation batch."""
         start = time.perf_counter()
-        self.trainer.predict(self.rows)
-        return (time.perf_counter() - start) / -(-len(self.rows) // self.batch_size)
+        self.trainer.predict(self.evaluation)
+        return (time.perf_counter() - start) / self.num_evaluation_batches

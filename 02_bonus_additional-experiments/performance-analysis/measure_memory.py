@@ -13,17 +13,22 @@ import threading
 from collections.abc import Callable
 from contextlib import contextmanager
 
-import psutil
 import torch
 import torch.nn.functional as F
 from bench_common import random_classifier
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from training_ways import Way, logits_of
+from training_ways import Way, after_frozen_blocks, logits_of
 
 from lora import add_lora
-from previous_chapters import GPTModel
-from text_classifier import freeze_all_but, last_token_logits, pick_device, train_mode
+from previous_chapters import GPTConfig, GPTModel
+from text_classifier import (
+    add_classification_head,
+    freeze_all_but,
+    last_token_logits,
+    pick_device,
+    train_mode,
+)
 from text_data import Batch
 
 CHOICES = ("inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing")
@@ -34,7 +39,11 @@ class PeakMemory:
     """Peaks of the process's memory (on a GPU: of its tensors) by stage, in MB."""
 
     def __init__(self, device: torch.device):
-        self.device, self.process = device, psutil.Process()
+        self.device = device
+        if device.type != "cuda":
+            import psutil
+
+            self.process = psutil.Process()
         self.start = self.now()
         self.stages: dict[str, float] = {}
 
@@ -88,28 +97,28 @@ def frozen_part(model: GPTModel, batch: Batch, choice: str) -> Batch:
     """The batch after the frozen blocks, which the chapter computes once."""
     if choice not in ("head", "last_block"):
         return batch
-    num_frozen = len(model.trf_blocks) - (choice == "last_block")
-    x = batch.inputs
-    with torch.no_grad():
-        x = model.embed(x)
-        for block in model.trf_blocks[:num_frozen]:
-            x = block(x)
-    return batch._replace(inputs=x, num_blocks_done=num_frozen)
+    return after_frozen_blocks(model, batch, len(model.trf_blocks) - (choice == "last_block"))
 
 
-def measure(args: argparse.Namespace) -> dict:
+def random_batch(model: GPTModel, batch_size: int, length: int) -> Batch:
+    """Messages of random tokens, all of the same length."""
+    ids = torch.randint(model.cfg.vocab_size, (batch_size, length))
+    last = torch.full((batch_size,), length - 1)
+    labels = torch.zeros(batch_size, dtype=torch.long)
+    return Batch(ids, last, labels).to(model.tok_emb.weight.device)
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Peaks by stage, in MB."""
     device = pick_device(args.device)
     warm_up(device)
     memory = PeakMemory(device)
     with memory.stage("model"):
         model = random_classifier(args.model, device)
         get_logits = prepare(model, args.choice)
-    shape = (args.batch_size, args.length)
-    last = torch.full((args.batch_size,), args.length - 1)
-    labels = torch.zeros(args.batch_size, dtype=torch.long)
-    batch = Batch(torch.randint(model.cfg.vocab_size, shape), last, labels).to(device)
+    batch = random_batch(model, args.batch_size, args.length)
     if args.choice.startswith("inference"):
-        way = Way("", fused_attention=args.choice == "inference", last_position_only=False)
+        way = Way("", fused_attention=args.choice == "inference")
         with memory.stage("forward"), torch.no_grad():
             logits_of(model.eval(), batch, way)
         return memory.stages
@@ -131,10 +140,17 @@ def measure(args: argparse.Namespace) -> dict:
 
 
 def warm_up(device: torch.device) -> None:
-    """Let PyTorch load its libraries, which are no part of the model."""
-    layer = nn.Linear(64, 64).to(device)
-    layer(torch.randn(64, 64, device=device)).sum().backward()
-    torch.optim.AdamW(layer.parameters(), fused=True).step()
+    """Let PyTorch load what a forward and a backward pass need, which is no part of the model."""
+    shape = {"vocab_size": 64, "context_length": 32, "emb_dim": 64, "num_heads": 2}
+    model = GPTModel(GPTConfig(**shape, num_layers=2)).to(device)
+    add_classification_head(model, 2)
+    batch = random_batch(model, 4, 32)
+    for get_logits in (last_token_logits, checkpointed_logits):
+        F.cross_entropy(get_logits(model, batch), batch.labels).backward()
+    with torch.no_grad():
+        logits_of(model, batch, Way("by hand"))
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    torch.optim.AdamW(model.parameters(), fused=True).step()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -12,13 +12,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import bench_infer
 import bench_memory
+import bench_train
 import benchmark
 import classifying_ways
 import floors
 import performance_tables
 import training_ways
-from bench_common import interleave, load_result, mixed_messages
+from bench_common import (
+    NotHere,
+    as_text,
+    evenly_spaced,
+    interleave,
+    load_result,
+    mixed_messages,
+    try_each,
+)
 from measure_memory import prepare
 
 from gpt_download import DownloadError
@@ -32,7 +42,7 @@ CPU = torch.device("cpu")
 ONCE = ["--repetitions", "1"]
 TINY_FORMS = {
     "train": ["--epochs", "1", "--sample", "2", "--check-steps", "3", *ONCE],
-    "infer": ["--messages", "12", "--shares", "2", *ONCE],
+    "infer": ["--messages", "30", "--sample", "12", *ONCE],
     "generate": ["--prompt", "3", "--tokens", "2", "4", *ONCE],
     "memory": ["--choices", "last_block", "all", "--batch-sizes", "8", "--lengths", "120"],
     "scale": [
@@ -90,32 +100,78 @@ def test_each_result_says_where_and_how_it_was_measured(results, command):
     assert result["command"].startswith(f"benchmark.py {command} --model gpt-mini")
     assert result["threads"] >= 1
     assert result["versions"]["torch"] == torch.__version__
-    assert benchmark.COMMANDS[command][0].table(result).count("\n") >= 2
-    assert performance_tables.TABLES[command](result).startswith("| ")
+    assert result["load_average_at_start"] is None or result["load_average_at_start"] >= 0
+    for table in benchmark.COMMANDS[command][0].tables(result):
+        assert as_text(table).count("\n") >= len(table.rows)
+    assert performance_tables.markdown(command, result).startswith("| ")
+
+
+@pytest.mark.parametrize("command", [name for name in TINY_FORMS if name != "memory"])
+def test_every_round_is_kept(results, command):
+    def lists_in(rounds):
+        for value in rounds.values():
+            yield from [value] if isinstance(value, list) else lists_in(value)
+
+    result = results(command)
+    for part in (result["last_block"], result["all_layers"]) if command == "train" else (result,):
+        numbers = {len(seconds) for seconds in lists_in(part["rounds"])}
+        assert numbers in ({1}, {1, bench_infer.LATENCY_ROUNDS})
 
 
 def test_training_figures_add_up(results):
     result = results("train")
-    assert result["plain_steps"] == 131  # 1,045 messages in batches of 8
-    plain = result["last_block"]["ways"][0]
-    assert plain["evaluation_batches"] == 131 + 19 + 131 + 19 + 38
-    expected = 131 * plain["step_seconds"]
-    expected += plain["evaluation_batches"] * plain["evaluation_batch_seconds"]
-    assert result["plain_seconds"] == pytest.approx(expected)
-    assert result["speedup"] == pytest.approx(result["plain_seconds"] / result["fast_seconds"])
-    assert result["times_floor"] == pytest.approx(result["fast_seconds"] / result["floor_seconds"])
-    assert 0 < result["lean_floor_seconds"] < result["floor_seconds"] < result["fast_seconds"]
-    names = [way["name"] for way in result["last_block"]["ways"]]
-    assert names[0] == "plain"
-    assert names[1:] == [
-        "pad_to_longest",
-        "group_by_length",
-        "fused_attention",
-        "compute_frozen_once",
-        "last_position_only",
-    ]
+    names = list(bench_train.RUNGS)
+    for key, num_frozen in (("last_block", 5), ("all_layers", 0)):
+        part = result[key]
+        plain, stages = part["ways"][0], part["fast_seconds_by_stage"]
+        assert plain["steps"] == 131  # 1,045 messages in batches of 8
+        assert plain["evaluation_batches"] == 131 + 19 + 131 + 19 + 38
+        for way in part["ways"]:
+            once = way["name"] in names[4:] and num_frozen > 0
+            expected = way["steps"] * way["step_seconds"] + stages["data"] + stages["model"]
+            expected += way["evaluation_batches"] * way["evaluation_batch_seconds"]
+            assert way["seconds"] == pytest.approx(expected + once * stages["frozen_layers"])
+        assert part["plain_seconds"] == plain["seconds"]
+        assert part["speedup"] == pytest.approx(part["plain_seconds"] / part["fast_seconds"])
+        lengths = [dataset.lengths for dataset in bench_train.read_parts("gpt-mini")]
+        operations = floors.floor_operations(MODEL_CONFIGS["gpt-mini"], lengths, 1, num_frozen)
+        assert part["floor_seconds"] == pytest.approx(operations / part["matrix_gflops"] / 1e9)
+        assert part["times_floor"] == pytest.approx(part["fast_seconds"] / part["floor_seconds"])
+        assert part["times_floor"] > 1
+    assert result["plain_seconds"] == result["last_block"]["plain_seconds"]
+    assert [way["name"] for way in result["last_block"]["ways"]] == names
     assert [way["name"] for way in result["all_layers"]["ways"]] == names[:4] + names[-1:]
     assert max(result["largest_difference_of_losses"].values()) < 1e-4
+
+
+def test_the_trainer_gets_other_rows_to_evaluate_than_to_train_on():
+    pytest.importorskip("accelerate")
+    parts = tiny_parts((40, 9, 9))
+    job = training_ways.TrainingJob(tiny_model(), parts, 8, num_frozen=2)
+    size = bench_train.trainer_evaluation_size(job)
+    batches = bench_train.trainer_evaluation_batches(job)
+    assert {len(batch) for batch in batches} == {size}
+    longest = [job.longest(batch) for batch in batches]
+    assert longest == sorted(longest)
+
+
+def test_a_missing_library_leaves_its_row_out_with_a_reason(monkeypatch):
+    monkeypatch.setattr(bench_train, "find_spec", lambda name: None)
+    args = benchmark.parse_args(["train"])
+    with pytest.raises(NotHere, match="transformers is not installed"):
+        bench_train.make_trainer(args, None, "all", "")
+    monkeypatch.setattr(bench_memory, "find_spec", lambda name: None)
+    with pytest.raises(NotHere, match="psutil is not installed"):
+        bench_memory.peaks_by_stage("gpt-mini", "all", 8, 120, CPU)
+
+
+def test_a_way_that_fails_at_its_first_call_is_left_out():
+    def fail(number):
+        raise RuntimeError(f"no compiler\nfor {number}")
+
+    makers = {"works": lambda: lambda number: 2 * number, "fails": lambda: fail}
+    ways, first, not_here = try_each(makers, lambda way: way(3))
+    assert (list(ways), first, not_here) == (["works"], {"works": 6}, {"fails": "no compiler"})
 
 
 def test_all_ways_to_classify_give_the_same_but_for_rounding(results):
@@ -128,7 +184,7 @@ def test_all_ways_to_classify_give_the_same_but_for_rounding(results):
 
 def test_generation_is_the_same_with_and_without_cache(results):
     result = results("generate")
-    assert result["same_tokens_with_and_without_cache"]
+    assert set(result["tokens_as_with_cache"].values()) == {4}
     assert set(result["tokens_per_second"]["with cache"]) == {"2", "4"}
 
 
@@ -182,11 +238,14 @@ def test_numbers_out_of_range_are_refused(arguments, capsys):
 
 def test_floor_counts_the_operations_of_the_frozen_blocks():
     cfg = MODEL_CONFIGS["gpt2-small (124M)"]
-    operations = floors.floor_operations(cfg, [[30] * 1000, [30] * 100, [30] * 200], 5)
+    operations = floors.floor_operations(cfg, [[30] * 1000, [30] * 100, [30] * 200], 5, 11)
     frozen = 11 * 2 * 12 * 768**2 * 30 * 1300
-    assert frozen < operations < 1.3 * frozen
+    assert frozen < operations < 1.1 * frozen
+    everything = floors.floor_operations(cfg, [[30] * 1000, [30] * 100, [30] * 200], 5, 0)
+    assert everything > 10 * operations
     one_layer = GPTConfig(num_layers=1)
-    assert floors.floor_operations(one_layer, [[1], [], []], 0) == 24 * 768**2
+    lean = floors.lean_tail_operations(one_layer, [7])
+    assert floors.floor_operations(one_layer, [[7], [], []], 0, num_frozen=0) == lean
 
 
 def count_operations(function) -> int:
@@ -252,11 +311,11 @@ def test_kept_numbers_are_those_that_pytorch_keeps(choice):
 @pytest.mark.parametrize("trainable", ["last_block", "all"])
 def test_every_improvement_gives_the_same_logits(trainable):
     model = tiny_model(trainable)
-    job = training_ways.TrainingJob(model, tiny_parts(), TrainConfig.batch_size)
-    ways = [*training_ways.ladder(trainable != "all"), training_ways.PLAIN_BUT_FUSED]
     num_frozen = 2 if trainable != "all" else 0
+    job = training_ways.TrainingJob(model, tiny_parts(), TrainConfig.batch_size, num_frozen)
+    ways = training_ways.ladder(trainable != "all")
     rows = list(range(8))
-    batches = {way.name: job.make_batch(rows, way, num_frozen) for way in ways}
+    batches = {way.name: job.make_batch(rows, way) for way in ways}
     assert batches["plain"].inputs.shape[1] == 120
     expected = training_ways.logits_of(model, batches["plain"], ways[0])
     for way in ways[1:]:
@@ -265,33 +324,33 @@ def test_every_improvement_gives_the_same_logits(trainable):
 
 
 def test_every_way_trains_and_evaluates_every_message_once():
-    job = training_ways.TrainingJob(tiny_model(), tiny_parts(), 8)
+    job = training_ways.TrainingJob(tiny_model(), tiny_parts(), 8, num_frozen=2)
     for way in training_ways.ladder(any_frozen=True):
         assert sorted(chain(*job.train_batches(way))) == list(range(40))
         assert sorted(chain(*job.evaluation_batches(way, 1))) == list(range(9))
 
 
 def test_a_sample_is_spread_over_all_lengths():
-    batches, lengths = [[i] for i in range(100)], list(range(100))
-    assert training_ways.evenly_spaced(batches, lengths, 4) == [[12], [37], [62], [87]]
-    assert len(training_ways.evenly_spaced(batches[:3], lengths, 10)) == 3
+    assert evenly_spaced(["ccc", "a", "dddd", "bb"], 2, size=len) == ["bb", "dddd"]
+    assert len(evenly_spaced(range(3), 10, size=abs)) == 3
 
 
 def test_functions_take_turns():
     calls = []
-    functions = {name: lambda i, name=name: calls.append((name, i)) for name in "ab"}
+    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
     seconds = interleave(functions, 2, CPU)
-    assert calls == [("a", 0), ("b", 0), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert calls == list("ababab")  # the first two are the warm-up
     assert {len(values) for values in seconds.values()} == {2}
+    interleave(functions, 1, CPU, warm_up=False)
+    assert len(calls) == 8
 
 
 def test_answers_come_in_the_order_of_the_messages():
     model, sequences = tiny_model(), [part[i][0] for part in tiny_parts() for i in range(9)]
-    loop = classifying_ways.Way(classifying_ways.from_scratch(model), classifying_ways.one_by_one)(
-        sequences
-    )
-    for batches in (classifying_ways.as_they_come, classifying_ways.grouped):
-        way = classifying_ways.Way(classifying_ways.from_scratch(model), batches)
+    logits_of_batch = classifying_ways.from_scratch(model)
+    loop = classifying_ways.InBatches(logits_of_batch, classifying_ways.one_by_one)(sequences)
+    for batches in (classifying_ways.as_they_come, classifying_ways.grouped(CPU)):
+        way = classifying_ways.InBatches(logits_of_batch, batches)
         torch.testing.assert_close(way(sequences), loop, atol=1e-5, rtol=0)
 
 
@@ -311,5 +370,5 @@ def test_commands_of_the_readme_and_of_the_results_are_understood():
     for line in commands:
         benchmark.parse_args(shlex.split(line.partition("benchmark.py")[2], comments=True))
     for path in (HERE / "results").glob("*.json"):
-        if path.stem in benchmark.COMMANDS and "command" in (result := load_result(path.stem)):
+        if "load_average_at_start" in (result := load_result(path.stem)):
             benchmark.parse_args(shlex.split(result["command"])[1:])

@@ -13,14 +13,8 @@ from bench_common import PADDED_LENGTH
 from torch import Tensor, nn
 
 from previous_chapters import GPTModel, TransformerBlock, select_positions
-from text_classifier import TOKENS_AT_ONCE, compute_frozen_layers, last_token_logits, train_mode
-from text_data import (
-    Batch,
-    LengthGroupedSampler,
-    SpamDataset,
-    batches_by_length,
-    pad_batch,
-)
+from text_classifier import TOKENS_AT_ONCE, last_token_logits, train_mode
+from text_data import Batch, LengthGroupedSampler, SpamDataset, batch_of, batches_by_length
 
 Indices = list[int]
 
@@ -30,12 +24,12 @@ class Way:
     """A way to compute the training; each field is an improvement over the plain way."""
 
     name: str
+    fused_attention: bool = False
+    """PyTorch's kernel, which never holds the T x T attention weights."""
     pad_to_longest: bool = False
     """Pad to the batch's longest message, not to 120 tokens."""
     group_by_length: bool = False
     """Put messages of similar length into a batch."""
-    fused_attention: bool = False
-    """PyTorch's kernel, which never holds the T x T attention weights."""
     compute_frozen_once: bool = False
     """Take messages through the frozen blocks once, not at every step and evaluation."""
     last_position_only: bool = False
@@ -44,15 +38,12 @@ class Way:
 
 def ladder(any_frozen: bool) -> list[Way]:
     """The plain way, then each improvement added to those before it."""
-    steps = ["pad_to_longest", "group_by_length", "fused_attention"]
+    steps = ["fused_attention", "pad_to_longest", "group_by_length"]
     steps += ["compute_frozen_once"] * any_frozen + ["last_position_only"]
     ways = [Way("plain")]
     for step in steps:
         ways.append(replace(ways[-1], name=step, **{step: True}))
     return ways
-
-
-PLAIN_BUT_FUSED = Way("plain, fused attention", fused_attention=True)
 
 
 def block_by_hand(block: TransformerBlock, x: Tensor) -> Tensor:
@@ -73,11 +64,23 @@ def logits_of(model: GPTModel, batch: Batch, way: Way) -> Tensor:
     return select_positions(logits, batch.last_positions).squeeze(1)
 
 
+@torch.no_grad()
+def after_frozen_blocks(model: GPTModel, batch: Batch, num_frozen: int) -> Batch:
+    """The batch with the frozen blocks' output (B, T, D) in place of its token ids (B, T)."""
+    x = model.embed(batch.inputs)
+    for block in model.trf_blocks[:num_frozen]:
+        x = block(x)
+    return batch._replace(inputs=x, num_blocks_done=num_frozen)
+
+
 class TrainingJob:
     """One model, its optimizer and its messages, for all ways of training it."""
 
-    def __init__(self, model: GPTModel, parts: Sequence[SpamDataset], batch_size: int):
+    def __init__(
+        self, model: GPTModel, parts: Sequence[SpamDataset], batch_size: int, num_frozen: int
+    ):
         self.model, self.parts, self.batch_size = model, parts, batch_size
+        self.num_frozen = num_frozen
         self.device = model.tok_emb.weight.device
         self.trained = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
@@ -98,19 +101,18 @@ class TrainingJob:
             return batches_by_length(dataset.lengths, TOKENS_AT_ONCE[self.device.type])
         return [rows.tolist() for rows in torch.arange(len(dataset)).split(self.batch_size)]
 
-    def make_batch(self, indices: Indices, way: Way, num_frozen: int) -> Batch:
-        """Messages of the training part as the model gets them; counts as no step's time."""
-        train = self.parts[0]
-        rows = SpamDataset(
-            [train.sequences[i] for i in indices], [train.labels[i] for i in indices]
-        )
+    def longest(self, indices: Indices) -> int:
+        """Tokens of the longest of these training messages."""
+        return max(self.parts[0].lengths[i] for i in indices)
+
+    def make_batch(self, indices: Indices, way: Way) -> Batch:
+        """These training messages as the model gets them; counts as no step's time."""
+        batch = batch_of(self.parts[0], indices).to(self.device)
         if way.compute_frozen_once:
-            rows = compute_frozen_layers(self.model, rows, num_frozen)
-        batch = pad_batch([rows[i] for i in range(len(rows))], rows.num_blocks_done)
-        if not way.pad_to_longest:
-            missing = max(0, PADDED_LENGTH - batch.inputs.shape[1])
-            batch = batch._replace(inputs=F.pad(batch.inputs, (0, missing)))
-        return batch.to(self.device)
+            return after_frozen_blocks(self.model, batch, self.num_frozen)
+        width = batch.inputs.shape[1] if way.pad_to_longest else PADDED_LENGTH
+        missing = max(0, width - batch.inputs.shape[1])
+        return batch._replace(inputs=F.pad(batch.inputs, (0, missing)))
 
     def step(self, batch: Batch, way: Way) -> Tensor:
         """One update, and its loss."""
@@ -126,11 +128,3 @@ class TrainingJob:
     def evaluate(self, batch: Batch, way: Way) -> None:
         self.model.eval()
         logits_of(self.model, batch, way).argmax(dim=-1)
-
-
-def evenly_spaced(batches: list[Indices], lengths: Sequence[int], num: int) -> list[Indices]:
-    """A sample that stands for all batches: the middle ones of `num` groups of equal size, when
-    the batches are sorted by their longest message."""
-    ordered = sorted(batches, key=lambda rows: max(lengths[i] for i in rows))
-    num = min(num, len(ordered))
-    return [ordered[int((i + 0.5) * len(ordered) / num)] for i in range(num)]

@@ -11,15 +11,21 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import estimates
 import pytest
 import torch
 import torch.distributed as dist
 import train_distributed
-from train_distributed import DistributedTrainer, compute_frozen_layers_together
+from train_distributed import (
+    DistributedTrainer,
+    compute_frozen_layers_together,
+    pretrain_further_on_first,
+)
 
 import finetune
+from gpt_download import load_mini_tokenizer
 from previous_chapters import MODEL_CONFIGS, GPTConfig, GPTModel, num_parameters
 from text_classifier import (
     TrainConfig,
@@ -108,8 +114,25 @@ def work(folder: Path) -> None:
                 _, own_validation = prepare(case, None)
                 whole = predict_logits(whole, own_validation).tolist()
             found[f"{strategy}, {case}"] = [history, resumed, logits.tolist(), whole]
+    found["pretrained further"] = pretrain_a_tiny_model()
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
+
+
+def pretrain_a_tiny_model() -> list[float]:
+    """Sums of the weights afterwards; the processes start with different ones."""
+    torch.manual_seed(dist.get_rank())
+    tokenizer = load_mini_tokenizer()
+    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 16, "emb_dim": 8, "num_heads": 2}
+    model = GPTModel(GPTConfig(**shape, num_layers=1))
+    job = SimpleNamespace(
+        model=model, tokenizer=tokenizer, unlabelled=["win a prize", "see you"], further_epochs=1
+    )
+    before = [p.double().sum().item() for p in model.parameters()]
+    pretrain_further_on_first(job, 0, torch.device("cpu"), progress=False)
+    after = [p.double().sum().item() for p in model.parameters()]
+    assert before != after
+    return after
 
 
 def torchrun(*arguments, num_processes: int = 2) -> subprocess.Popen:
@@ -167,6 +190,11 @@ class TestTwoProcesses:
         assert not list(found[0].glob("*.partial"))
 
 
+def test_all_processes_go_on_from_the_first_ones_further_pretraining(found):
+    first, second = (on_process["pretrained further"] for on_process in found[1])
+    assert first == second
+
+
 def test_evaluation_of_the_case_is_not_trivial():
     """Loss and accuracy would not notice a message that is lost if all were alike."""
     trainer, validation = prepare("all layers", None)
@@ -181,10 +209,9 @@ def test_finetunes_options_are_all_known():
     assert options == set(vars(train_distributed.parse_args([]))) - {"strategy"}
     data = {"data", "text_column", "label_column", "protocol", "balance", "augment", "max_length"}
     training = {"epochs", "batch_size", "learning_rate", "schedule", "warmup_share", "dropout"}
-    training |= {"max_grad_norm", "weight_decay", "patience", "seed"}
+    training |= {"max_grad_norm", "weight_decay", "patience", "seed", "pretrain_further"}
     run = {"model", "weights", "trainable", "output", "device", "resume", "quiet"}
-    refused = {"pretrain_further"}
-    new = options - data - training - run - refused
+    new = options - data - training - run
     assert not new, f"teach train_distributed.py what to do with {new}"
 
 
@@ -224,7 +251,7 @@ def test_commands_of_the_page_are_understood():
 
 def options_for(messages_csv: Path, output: Path) -> list:
     options = ["--model", "gpt-mini", "--data", messages_csv, "--output", output, "--quiet"]
-    return [*options, "--epochs", 8, "--batch-size", 5, "--pretrain-further", 0]
+    return [*options, "--epochs", 8, "--batch-size", 5, "--pretrain-further", 1]
 
 
 def kill_one_process_after_an_epoch(torchrun_process: subprocess.Popen, output: Path) -> None:

@@ -54,15 +54,11 @@ from text_classifier import (
     read_logits,
     save_tensors,
 )
-from text_data import (
-    Batch,
-    SpamDataset,
-    batches_by_length,
-    make_loader,
-)
+from text_data import Batch, SpamDataset, batch_of, batches_by_length
 
 PROGRAM = Path(__file__).name
 TIMEOUT = timedelta(minutes=10)  # for a process that answers no more but has not ended either
+LONG_TIMEOUT = timedelta(days=7)  # where all others wait for what the first one does alone
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,9 +81,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     own, rest = parser.parse_known_args(argv)
     args = finetune.parse_args(rest)
-    if args.pretrain_further:
-        parser.error("--pretrain-further is for finetune.py alone: leave it out")
-    args.pretrain_further = 0
     args.strategy = own.strategy
     return args
 
@@ -133,6 +126,26 @@ def share_of_batch(batch: Batch, ignore_index: int) -> Batch:
         nobody = torch.full_like(batch.labels[:1], ignore_index)
         return Batch(batch.inputs[:1], batch.last_positions[:1], nobody, *batch[3:])
     return Batch(*(share_of(tensor, rank, size) for tensor in batch[:3]), *batch[3:])
+
+
+@torch.no_grad()
+def pretrain_further_on_first(
+    job: finetune.Job, seed: int, device: torch.device, progress: bool
+) -> None:
+    """`finetune.pretrain_further` on the first process, which sends its weights to all others.
+
+    Tensors travel on `device`, which may be another than the model's. The others wait at a barrier
+    of their own, because the exchange of weights would give up after `TIMEOUT`.
+    """
+    waiting_room = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+    if dist.get_rank() == 0:
+        with torch.enable_grad():
+            finetune.pretrain_further(job, seed, progress)
+    dist.barrier(waiting_room)
+    for parameter in job.model.parameters():
+        shared = parameter.to(device)
+        dist.broadcast(shared, src=0)
+        parameter.copy_(shared)
 
 
 def compute_frozen_layers_together(
@@ -237,7 +250,7 @@ class DistributedTrainer(Trainer):
         for start in range(0, len(batches), size):
             has_own = start + rank < len(batches)
             indices = batches[start + rank if has_own else start]
-            batch = make_batch(dataset, indices).to(self.device)
+            batch = batch_of(dataset, indices).to(self.device)
             with compute_in(self.config.precision, self.device):
                 own_logits = self.module(read_logits, batch).float()  # (B, C)
             if has_own:
@@ -281,17 +294,6 @@ class DistributedTrainer(Trainer):
         add_classification_head(model, self.model.out_head.out_features)
         model.load_state_dict(tensors, assign=True)
         return model.eval()
-
-
-def make_batch(dataset: SpamDataset, indices: Sequence[int]) -> Batch:
-    """The messages with these indices."""
-    subset = SpamDataset(
-        [dataset.sequences[i] for i in indices],
-        [dataset.labels[i] for i in indices],
-        dataset.num_blocks_done,
-        reading=dataset.reading,
-    )
-    return next(iter(make_loader(subset, len(indices))))
 
 
 def distribute(module: CalledThrough, strategy: str, device: torch.device) -> nn.Module:
@@ -368,6 +370,11 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if checkpoint is None:
         return finetune.read_json(args.output / "metrics.json") if is_first else {}
 
+    if job.further_epochs:
+        with clock.stage("pretraining"):
+            texts = f"{len(job.unlabelled):,} texts, without their labels"
+            say(f"Pretraining {job.model_name} further on {texts}, on the first process.")
+            pretrain_further_on_first(job, args.seed, device, progress)
     num_frozen = finetune.make_classifier(job, args)
     say(
         f"{job.model_name} on {dist.get_world_size()} x {device.type}, {args.strategy}: training "

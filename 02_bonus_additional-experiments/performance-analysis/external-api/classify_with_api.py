@@ -45,7 +45,8 @@ PROGRAM = Path(__file__).name
 DATA_OPTIONS = ("data", "text_column", "label_column", "protocol", "balance", "seed")
 TASK = "Decide whether a text message is spam or ham (a normal message)."
 TOKENS_PER_TURN, TOKENS_PER_REQUEST = 16, 100  # at most, for what a server puts around the turns
-LONGEST_BACK_OFF = 8.0  # seconds; the library's
+LONGEST_BACK_OFF = 120.0  # seconds; the library waits as long as a server's Retry-After asks
+UNKNOWN_COST = "cost not known: give --input-price and --output-price"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -289,7 +290,7 @@ def estimate(
         f"time                   at least {len(texts) / args.requests_per_minute:.1f} minutes",
     ]
     if not args.input_price + args.output_price:
-        lines[3] = "cost                   not known: give --input-price and --output-price"
+        lines[3] = f"cost                   {UNKNOWN_COST.removeprefix('cost ')}"
     return "\n".join(lines)
 
 
@@ -463,7 +464,7 @@ def import_openai():
     except ImportError:
         raise DataError(
             f"the library openai is missing; python -m pip install -r "
-            f"{Path(__file__).with_name('requirements-extra.txt').name} brings it."
+            f"{Path(__file__).with_name('requirements-extra.txt')} brings it."
         ) from None
     return openai
 
@@ -639,9 +640,9 @@ def results_table(metrics: dict[str, Any]) -> str:
             f"Only the server was right: {counts['only_api_right']}; only the fine-tuned "
             f"classifier: {counts['only_classifier_right']}; McNemar's p {counts['p_value']:.3g}."
         )
+    cost = f"cost at most {metrics['cost']:.6g}" if any(metrics["run"]["prices"]) else UNKNOWN_COST
     lines.append(
-        f"{metrics['input_tokens']:,} input and {metrics['output_tokens']:,} output tokens, cost "
-        f"at most {metrics['cost']:.6g}."
+        f"{metrics['input_tokens']:,} input and {metrics['output_tokens']:,} output tokens, {cost}."
     )
     if metrics["run"]["data"] == finetune.MADE_UP_NAME:
         lines.append("These are made-up messages: the figures mean nothing.")

@@ -168,6 +168,7 @@ def test_every_message_is_asked_about_once_and_judged(ask, server, tmp_path):
     assert len({server.asked(i) for i in range(12)}) == len(server.requests) == 12
     assert metrics(tmp_path)["api"]["confusion_matrix"] == [[6, 0, 0], [0, 6, 0]]
     assert "100.0%" in said
+    assert "cost not known" in said
     assert {request["model"] for request in server.requests} == {"m"}
     assert {request["max_completion_tokens"] for request in server.requests} == {16}
 
