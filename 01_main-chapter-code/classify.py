@@ -22,6 +22,7 @@ from tqdm import tqdm
 from gpt_download import DownloadError
 from growing_file import GrowingFile
 from message_files import (
+    CSV_LINE_END,
     DataError,
     as_strings,
     check_columns,
@@ -32,10 +33,12 @@ from text_classifier import (
     Classifier,
     classify_texts,
     file_sha256,
+    is_out_of_memory,
     open_classifier,
     pick_device,
 )
 
+ADDED_COLUMNS = ("predicted_label", "probability")
 LINES_AT_ONCE = 256
 ROWS_AT_ONCE = 1000  # a run that is stopped has at most these to do again
 
@@ -114,6 +117,10 @@ def survey_file(path: Path, text_column: str | None) -> Survey:
         columns |= dict.fromkeys(table.columns)
         num_rows += len(table)
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
+    if taken := [name for name in ADDED_COLUMNS if name in columns]:
+        raise DataError(
+            f"{path}: the column {taken[0]!r} would be overwritten by the result; rename it."
+        )
     return Survey(list(columns), text_column, num_rows)
 
 
@@ -121,7 +128,7 @@ def classify_file(
     classifier: Classifier, path: Path, survey: Survey, num_done: int = 0
 ) -> Iterator[pd.DataFrame]:
     """The file's rows after the first `num_done`, some at a time, with the columns
-    `predicted_label` and `probability` added."""
+    of `ADDED_COLUMNS` added."""
     show = sys.stderr.isatty()
     bar = tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show)
     num_seen = 0
@@ -135,7 +142,8 @@ def classify_file(
         texts = as_strings(table[survey.text_column]).tolist()
         probability, best = classify_texts(classifier, texts).max(dim=1)
         names = [classifier.label_names[i] for i in best.tolist()]
-        yield table.assign(predicted_label=names, probability=probability.numpy().round(4))
+        added = (names, probability.numpy().round(4))
+        yield table.assign(**dict(zip(ADDED_COLUMNS, added, strict=True)))
     bar.close()
 
 
@@ -157,19 +165,25 @@ def classify_into_file(classifier: Classifier, args: argparse.Namespace, survey:
 
 
 def standard_input_lines() -> Iterator[str]:
-    sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    if sys.stdin is None:
+        raise DataError("standard input is closed: give texts, or --file.")
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         for line in sys.stdin:
             if line.strip():
-                yield line.rstrip("\n")
+                yield line.rstrip("\r\n")  # as Windows ends its lines
     except UnicodeDecodeError:
         raise DataError("standard input is not UTF-8 text.") from None
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    # A character that the terminal cannot show is spelled out, not an error.
-    sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stdout is None:
+        complain("standard output is closed.")
+        return 1
+    # A character that the terminal cannot show is spelled out, not an error; a CSV's line ends
+    # stay as they are.
+    sys.stdout.reconfigure(errors="backslashreplace", newline="" if args.file else None)
     try:
         classifier = open_classifier(args.folder, pick_device(args.device))
         if args.file:
@@ -178,24 +192,40 @@ def main(argv: list[str] | None = None) -> int:
                 classify_into_file(classifier, args, survey)
             else:
                 for i, table in enumerate(classify_file(classifier, args.file, survey)):
-                    print(table.to_csv(index=False, header=i == 0, lineterminator="\n"), end="")
+                    text = table.to_csv(index=False, header=i == 0, lineterminator=CSV_LINE_END)
+                    print(text, end="")
         else:
             for line in classify_lines(classifier, args.texts or standard_input_lines()):
                 print(line)
+        sys.stdout.flush()  # here, where a full disk is still told from a success
     except (ValueError, FileNotFoundError) as error:  # wrong data, a wrong option or folder
         complain(error)
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to flush
+        forget_output()
         return 0
     except (DownloadError, OSError) as error:
         complain(error)
+        forget_output()
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain("out of memory: this classifier is too large for the machine.")
         return 1
     except KeyboardInterrupt:
         if args.output:
             complain("stopped; repeat the command with --resume to go on.")
         return 130
     return 0
+
+
+def forget_output() -> None:
+    """Let go of what could not be written, or Python tries once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(error: Exception | str) -> None:

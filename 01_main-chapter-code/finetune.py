@@ -7,6 +7,7 @@ the head, prints the results, and writes the classifier's folder with `metrics.j
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -55,6 +56,7 @@ from text_classifier import (
     continue_pretraining,
     encode_for_pretraining,
     freeze_all_but,
+    is_out_of_memory,
     pick_device,
     predict_logits,
     save_classifier,
@@ -84,8 +86,16 @@ GPT2_LEARNING_RATE = 5e-5
 # them in a minute; for GPT-2 the gain was not measured, and without a GPU they take long.
 FURTHER_EPOCHS = {"gpt-mini": 2}
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
+MAX_BASELINE_CLASSES = 50  # its memory grows with n-grams times classes
 CHECKPOINT = "checkpoint.safetensors"
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default, unless it is None: then the help says what that means."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def number(kind: type, allowed: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
@@ -115,7 +125,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         prog="finetune.py",
         description="Fine-tune a GPT to classify texts; without options, to find spam among text "
         "messages. Writes a classifier folder that classify.py opens.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -245,7 +255,7 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
     if args.data is not None:
         if args.protocol != "clean":
             raise DataError("--protocol published is a split of the SMS data: leave out --data.")
-        messages = read_messages(args.data, args.text_column, args.label_column)
+        messages = read_messages(args.data, args.text_column, args.label_column, say)
         name = args.data.name
     elif args.text_column or args.label_column:
         raise DataError("--text-column and --label-column belong to --data.")
@@ -269,7 +279,7 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
             f"{name}: only the label {label_names[0]!r} occurs, and a classifier needs at least "
             f"two; add messages with another label."
         )
-    if len(label_names) > len(cleaned) / 5:
+    if len(label_names) > max(10, len(cleaned) / 5):
         raise DataError(
             f"{name}: {len(label_names)} different labels for {len(cleaned)} different texts; is "
             f"the column of labels the right one?"
@@ -296,9 +306,11 @@ def sort_labels(labels: set[str]) -> list[str]:
     return sorted(labels)
 
 
-def load_model(args: argparse.Namespace, device: torch.device) -> tuple[GPTModel, Any, str]:
+def load_model(
+    args: argparse.Namespace, device: torch.device, say: Callable = print
+) -> tuple[GPTModel, Any, str]:
     """The model, its tokenizer and its name."""
-    name = default_model_name() if args.model == "auto" else resolve_model_name(args.model)
+    name = default_model_name(say) if args.model == "auto" else resolve_model_name(args.model)
     if args.weights == "random":
         torch.manual_seed(args.seed)
         return GPTModel(MODEL_CONFIGS[name]).to(device), load_tokenizer(name), name
@@ -364,7 +376,8 @@ def evaluate(
 
 def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
     """Test accuracy of the n-gram regression on the same messages, where it is quick."""
-    if len(splits.train) > MAX_BASELINE_MESSAGES:
+    num_classes = splits.train["label"].nunique()
+    if len(splits.train) > MAX_BASELINE_MESSAGES or num_classes > MAX_BASELINE_CLASSES:
         return None
     baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
     correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
@@ -415,7 +428,7 @@ def prepare(args: argparse.Namespace, device: torch.device, say: Callable, clock
             train = augment_messages(splits.train, args.augment, args.seed)
             splits = splits._replace(train=train)
     with clock.stage("model"):
-        model, tokenizer, model_name = load_model(args, device)
+        model, tokenizer, model_name = load_model(args, device, say)
         context = model.cfg.context_length
         max_length = choose_max_length(args.max_length, splits, tokenizer, context, say)
         datasets = make_datasets(splits, label_names, tokenizer, max_length)
@@ -509,7 +522,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_divergence(history: History, config: TrainConfig) -> None:
-    if not all(map(math.isfinite, history.step_losses)):
+    losses = (*history.step_losses, *history.train_loss, *history.validation_loss)
+    if not all(map(math.isfinite, losses)):
         raise DataError(
             f"The loss is no longer a number: the training diverged with --learning-rate "
             f"{config.learning_rate}; choose a smaller one."
@@ -568,6 +582,8 @@ def refuse_options_without_effect(args: argparse.Namespace) -> None:
         )
     if args.protocol == "published" and args.balance != "undersample":
         raise DataError(f"--protocol published undersamples: leave out --balance {args.balance}.")
+    if args.balance == "weights" and args.batch_size == 1:
+        raise DataError("--balance weights acts within a batch: give --batch-size 2 or more.")
 
 
 def fingerprint(splits: Splits) -> str:
@@ -590,6 +606,8 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
             checkpoint.unlink(missing_ok=True)
             write_text(json.dumps(options, indent=2) + "\n", run_file)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise  # not the folder's fault
             raise DataError(
                 f"--output {args.output}: this folder cannot be written ({error.strerror}); "
                 f"choose another."
@@ -609,14 +627,18 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
 
 def changed_options(then: dict, now: dict) -> list[str]:
     """What was different; an option that was not there yet counts as None."""
-    return [f"{k} was {then.get(k)!r}" for k, v in now.items() if then.get(k) != v]
+    changed = [k for k, v in now.items() if then.get(k) != v]
+    return [
+        "the data were other messages" if k == "data_sha256" else f"{k} was {then.get(k)!r}"
+        for k in changed
+    ]
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """What this command wrote earlier; raises ``DataError`` for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); start anew without --resume.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is not from this command; start anew without --resume.")
@@ -695,7 +717,9 @@ def main(argv: list[str] | None = None) -> int:
     except (DownloadError, OSError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(
             f"finetune.py: out of memory; try a smaller --batch-size or --max-length. {error}",
             file=sys.stderr,
@@ -707,7 +731,8 @@ def main(argv: list[str] | None = None) -> int:
     print(results_table(metrics))
     if not args.quiet:
         seconds = sum(metrics["seconds"].values())
-        print(f"\n{seconds:.0f} seconds, {metrics['peak_memory_mb']} MB at most.")
+        peak = metrics["peak_memory_mb"]
+        print(f"\n{seconds:.0f} seconds{f', {peak} MB at most' if peak else ''}.")
         print(
             f"The classifier is in {args.output}; try it:\n"
             f'  python {Path(__file__).parent.name}/classify.py {args.output} "a message of yours"'
@@ -716,5 +741,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # A character that the terminal cannot show is spelled out, not an error.
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.reconfigure(errors="backslashreplace")
     matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())

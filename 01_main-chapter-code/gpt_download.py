@@ -10,6 +10,7 @@ import base64
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -29,9 +30,10 @@ from tqdm import tqdm
 from previous_chapters import END_OF_TEXT, MODEL_CONFIGS, GPTModel, load_weights_into_gpt
 
 CACHE_VARIABLE = "CH06_CACHE"
-# How long an address may take before it counts as unreachable: short enough that two of them are
-# given up within 10 seconds.
-SECONDS_TO_ANSWER = 4
+# How long an address may take before it counts as unreachable: short enough that three of them, two
+# for the messages and one for the model, are given up within 10 seconds.
+SECONDS_TO_ANSWER = 2.5
+SECONDS_OF_SILENCE = 4  # in the middle of a download
 MINI_FOLDER = Path(__file__).parent / "gpt-mini"
 
 
@@ -154,9 +156,12 @@ def fetch(file: RemoteFile) -> Path:
         if is_intact(file):
             return file.path
         file.path.parent.mkdir(parents=True, exist_ok=True)
+        silent = _silent_addresses(file)  # before the lock, or processes would wait in turn
         with FileLock(f"{file.path}.lock"):
             if not is_intact(file):
                 file.path.unlink(missing_ok=True)  # truncated or altered
+                if len(silent) == len(file.addresses):
+                    raise DownloadError(_how_to_help(file, silent))
                 _download(file)
     except OSError as error:
         raise DownloadError(_how_to_help(file, [f"{type(error).__name__}: {error}"])) from error
@@ -185,7 +190,7 @@ def _download(file: RemoteFile) -> None:
         try:
             _check_answer(url)
             if file.hub_repo is None:
-                downloader = pooch.HTTPDownloader(progressbar=True, timeout=SECONDS_TO_ANSWER)
+                downloader = pooch.HTTPDownloader(progressbar=True, timeout=SECONDS_OF_SILENCE)
                 if file.resumable:
                     downloader = partial(_download_on, file.path)
                 algorithm, checksum = file.checksum
@@ -201,15 +206,14 @@ def _download(file: RemoteFile) -> None:
                         file.path.name,
                         revision=file.hub_revision,
                         local_dir=file.path.parent,
-                        etag_timeout=SECONDS_TO_ANSWER,
+                        etag_timeout=SECONDS_OF_SILENCE,
                     )
             if is_intact(file):
                 return
             reasons.append(f"{url}: what arrived is truncated or altered")
         except Exception as error:
             # pooch, the Hub's client and the HTTP libraries below them share no class of errors.
-            first_line = str(error).partition("\n")[0][:200]
-            reasons.append(f"{url}: {type(error).__name__}: {first_line}")
+            reasons.append(_reason(url, error))
         file.path.unlink(missing_ok=True)
     raise DownloadError(_how_to_help(file, reasons))
 
@@ -222,7 +226,7 @@ def _download_on(path: Path, url: str, output_file: str, _: pooch.Pooch | None) 
     kept = path.with_name(path.name + ".partial")
     have = kept.stat().st_size if kept.exists() else 0
     headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=SECONDS_TO_ANSWER) as answer:
+    with requests.get(url, headers=headers, stream=True, timeout=SECONDS_OF_SILENCE) as answer:
         # 416: nothing is left to send, so what is kept must be whole, or of another file.
         if answer.status_code != requests.codes.requested_range_not_satisfiable:
             answer.raise_for_status()
@@ -235,6 +239,23 @@ def _download_on(path: Path, url: str, output_file: str, _: pooch.Pooch | None) 
                     stream.write(chunk)
                     bar.update(len(chunk))
     kept.replace(output_file)
+
+
+def _silent_addresses(file: RemoteFile) -> list[str]:
+    """The addresses at which nothing answers, up to the first that does, with the reasons."""
+    silent = []
+    for url in file.addresses:
+        try:
+            _check_answer(url)
+            break
+        except Exception as error:  # the HTTP libraries share no class of errors
+            silent.append(_reason(url, error))
+    return silent
+
+
+def _reason(url: str, error: Exception) -> str:
+    first_line = str(error).partition("\n")[0][:200]
+    return f"{url}: {type(error).__name__}: {first_line}"
 
 
 def _check_answer(url: str) -> None:
@@ -265,7 +286,7 @@ def _check_answer(url: str) -> None:
 def _short_hub_timeout():
     """A Hub that falls silent is asked six times over; wait for each answer as for any other."""
     seconds = hub_constants.HF_HUB_DOWNLOAD_TIMEOUT
-    hub_constants.HF_HUB_DOWNLOAD_TIMEOUT = min(seconds, SECONDS_TO_ANSWER)
+    hub_constants.HF_HUB_DOWNLOAD_TIMEOUT = min(seconds, SECONDS_OF_SILENCE)
     try:
         yield
     finally:
@@ -315,13 +336,13 @@ def resolve_model_name(name: str) -> str:
     raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(MODEL_CONFIGS)}.")
 
 
-def default_model_name() -> str:
+def default_model_name(say: Callable[[str], None] = print) -> str:
     """`gpt2-small (124M)` where its files are cached or can be fetched, else `gpt-mini`."""
     try:
         for file in (GPT2_WEIGHTS["gpt2-small (124M)"], *GPT2_TOKENIZER_FILES):
             fetch(file)
     except DownloadError as error:
-        print(
+        say(
             "NOTE: GPT-2's weights cannot be had here, so the small embedded model gpt-mini takes "
             f"their place. Its results are not GPT-2's.\n{error}\n"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from message_files import DataError
+from message_files import CSV_LINE_END, DataError
 from text_classifier import write_text
 
 
@@ -35,9 +35,10 @@ class GrowingFile:
         self.num_rows = self.num_bytes = 0
 
     def start(self) -> None:
-        """Begin anew. Raises ``OSError`` now, not after hours, if the file cannot be written."""
-        if self.path.is_dir():
-            raise OSError(f"{self.path} is a folder; name a file.")
+        """Begin anew. Raises ``OSError`` now, not after hours, if the file cannot be written, and
+        ``DataError`` for what is no file: a folder, or a device, which the result would replace."""
+        if self.path.exists() and not self.path.is_file():
+            raise DataError(f"{self.path} is not an ordinary file; name one that may be replaced.")
         self._note_progress()
         self.partial.write_bytes(b"")
 
@@ -53,7 +54,7 @@ class GrowingFile:
             then = json.loads(self.progress.read_text(encoding="utf-8"))
             run, num_rows, num_bytes = then["run"], int(then["num_rows"]), int(then["num_bytes"])
             changed = [name for name, value in self.run.items() if run.get(name) != value]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{self.progress} is damaged ({error}); leave out --resume.") from None
         if changed:
             raise DataError(
@@ -67,13 +68,14 @@ class GrowingFile:
 
     def add(self, table: pd.DataFrame) -> None:
         """Append rows; the first ones bring the header along."""
-        text = table.to_csv(index=False, header=self.num_rows == 0, lineterminator="\n").encode()
+        text = table.to_csv(index=False, header=self.num_rows == 0, lineterminator=CSV_LINE_END)
+        content = text.encode()
         with self.partial.open("ab") as file:
-            file.write(text)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())  # the rows are on the disk before the note says so
         self.num_rows += len(table)
-        self.num_bytes += len(text)
+        self.num_bytes += len(content)
         self._note_progress()
 
     def finish(self) -> None:

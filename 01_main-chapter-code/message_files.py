@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 10_000
+CSV_LINE_END = "\r\n"  # that of RFC 4180; a cell that holds either sign is then quoted
 
 
 class DataError(ValueError):
@@ -20,17 +21,20 @@ class DataError(ValueError):
 
 
 def read_messages(
-    path: Path, text_column: str | None = None, label_column: str | None = None
+    path: Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """Labelled texts from a CSV, TSV, JSON lines or Parquet file.
 
-    Columns that are not named are guessed, and the guess is printed. Raises ``DataError`` if the
+    Columns that are not named are guessed, and the guess is said. Raises ``DataError`` if the
     file cannot be read or holds no usable rows.
     """
     table = read_table(path)
     if text_column is None or label_column is None:
         text_column, label_column = guess_columns(table, path, text_column, label_column)
-        print(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
+        say(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
     check_columns(table, path, [text_column, label_column])
     if text_column == label_column:
         raise DataError(f"{path}: text and label cannot both be column {text_column!r}.")
@@ -39,7 +43,7 @@ def read_messages(
     )
     usable = messages[(messages.text.str.strip() != "") & (messages.label.str.strip() != "")]
     if len(usable) < len(messages):
-        print(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
+        say(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
     if usable.empty:
         raise DataError(f"{path}: no row holds both a text and a label.")
     return usable.reset_index(drop=True)
@@ -101,7 +105,7 @@ def guess_columns(
     table: pd.DataFrame, path: Path, text_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
     """The longest texts on average are the text, the fewest different values the label."""
-    check_columns(table, path, [name for name in (text_column, label_column) if name])
+    check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
     if len(table.columns) < 2:
         raise DataError(
             f"{path}: one column of texts and one of labels are needed, found only "
@@ -109,15 +113,16 @@ def guess_columns(
         )
     cells = table.apply(as_strings)
     if text_column is None:
-        text_column = guess_text_column(cells.drop(columns=label_column or []))
+        others = cells if label_column is None else cells.drop(columns=label_column)
+        text_column = guess_text_column(others)
     if label_column is None:
         counts = cells.drop(columns=text_column).nunique()
         label_column = (counts[counts > 1] if (counts > 1).any() else counts).idxmin()
-    if str(label_column) in set(cells[label_column]):
-        raise DataError(
-            f"{path}: the first line looks like a message, not like a header; put a line with "
-            f"the names of the columns above it."
-        )
+        if str(label_column) in set(cells[label_column]):
+            raise DataError(
+                f"{path}: the first line looks like a message, not like a header; put a line with "
+                f"the names of the columns above it, or name the columns if they are right."
+            )
     return text_column, label_column
 
 
@@ -175,6 +180,7 @@ def _read_csv(path: Path, num_rows: int, separator: str) -> Iterator[pd.DataFram
 
 
 def _is_properly_quoted(path: Path) -> bool:
+    csv.field_size_limit(2**31 - 1)  # a long text is no error
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             widths = {len(row) for row in csv.reader(file, delimiter="\t", strict=True)}
@@ -213,7 +219,10 @@ def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(num_rows):
                 # Whole numbers stay whole, even where some are missing.
-                table = batch.to_pandas(integer_object_nulls=True)
+                table = batch.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+                # A column that was pandas' index is one like others, unless it had no name.
+                unnamed = [name for name in table if name.startswith("__index_level_")]
+                table = table.drop(columns=unnamed)
                 yield table.set_axis(table.columns.map(str), axis="columns")
     except Exception as error:  # pyarrow's errors share no class
         reason = str(error).partition("\n")[0]

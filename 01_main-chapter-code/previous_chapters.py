@@ -147,6 +147,8 @@ class MultiHeadAttention(nn.Module):
         With `return_weights`, the attention is computed by hand, without dropout, and its weights
         (B, H, T, T) come back too; otherwise the same result is computed faster.
         """
+        if cache is not None and last_positions is not None:
+            raise ValueError("A cache is for generating, where every new token looks around.")
         num_earlier = 0 if cache is None else cache.num_tokens
         num_keys = num_earlier + x.shape[1]
         x_query = x if last_positions is None else select_positions(x, last_positions)

@@ -58,10 +58,11 @@ def table_row(result: dict) -> str:
     accuracies = [run["test"]["accuracy"] for run in runs]
     mean, deviation, low, high = mean_and_interval(accuracies)
     every = " ".join(f"{100 * value:.1f}" for value in accuracies)
-    baseline = statistics.mean(run["ngram_baseline"]["accuracy"] for run in runs)
+    baselines = [run["ngram_baseline"]["accuracy"] for run in runs if run["ngram_baseline"]]
+    baseline = f"{statistics.mean(baselines):.1%}" if baselines else "–"
     return (
         f"| {mean:.1%} | {100 * deviation:.1f} | [{low:.1%}, {high:.1%}] | {every} | "
-        f"{baseline:.1%} | `{result['command']}` |"
+        f"{baseline} | `{result['command']}` |"
     )
 
 
@@ -88,13 +89,18 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("table", help="print the table of all result files")
     args, options = parser.parse_known_args(argv)
     if args.command == "table":
+        parser.parse_args(argv)  # knows no further options
         print(make_table())
         return 0
     if len(args.seeds) < 2:
         parser.error("--seeds needs at least two seeds")
+    if any(option.split("=")[0] in ("--seed", "--output", "--resume") for option in options):
+        parser.error("--seed, --output and --resume are this command's own business")
+    if Path(args.name).name != args.name:
+        parser.error(f"{args.name!r} is no name of a file")
     try:
+        args.results.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
         result = run_seeds(args.name, args.seeds, options)
-        args.results.mkdir(parents=True, exist_ok=True)
         write_text(json.dumps(result, indent=1) + "\n", args.results / f"{args.name}.json")
     except ValueError as error:
         print(f"several_seeds.py: {error}", file=sys.stderr)

@@ -55,6 +55,12 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an error means: on a CPU, PyTorch raises a plain ``RuntimeError``."""
+    kinds = (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "can't allocate memory" in str(error)
+
+
 def compute_in(precision: Precision, device: torch.device) -> torch.autocast:
     """A context in which matrix products are computed in `precision`.
 
@@ -289,7 +295,8 @@ class TrainConfig:
     """Epochs without a smaller validation loss after which training stops; the best epoch's
     weights are kept. None trains all epochs and keeps the last weights."""
     use_class_weights: bool = False
-    """Whether every class counts alike in the loss, however rare it is."""
+    """Whether every class counts alike in the loss, however rare it is. The weights act within a
+    batch: its loss is divided by their sum, so that in a batch of one they cancel."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
     ignore_index: int = -100
@@ -443,7 +450,7 @@ class Trainer:
             loss, accuracy = evaluate_model(self.model, dataset, self.config.precision)
             getattr(history, f"{name}_loss").append(loss)
             getattr(history, f"{name}_accuracy").append(accuracy)
-        if history.validation_loss[-1] == min(history.validation_loss):
+        if history.validation_loss[-1] < min(history.validation_loss[:-1], default=math.inf):
             history.best_epoch = history.num_epochs
             if self.config.patience is not None:
                 self.best_weights = {n: p.detach().clone() for n, p in self.parameters.items()}
@@ -678,7 +685,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     weights = folder / "model.safetensors"
-    save_tensors(classifier.model.state_dict(), weights, {"format": "pt"})
+    # One entry only: several would be written in an order that changes, and the checksum with it.
+    metadata = {"architecture": json.dumps(asdict(classifier.model.cfg))}
+    save_tensors(classifier.model.state_dict(), weights, metadata)
     config = {
         "format": "gpt-classifier-1",
         "model": classifier.model_name,
@@ -711,10 +720,11 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
             f"{weights} is damaged or belongs to another classifier: its checksum is not the one "
             f"in config.json."
         )
-    with torch.device("meta"):  # shapes only: a lying size takes no memory
-        model = GPTModel(config["architecture"])
-    add_classification_head(model, len(config["label_names"]))
     try:
+        check_architecture(weights, config["architecture"])
+        with torch.device("meta"):  # shapes only: the file brings the numbers
+            model = GPTModel(config["architecture"])
+        add_classification_head(model, len(config["label_names"]))
         model.load_state_dict(load_file(weights), assign=True)
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -736,11 +746,26 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
     )
 
 
+def check_architecture(weights: Path, cfg: GPTConfig) -> None:
+    """Raise ``ValueError`` unless the weights were saved from a model of this architecture.
+
+    A wrong number of heads would fit them all the same, and give wrong answers.
+    """
+    with safe_open(weights, "pt") as file:
+        saved = (file.metadata() or {}).get("architecture")
+    if saved is None:
+        raise ValueError(f"{weights} does not fit its config.json: no classifier was saved in it.")
+    now = asdict(cfg)
+    wrong = [f"{k}={now[k]}, saved as {v}" for k, v in json.loads(saved).items() if now[k] != v]
+    if wrong:
+        raise ValueError(f"{weights} does not fit its config.json: {', '.join(wrong)}.")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """The configuration of a classifier folder, checked field by field."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != "gpt-classifier-1":
         raise ValueError(f"{path} does not describe a classifier of this project.")

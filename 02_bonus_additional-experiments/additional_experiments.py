@@ -53,7 +53,7 @@ from finetune import (
     number,
     peak_memory_mb,
 )
-from gpt_download import MODEL_CONFIGS, DownloadError
+from gpt_download import MODEL_CONFIGS, DownloadError, default_model_name
 from lora import add_lora
 from message_files import DataError
 from previous_chapters import GPTModel, num_parameters
@@ -108,9 +108,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=sorted(SUITES),
         help="all rows of a list, each with its own options; options given beside it go to all",
     )
-    what.add_argument(
-        "--seeds", type=SEED, nargs="+", default=[1, 2, 3, 4, 5], help="seeds of a suite"
-    )
+    what.add_argument("--seeds", type=SEED, nargs="+", help="seeds of a suite; default: 1 2 3 4 5")
     what.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     what.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=" ")
     what.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -343,9 +341,10 @@ def read_splits(args: argparse.Namespace) -> tuple[Splits, list[str]]:
 
 def take_share(messages: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """A random share of the messages with the same mix of labels, at least one of each."""
-    if share == 1:
+    num_labels = messages["label"].nunique()
+    size = max(num_labels, round(share * len(messages)))
+    if size > len(messages) - num_labels:  # the rest could not hold every label
         return messages
-    size = max(messages["label"].nunique(), round(share * len(messages)))
     kept, _ = train_test_split(
         messages, train_size=size, stratify=messages["label"], random_state=seed
     )
@@ -686,15 +685,17 @@ def run_suite(args: argparse.Namespace) -> None:
 
     The first seed of most rows runs in a process of its own and measures seconds and memory.
     """
-    rows, reuse = SUITES[args.suite], Reuse()
-    runs = [(row, seed) for row in rows for seed in args.seeds]
+    rows, reuse, seeds = SUITES[args.suite], Reuse(), args.seeds or [1, 2, 3, 4, 5]
+    if args.model == "auto":  # asked once, and named in every file
+        args.model = default_model_name().split(" (")[0]
+    runs = [(row, seed) for row in rows for seed in seeds]
     for row, seed in (bar := tqdm(runs, args.suite, unit="run", disable=args.quiet)):
         bar.set_postfix_str(f"{row.name}, seed {seed}")
         arguments = arguments_of(row, seed, args)
         own = parse_args(arguments)
         if is_done(own):
             continue
-        if row.name in COST_MEASURED and seed == args.seeds[0]:
+        if row.name in COST_MEASURED and seed == seeds[0]:
             run_in_own_process(arguments)
         else:
             run_and_save(own, reuse)
@@ -713,8 +714,8 @@ def is_done(args: argparse.Namespace) -> bool:
     changed = [f"{k} was {then.get(k)!r}, not {v!r}" for k, v in now.items() if then.get(k) != v]
     if changed:
         raise DataError(
-            f"{path} comes from other options ({'; '.join(changed)}): delete it, or choose "
-            f"another folder with --results."
+            f"{path} comes from other options ({'; '.join(changed)}): repeat those, delete it, or "
+            f"choose another folder with --results."
         )
     return True
 
@@ -746,6 +747,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.suite:
             refuse_options_beside_a_suite(argv)
             run_suite(args)
+        elif args.seeds:
+            raise DataError("--seeds belongs to --suite; a single run has --seed.")
         else:
             print(summary(run_and_save(args)))
     except (DataError, ValueError) as error:

@@ -143,11 +143,12 @@ def compare(ours: Measured, theirs: Measured) -> Comparison:
     check_same_messages(ours, theirs)
     differences = [a[seed].astype(int) - b[seed].astype(int) for seed in seeds]
     rng = np.random.default_rng(0)
-    means = np.array(
-        [rng.choice(d, (NUM_DRAWS, len(d))).mean(axis=1) for d in differences]
-    )  # (seeds, draws): messages drawn anew within each seed
     picked = rng.integers(len(seeds), size=(len(seeds), NUM_DRAWS))
-    drawn = np.take_along_axis(means, picked, axis=0).mean(axis=0)
+    drawn = np.zeros(NUM_DRAWS)
+    for chosen in picked:  # messages are drawn anew each time a seed is drawn
+        for number, d in enumerate(differences):
+            (draws,) = np.nonzero(chosen == number)
+            drawn[draws] += rng.choice(d, (len(draws), len(d))).mean(axis=1) / len(seeds)
     low, high = np.percentile(drawn, [2.5, 97.5])
     gained = sum(int((d == 1).sum()) for d in differences)
     lost = sum(int((d == -1).sum()) for d in differences)

@@ -105,6 +105,16 @@ CURVES = [
 # What it takes to leave the n-grams behind.
 BEST = [
     Row("pretrained-further", "--pretrain_further 2", "pretrained further, last block"),
+    Row(
+        "pretrained-further-all-layers",
+        f"--pretrain_further 2 {ALL_LAYERS}",
+        "pretrained further, all layers",
+    ),
+    Row(
+        "pretrained-further-mean",
+        f"--pretrain_further 2 {ALL_LAYERS} --average_embeddings",
+        "pretrained further, all layers, mean over all real tokens",
+    ),
 ]
 
 # The protocol of the collection's own paper.

@@ -78,6 +78,14 @@ def test_seeds_that_disagree_widen_the_interval():
     assert unsure.high - unsure.low > sure.high - sure.low
 
 
+def test_a_seed_that_is_drawn_twice_draws_its_messages_twice():
+    half = {seed: [0, 1] * 200 for seed in range(5)}  # all seeds alike: only messages vary
+    none = {seed: [0] * 400 for seed in range(5)}
+    comparison = make_tables.compare(measured("a", half), measured("b", none))
+    width = 2 * 1.96 * (0.25 / 400 / 5) ** 0.5
+    assert comparison.high - comparison.low == pytest.approx(width, rel=0.06)
+
+
 def test_only_common_seeds_are_compared_and_only_the_same_messages():
     ours, theirs = measured("a", {1: [1, 1], 2: [0, 0]}), measured("b", {1: [1, 0]})
     assert make_tables.compare(ours, theirs).difference == 0.5

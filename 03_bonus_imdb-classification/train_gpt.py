@@ -42,6 +42,7 @@ from message_files import DataError
 from previous_chapters import GPTModel
 from text_classifier import (
     FURTHER_PRETRAINING,
+    TOKENS_AT_ONCE,
     Classifier,
     Precision,
     TrainConfig,
@@ -138,14 +139,29 @@ def pretrain_further(
         model.load_state_dict(load_file(weights), strict=False)  # the tied head is not in it
         return
     sequences = encode_for_pretraining(texts, tokenizer, args.max_length)
+    at_once = reviews_at_once(args.max_length, model.tok_emb.weight.device)
     config = replace(
         FURTHER_PRETRAINING,
         num_epochs=args.pretrain_further,
+        batch_size=at_once,
+        accumulation_steps=FURTHER_PRETRAINING.batch_size // at_once,
         seed=args.seed,
         precision=precision,
     )
     continue_pretraining(model, sequences, config, not args.quiet)
     save_tensors(dict(model.named_parameters()), weights, {"format": "pt"})
+
+
+def reviews_at_once(max_length: int, device: torch.device) -> int:
+    """How many reviews fit in one piece of `calc_next_token_loss`, which computes larger batches
+    twice; a divisor of the batch, whose gradients are then added up.
+
+    >>> reviews_at_once(256, torch.device("cpu")), reviews_at_once(300, torch.device("cpu"))
+    (4, 2)
+    """
+    batch_size = FURTHER_PRETRAINING.batch_size
+    fitting = max(1, 2 * TOKENS_AT_ONCE[device.type] // max_length)
+    return max(n for n in range(1, batch_size + 1) if batch_size % n == 0 and n <= fitting)
 
 
 def put_head_on(model: GPTModel, trainable: str, seed: int) -> int:
@@ -249,10 +265,11 @@ def choose_parts(args: argparse.Namespace) -> dict[str, pd.DataFrame]:
     """The reviews that this run learns from and is measured on. Raises ``DataError``."""
     parts = choose_train(read_parts(args.data), args.num_train, args.seed)
     if args.num_test:
-        if args.num_train is None:
-            raise DataError("--num-test is for learning curves: give --num-train too.")
-        num_test = min(args.num_test, len(parts["test"]))
-        parts["test"] = parts["test"].sample(num_test, random_state=0)  # alike for every seed
+        if args.num_train is None or args.validation_only:
+            raise DataError("--num-test is for learning curves: with --num-train, and with a test.")
+        if args.num_test > len(parts["test"]):
+            raise DataError(f"--num-test {args.num_test}: there are {len(parts['test'])} reviews.")
+        parts["test"] = parts["test"].sample(args.num_test, random_state=0)  # alike for every seed
     return parts
 
 

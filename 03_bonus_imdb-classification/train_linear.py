@@ -207,6 +207,8 @@ def run(args: argparse.Namespace) -> None:
     if args.choose:
         task = choose
         names, measured_on = [name for name in args.methods if METHODS[name].tried], "validation"
+        if not names:
+            raise DataError("--choose: these models have no strength of regularisation to choose.")
     else:
         task, names, measured_on = measure, args.methods, "test"
         parts["train"] = pd.concat([parts["train"], parts["validation"]], ignore_index=True)

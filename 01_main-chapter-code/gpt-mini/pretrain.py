@@ -11,6 +11,7 @@ import base64
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,7 +133,7 @@ def load_tokens(args: argparse.Namespace) -> tuple[tiktoken.Encoding, Tensor, Te
     if not (vocabulary_file.exists() and train_file.exists() and valid_file.exists()):
         paths = sorted((args.corpus / "train").glob("*.txt"))
         if not paths or not (args.corpus / "valid.txt").exists():
-            raise SystemExit(f"{args.corpus} must hold train/*.txt and valid.txt.")
+            raise ValueError(f"--corpus {args.corpus} must hold train/*.txt and valid.txt.")
         documents = [doc for path in tqdm(paths, "reading") for doc in read_documents(path)]
         # Documents of all sources are mixed, so that every part of an epoch resembles the whole.
         order = np.random.default_rng(args.seed).permutation(len(documents))
@@ -165,6 +166,8 @@ def batches(tokens: Tensor, length: int, seed: int, first: int) -> Iterator[Tens
     """
     batch_size = TOKENS_PER_STEP // length
     per_epoch = (len(tokens) - length - 1) // length // batch_size
+    if per_epoch < 1:
+        raise ValueError(f"--corpus: {len(tokens):,} tokens are fewer than one step takes.")
     epoch, index = divmod(first, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch * 1009 + length)
@@ -325,4 +328,8 @@ def plot_loss_curve(log: dict, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ValueError as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        sys.exit(2)

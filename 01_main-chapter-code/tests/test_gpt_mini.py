@@ -192,7 +192,7 @@ def test_recipe_learns_writes_its_results_and_resumes_exactly(corpus, tmp_path, 
 
 
 def test_a_folder_that_is_no_corpus_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match=r"must hold train/\*\.txt and valid\.txt"):
+    with pytest.raises(ValueError, match=r"must hold train/\*\.txt and valid\.txt"):
         pretrain.main(
             ["--corpus", str(tmp_path), "--output", str(tmp_path / "o"), "--work", str(tmp_path)]
         )

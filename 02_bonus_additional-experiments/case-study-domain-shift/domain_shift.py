@@ -11,12 +11,14 @@ e-mails are those of real people.
 import argparse
 import copy
 import json
+import lzma
 import math
 import platform
 import re
 import sys
 import tarfile
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -98,12 +100,15 @@ def read_emails(folder: Path | None = None) -> pd.DataFrame:
         )
     rows = []
     for path in archives:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                label = label_of(member.name)
-                if member.isfile() and label:
-                    text = archive.extractfile(member).read().decode("latin-1")
-                    rows.append((label, " ".join(text.split())))
+        try:
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    label = label_of(member.name)
+                    if member.isfile() and label:
+                        text = archive.extractfile(member).read().decode("latin-1")
+                        rows.append((label, " ".join(text.split())))
+        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
+            raise DownloadError(f"{path} is damaged ({error}); fetch it anew.") from None
     emails = pd.DataFrame(rows, columns=["label", "text"])
     return emails[emails["text"] != ""].reset_index(drop=True)
 
@@ -384,14 +389,19 @@ def measure(name: str, emails: pd.DataFrame, seed: int, quiet: bool = True) -> d
 def run(args: argparse.Namespace) -> None:
     """The seeds that have no result yet."""
     name = resolve_model_name(args.model)
-    todo = [seed for seed in args.seeds if not (args.results / f"seed-{seed}.json").exists()]
+    paths = {seed: args.results / f"seed-{seed}.json" for seed in args.seeds}
+    todo = [seed for seed, path in paths.items() if not path.exists()]
+    for path in (paths[seed] for seed in args.seeds if seed not in todo):
+        then = json.loads(path.read_text(encoding="utf-8"))["model"]
+        if then != name:
+            raise ValueError(f"{path} is of {then}: choose --model {then}, or another --results.")
     if not todo:
         return
     emails = read_emails()
     args.results.mkdir(parents=True, exist_ok=True)
     for seed in todo:
         result = measure(name, emails, seed, args.quiet)
-        write_text(json.dumps(result, indent=1) + "\n", args.results / f"seed-{seed}.json")
+        write_text(json.dumps(result, indent=1) + "\n", paths[seed])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from text_data import clean_messages, encode_messages, read_sms_spam
 
 RESULTS = Path(__file__).parent / "results"
 PADDED_LENGTH = 120  # tokens, as in the well-known way of doing it
-PACKAGES = ("torch", "transformers", "torchao", "onnxruntime")
+PACKAGES = ("torch", "transformers", "accelerate", "torchao", "onnx", "onnxruntime")
 Item, Way, Result = TypeVar("Item"), TypeVar("Way"), TypeVar("Result")
 
 
@@ -159,13 +159,12 @@ def evenly_spaced(items: Sequence[Item], num: int, size: Callable[[Item], float]
 # ---------------------------------------------------------------------------------------------
 
 
-def run_fresh(script: str, *arguments: str, **environment: str) -> str:
+def run_fresh(script: str, *arguments: str) -> str:
     """What a Python script beside this one prints when it runs in a process of its own."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / script), *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | environment,
     )
     if done.returncode:
         reason = done.stderr.strip().rsplit("\n", 1)[-1]

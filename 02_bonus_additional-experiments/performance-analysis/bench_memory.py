@@ -71,13 +71,13 @@ def kept_numbers_per_token(cfg: GPTConfig, choice: str) -> float:
     A block keeps its input, the first norm's output, queries, keys, values, the context, the sum
     before the second norm and that norm's output (8 D), and the feed-forward network's 4 D before
     and after its activation: 16 D. LoRA adds nothing that counts: R numbers a layer. The last
-    block, for one position, keeps its input and the norm's output, 2 D.
+    block, for one position, keeps its input and the norm's output, 2 D; with LoRA keys and values
+    too, 4 D, since its adapted layers are computed for every token.
     """
     others = cfg.num_layers - 1
-    blocks_of_16 = {"all": others, "lora": cfg.num_layers, "checkpointing": 1}.get(choice, 0)
-    kept = 16 * blocks_of_16 * cfg.emb_dim
-    if choice in ("last_block", "all"):
-        kept += 2 * cfg.emb_dim
+    blocks_of_16 = {"all": others, "lora": others, "checkpointing": 1}.get(choice, 0)
+    in_last_block = {"last_block": 2, "all": 2, "lora": 4}.get(choice, 0)
+    kept = (16 * blocks_of_16 + in_last_block) * cfg.emb_dim
     if choice == "checkpointing":
         kept += cfg.num_layers * cfg.emb_dim  # each block's input
     return kept
@@ -88,15 +88,17 @@ def predict_mb(cfg: GPTConfig, choice: str, batch_size: int, length: int) -> flo
     backward pass makes the gradients, it lets go of what was kept.
 
     Blocks without a backward pass keep nothing, and their largest moment is in a feed-forward
-    network: the block's input, the norm's output and 4 D before and after the activation, 10 D.
-    Attention by hand has another one: three times the T x T weights of every head (scores, masked
-    scores, weights).
+    network: the block's input, what attention adds to it, their sum, the norm's output, and 4 D
+    before and after the activation: 12 D. Attention by hand has another one, with two matrices of
+    T x T numbers a head at a time (scores and masked scores, say) beside input, norm, queries, keys
+    and values.
     """
     parameters, trained = count_parameters(cfg, choice)
     tokens = batch_size * length
-    passing = 10 * cfg.emb_dim * tokens
+    passing = 12 * cfg.emb_dim * tokens
     if choice == "inference_by_hand":
-        passing = max(passing, 3 * cfg.num_heads * batch_size * length**2)
+        in_attention = 2 * cfg.num_heads * batch_size * length**2 + 5 * cfg.emb_dim * tokens
+        passing = max(passing, in_attention)
     kept = kept_numbers_per_token(cfg, choice) * tokens
     return FLOAT * (parameters + ADAM * trained + max(kept, trained, passing)) / 1e6
 

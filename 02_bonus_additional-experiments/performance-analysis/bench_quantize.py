@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from bench_common import (
+    NotHere,
     Table,
     interleave,
     machine,
@@ -97,6 +98,8 @@ def stored_mb(model: GPTModel) -> float:
 
 
 def run(args: argparse.Namespace) -> dict:
+    if args.device.type != "cpu":
+        raise NotHere("these formats are a processor's; add --device cpu")
     name = resolve_model_name(args.model)
     classifier, test = fine_tuned_mini(args.epochs)
     shape = random_classifier(name, torch.device("cpu"))

@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict:
     name = resolve_model_name(args.model)
     cfg = MODEL_CONFIGS[name]
+    args.shapes = [resolve_model_name(shape) for shape in args.shapes]  # a typo costs no minutes
     if max(args.lengths) > cfg.context_length:
         raise ValueError(f"--lengths: {name} reads {cfg.context_length} tokens at most.")
     model = random_classifier(name, args.device)
@@ -167,7 +168,7 @@ def against_model_size(args: argparse.Namespace, rounds: dict) -> list[dict]:
         all_rounds |= rounds["model_size"]
         rows.append(
             {
-                "model": resolve_model_name(shape),
+                "model": shape,
                 "weights_mb": weights / 1e6,
                 "gflop": operations / 1e9,
                 "seconds": seconds,
@@ -329,7 +330,9 @@ def shown(value: float | str | None) -> str:
     """Three digits of a measurement; counts and larger numbers in full."""
     if value is None or isinstance(value, str):
         return value or "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{3 if value < 100 else 0}g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def plot(result: dict, folder: Path) -> None:
@@ -344,19 +347,19 @@ def plot(result: dict, folder: Path) -> None:
     )
     for ax, (section, x, quantities, label) in zip(axes.flat, panels, strict=True):
         for quantity in quantities:
-            values = [
-                float("nan") if row[quantity] is None else row[quantity] for row in result[section]
-            ]
+            values = [row[quantity] for row in result[section]]
             name = quantity.split("_")[0] if len(quantities) > 1 else None
             name = {"by": "attention by hand", "fused": "fused attention"}.get(name)
             values = [float("nan") if value is None else value for value in values]
             ax.plot([row[x] for row in result[section]], values, "o-", label=name)
         ax.set_xlabel({"gflop": "operations (GFLOP)"}.get(x, x.replace("_", " ")))
         ax.set_ylabel(label)
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
         ax.grid(alpha=0.3)
         if section == "messages":
             ax.set_xscale("log")
+        if section == "thread_counts":
+            ax.set_xticks([row[x] for row in result[section]])
         if len(quantities) > 1:
             ax.legend()
     fig.tight_layout()

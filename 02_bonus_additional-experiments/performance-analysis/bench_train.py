@@ -3,9 +3,10 @@
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import torch
@@ -34,7 +35,7 @@ from text_data import SpamDataset, encode_messages, published_splits
 # Of finetune.py's run; the n-gram baseline that it also fits is no part of the GPT's training.
 COUNTED_STAGES = ("data", "model", "frozen_layers", "training", "evaluation")
 HEADLINE = ("plain_seconds", "fast_seconds", "floor_seconds", "speedup", "times_floor")
-GROUPED = Way("grouped", group_by_length=True)
+GROUPED = Way("grouped", pad_to_longest=True, group_by_length=True)
 TRAINER = "transformers' Trainer"
 
 
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample",
         type=COUNT,
         default=3,
-        help="batches of each way that are timed, evenly spaced by length; the mean is multiplied",
+        help="batches of each way that are timed, evenly spaced by length",
     )
     parser.add_argument("--repetitions", type=COUNT, default=3, help="rounds; the median counts")
     parser.add_argument(
@@ -114,7 +115,7 @@ def compare(
     def run_in_full() -> None:
         full_runs.append(run_chapter(args, trainable, epochs_in_full))
 
-    functions, num_timed = timed_functions(job, ways, args.sample)
+    functions, samples = timed_functions(job, ways, args.sample, args.epochs)
     functions["matrix rate"] = lambda: rates.append(matrix_rate(model.cfg, args.device, 1.0))
     try:
         trainer = make_trainer(args, job, trainable, folder)
@@ -129,14 +130,14 @@ def compare(
 
     stages = {stage: statistics.median(run[stage] for run in full_runs) for stage in full_runs[0]}
     stages["training"] *= args.epochs / epochs_in_full
-    rungs = [estimate(job, way, rounds, num_timed, stages, args.epochs) for way in ways]
+    rungs = [estimate(way, rounds, samples, stages) for way in ways]
     plain, fast = rungs[0]["seconds"], sum(stages[stage] for stage in COUNTED_STAGES)
     rate, lengths = statistics.median(rates), [part.lengths for part in parts]
     floor = floor_operations(model.cfg, lengths, args.epochs, num_frozen) / rate
     return {
         "ways": rungs,
-        "batches_timed_in_a_round": num_timed["step, plain"],
-        "trainer": trainer_figures(job, trainer_runs, stages, args.epochs),
+        "batches_timed_in_a_round": samples["step, plain"].num_timed,
+        "trainer": trainer_figures(job, trainer_runs, stages, args),
         "not_here": not_here,
         "plain_seconds": plain,
         "fast_seconds": fast,
@@ -152,47 +153,59 @@ def compare(
     }
 
 
-def estimate(
-    job: TrainingJob, way: Way, rounds: dict, num_timed: dict, stages: dict, epochs: int
-) -> dict:
+class Sample(NamedTuple):
+    """Batches that were timed, and all that they stand for. Tokens count padding, too."""
+
+    num_timed: int
+    tokens_timed: int
+    num: int
+    tokens: int
+
+
+def estimate(way: Way, rounds: dict, samples: dict[str, Sample], stages: dict) -> dict:
     """Seconds of the whole training in this way: reading the data, making the model and, where it
-    is done once, the frozen pass as they were in the full runs, and the batches that were timed as
-    often as they come."""
-    num_steps, num_evaluations = num_batches(job, way, epochs)
-    step, evaluation = (
-        statistics.median(rounds[f"{kind}, {way.name}"]) / num_timed[f"{kind}, {way.name}"]
-        for kind in ("step", "evaluation")
+    is done once, the frozen pass as they were in the full runs, and all batches by those timed."""
+    step, evaluation = (samples[f"{kind}, {way.name}"] for kind in ("step", "evaluation"))
+    step_seconds, evaluation_seconds = (
+        statistics.median(rounds[f"{kind}, {way.name}"]) * sample.tokens / sample.tokens_timed
+        for kind, sample in (("step", step), ("evaluation", evaluation))
     )
     frozen = stages["frozen_layers"] if way.compute_frozen_once else 0
-    batches = step * num_steps + evaluation * num_evaluations
     return {
         "name": way.name,
-        "step_seconds": step,
-        "steps": num_steps,
-        "evaluation_batch_seconds": evaluation,
-        "evaluation_batches": num_evaluations,
+        "steps": step.num,
+        "step_seconds": step_seconds / step.num,
+        "evaluation_batches": evaluation.num,
+        "evaluation_batch_seconds": evaluation_seconds / evaluation.num,
         "frozen_pass_seconds": frozen,
-        "seconds": stages["data"] + stages["model"] + frozen + batches,
+        "seconds": stages["data"] + stages["model"] + frozen + step_seconds + evaluation_seconds,
     }
 
 
 def timed_functions(
-    job: TrainingJob, ways: list[Way], num: int
-) -> tuple[dict[str, Callable[[], None]], dict[str, int]]:
-    """For each way a function that takes some steps and one that evaluates some batches, and how
-    many. Each function has had its longest batch already when it is returned."""
-    functions, num_timed = {}, {}
+    job: TrainingJob, ways: list[Way], num: int, epochs: int
+) -> tuple[dict[str, Callable[[], None]], dict[str, Sample]]:
+    """For each way a function that takes some steps and one that evaluates some batches, and what
+    these stand for. Each function has had its longest batch already when it is returned."""
+    functions, samples = {}, {}
     for way in ways:
-        for kind, function, batches in (
-            ("step", job.step, job.train_batches(way)),
-            ("evaluation", job.evaluate, job.evaluation_batches(way, 0)),
+        steps = job.train_batches(way)
+        evaluations = [job.evaluation_batches(way, part) for part in range(3)]
+        for kind, function, batches, everything in (
+            ("step", job.step, steps, [(0, steps)] * epochs),
+            ("evaluation", job.evaluate, evaluations[0], evaluated(evaluations, epochs)),
         ):
             name = f"{kind}, {way.name}"
-            chosen = evenly_spaced(batches, num, job.longest)
-            made = [job.make_batch(indices, way) for indices in chosen]
+            chosen = evenly_spaced(batches, num, lambda rows, way=way: job.tokens(rows, way))
+            made = [job.make_batch(rows, way) for rows in chosen]
             function(made[-1], way)
-            functions[name], num_timed[name] = for_all(function, made, way), len(made)
-    return functions, num_timed
+            functions[name] = for_all(function, made, way)
+            timed = [job.tokens(rows, way) for rows in chosen]
+            whole = [
+                job.tokens(rows, way, part) for part, all_rows in everything for rows in all_rows
+            ]
+            samples[name] = Sample(len(timed), sum(timed), len(whole), sum(whole))
+    return functions, samples
 
 
 def for_all(function: Callable, batches: list, way: Way) -> Callable[[], None]:
@@ -205,16 +218,10 @@ def for_all(function: Callable, batches: list, way: Way) -> Callable[[], None]:
     return once
 
 
-def num_batches(job: TrainingJob, way: Way, epochs: int) -> tuple[int, int]:
-    """Steps and evaluation batches of the whole training."""
-    sizes = [len(job.evaluation_batches(way, part)) for part in range(3)]
-    return epochs * len(job.train_batches(way)), count_evaluations(sizes, epochs)
-
-
-def count_evaluations(sizes: list[int], epochs: int) -> int:
-    """As in the chapter, training and validation messages are evaluated after every epoch and all
-    three parts at the end."""
-    return epochs * (sizes[0] + sizes[1]) + sum(sizes)
+def evaluated(of_parts: Sequence, epochs: int) -> list[tuple[int, Any]]:
+    """Each part as often as the chapter evaluates it, with what belongs to it: training and
+    validation messages after every epoch, and all three parts at the end."""
+    return [(part, of_parts[part]) for part in [0, 1] * epochs + [0, 1, 2]]
 
 
 def run_chapter(args: argparse.Namespace, trainable: str, epochs: int) -> dict[str, float]:
@@ -242,10 +249,12 @@ def make_trainer(
     twin = hugging_face_twin(random_classifier(args.model, args.device))
     if trainable == "last_block":
         freeze_twin_but_last_block(twin)
-    steps = evenly_spaced(job.train_batches(GROUPED), args.sample, job.longest)
-    train = [i for indices in (steps[:1] + steps) for i in indices]  # the first is not counted
-    evaluations = evenly_spaced(trainer_evaluation_batches(job), args.sample, job.longest)
-    evaluation = [i for indices in evaluations for i in indices]
+    steps, evaluations = (
+        evenly_spaced(batches, args.sample, lambda rows: job.tokens(rows, GROUPED))
+        for batches in trainer_batches(job)
+    )
+    train = [i for rows in (steps[:1] + steps) for i in rows]  # the first is not counted
+    evaluation = [i for rows in evaluations for i in rows]
     rows = job.parts[0]
     trainer = TrainerJob(
         twin,
@@ -264,23 +273,36 @@ def trainer_evaluation_size(job: TrainingJob) -> int:
     return round(len(job.parts[0]) / len(job.evaluation_batches(GROUPED, 0)))
 
 
-def trainer_evaluation_batches(job: TrainingJob) -> list[list[int]]:
-    """All full batches of training messages sorted by length."""
+def trainer_batches(job: TrainingJob) -> tuple[list[list[int]], list[list[int]]]:
+    """Its steps, and evaluation batches of training messages sorted by length; full ones only,
+    since the Trainer cuts its rows into batches of equal size."""
+    steps = [rows for rows in job.train_batches(GROUPED) if len(rows) == job.batch_size]
     size = trainer_evaluation_size(job)
     order = sorted(range(len(job.parts[0])), key=lambda i: job.parts[0].lengths[i])
-    return [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+    return steps, [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
+
+
+def mean_tokens(job: TrainingJob, batches: list[list[int]], num: int) -> float:
+    """Tokens of a batch, padding too, over `num` evenly spaced batches of all."""
+    tokens = [job.tokens(rows, GROUPED) for rows in batches]
+    return statistics.mean(evenly_spaced(tokens, num, float))
 
 
 def trainer_figures(
-    job: TrainingJob, runs: list[tuple[float, float]], stages: dict, epochs: int
+    job: TrainingJob, runs: list[tuple[float, float]], stages: dict, args: argparse.Namespace
 ) -> dict | None:
     """The estimate for the whole training, as for the other ways; None without a run."""
     if not runs:
         return None
-    step, evaluation = (statistics.median(values) for values in zip(*runs, strict=True))
+    step, evaluation = (
+        statistics.median(seconds)
+        * mean_tokens(job, batches, len(batches))
+        / mean_tokens(job, batches, args.sample)
+        for seconds, batches in zip(zip(*runs, strict=True), trainer_batches(job), strict=True)
+    )
     size = trainer_evaluation_size(job)
-    num_steps = epochs * len(job.train_batches(GROUPED))
-    num_evaluations = count_evaluations([-(-len(part) // size) for part in job.parts], epochs)
+    num_steps = args.epochs * len(job.train_batches(GROUPED))
+    num_evaluations = sum(-(-len(part) // size) for _, part in evaluated(job.parts, args.epochs))
     batches = step * num_steps + evaluation * num_evaluations
     return {
         "step_seconds": step,

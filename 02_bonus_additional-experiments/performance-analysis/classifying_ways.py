@@ -97,7 +97,7 @@ def in_bf16(model: GPTModel) -> Classify:
 
 
 def in_int8(model: GPTModel) -> Classify:
-    """The blocks' matrices in 8 bits, activations too while they are multiplied."""
+    """Matrices in 8 bits, activations too while they are multiplied."""
     if model.tok_emb.weight.device.type == "cpu":
         return from_scratch(torch_dynamic_int8(model))
     return from_scratch(torchao_int8(model))
@@ -188,6 +188,7 @@ def in_transformers(model: GPTModel) -> Classify:
     if find_spec("transformers") is None:
         raise NotHere("transformers is not installed")
     theirs = hugging_face_twin(model)
+    theirs.config.use_cache = False  # keys and values that nobody would read again
 
     def logits_of_batch(sequences: Sequence[Tensor]) -> Tensor:
         inputs = hugging_face_inputs(sequences, theirs.config.pad_token_id)

@@ -49,10 +49,10 @@ def floor_operations(
     of all messages, and the rest takes the training and the evaluations.
 
     `lengths` holds the tokens of each message of the three parts. Training and validation messages
-    are evaluated after every epoch and all three parts at the end. A step of training costs three
+    are evaluated after every epoch and the test messages at the end. A step of training costs three
     times a forward pass: the backward pass makes gradients by the activations and by the weights.
     """
     frozen = num_frozen * sum(block_operations(cfg, part) for part in lengths)
     passes = [classifying_operations(cfg, part, num_frozen) for part in lengths]
-    evaluations = num_epochs * (passes[0] + passes[1]) + sum(passes)
+    evaluations = num_epochs * (passes[0] + passes[1]) + passes[2]
     return frozen + 3 * num_epochs * passes[0] + evaluations

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 
 import torch
+from bench_common import wait_for
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -95,6 +96,7 @@ class TrainerJob:
 
         class Stopwatch(TrainerCallback):
             def on_step_end(self, args, state, control, **kwargs):
+                wait_for(twin.device)
                 moments.append(time.perf_counter())
 
         def collate(items: Sequence[dict]) -> dict[str, Tensor]:
@@ -139,5 +141,5 @@ class TrainerJob:
     def evaluate(self) -> float:
         """Mean seconds of an evaluation batch."""
         start = time.perf_counter()
-        self.trainer.predict(self.evaluation)
+        self.trainer.predict(self.evaluation)  # its answers are on the CPU: nothing to wait for
         return (time.perf_counter() - start) / self.num_evaluation_batches

@@ -21,7 +21,7 @@ def markdown(name: str, result: dict) -> str:
         f"PyTorch {result['versions']['torch']}."
     )
     if (load := result["load_average_at_start"]) is not None:
-        where += f" Load average before it: {load:.2f}."
+        where += f" Load average before the whole run: {load:.2f}."
     return "\n\n".join([*map(as_markdown, module.tables(result)), where])
 
 

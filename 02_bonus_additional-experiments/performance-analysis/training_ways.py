@@ -101,9 +101,10 @@ class TrainingJob:
             return batches_by_length(dataset.lengths, TOKENS_AT_ONCE[self.device.type])
         return [rows.tolist() for rows in torch.arange(len(dataset)).split(self.batch_size)]
 
-    def longest(self, indices: Indices) -> int:
-        """Tokens of the longest of these training messages."""
-        return max(self.parts[0].lengths[i] for i in indices)
+    def tokens(self, indices: Indices, way: Way, part: int = 0) -> int:
+        """Tokens of a batch of these messages of a part, padding too."""
+        longest = max(self.parts[part].lengths[i] for i in indices)
+        return len(indices) * (longest if way.pad_to_longest else max(longest, PADDED_LENGTH))
 
     def make_batch(self, indices: Indices, way: Way) -> Batch:
         """These training messages as the model gets them; counts as no step's time."""

@@ -129,8 +129,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no effect here: --{wrong.pop().replace('_', '-')}")
     if changed and args.classifier:
         parser.error("--classifier brings its data along: leave out options of data")
-    if args.max_cost and not args.input_price + args.output_price:
-        parser.error("--max-cost needs --input-price and --output-price")
+    if args.max_cost and not (args.input_price and args.output_price):
+        parser.error("--max-cost needs both --input-price and --output-price")
     return args
 
 
