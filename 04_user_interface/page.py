@@ -15,10 +15,16 @@ import html_parts
 import numpy as np
 import pandas as pd
 from explanations import Explanation, attention, explain
-from message_tables import FILE_TYPES, ROWS_SHOWN, as_table_file, classify_into
+from message_tables import (
+    FILE_TYPES,
+    MAX_CHARACTERS,
+    ROWS_SHOWN,
+    as_table_file,
+    classify_into,
+    survey_table,
+)
 from saved_results import AtThreshold, SavedResults, at_threshold, read_results
 
-from classify import survey_file
 from evaluation import calibration, precision_recall_curve
 from message_files import DataError
 from previous_chapters import num_parameters
@@ -26,7 +32,6 @@ from text_classifier import Classifier, classify_texts
 
 MAX_UPLOAD = "50 MB"
 MAX_WAITING = 200  # requests in the queue; whoever comes later is told that it is full
-MAX_CHARACTERS = 1_000_000  # of one message
 NUM_STRONGEST = 6  # words in the table
 UNDECIDED = "undecided"
 
@@ -304,7 +309,7 @@ def many_messages_tab(classifier: Classifier) -> None:
         path = Path(file)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                survey = survey_file(as_table_file(path, Path(folder)), None)
+                survey = survey_table(as_table_file(path, Path(folder)), None)
         except DataError as error:
             raise as_sentence(error, path) from None
         found = html_parts.note(f"{path.name}: {survey.num_rows:,} rows.")
@@ -379,7 +384,6 @@ def many_messages_tab(classifier: Classifier) -> None:
                 headers=["row", "message", "label", "confidence"],
                 datatype=["number", "str", "str", "number"],
                 interactive=False,
-                max_chars=200,
                 max_height=460,
                 show_search="search",
                 column_widths=["12%", "44%", "17%", "27%"],
