@@ -47,17 +47,25 @@ STYLE = """
 }
 """
 
-# Control characters as the signs that Unicode has for them; line ends and tabs stay.
+# Control characters as the signs that Unicode has for them; line ends and tabs stay. Those without
+# a sign are spelled out, and so is what turns the direction of all that follows, up to whatever
+# stands behind the text.
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+CONTROLS |= {code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *TURNS)}
 
 
-def safe(text: str) -> str:
+def safe(text: str, quote: bool = True) -> str:
     """Text that is nothing but text, whatever it holds.
+
+    Without `quote`, quotation marks stay: that is for text between tags, not for attributes.
 
     >>> safe("<b>&\\0")
     '&lt;b&gt;&amp;␀'
+    >>> safe("\\u202eolleh\\x85")
+    '⟨U+202E⟩olleh⟨U+0085⟩'
     """
-    return html.escape(text.translate(CONTROLS))
+    return html.escape(text.translate(CONTROLS), quote)
 
 
 def answer(headline: str, detail: str) -> str:

@@ -15,6 +15,7 @@ import html_parts
 import numpy as np
 import pandas as pd
 from explanations import Explanation, attention, explain
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
 from message_tables import (
     FILE_TYPES,
     MAX_CHARACTERS,
@@ -85,9 +86,7 @@ def build_page(classifier: Classifier, folder: Path) -> gr.Blocks:
     """The page of one classifier; `folder` is where its saved figures lie."""
     results = read_results(folder, classifier)
     # Uploads and results are deleted after an hour.
-    with gr.Blocks(
-        title="Fine-tuned GPT", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
+    with Page(title="Fine-tuned GPT", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# What does this GPT make of your message?")
         gr.HTML(html_parts.note(summary(classifier)), padding=False, elem_id="summary")
         if classifier.card.get("made_up_data"):
@@ -123,8 +122,28 @@ def trained_on(classifier: Classifier) -> str:
 
 
 def refusal(sentence: str) -> gr.Error:
-    """A sentence for the reader; the server's log has no use for it."""
-    return gr.Error(sentence, print_exception=False)
+    """A sentence for the reader; the server's log has no use for it.
+
+    Gradio shows it as HTML, and a file's column may have any name.
+    """
+    return gr.Error(html_parts.safe(sentence, quote=False), print_exception=False)
+
+
+class Page(gr.Blocks):
+    """Gradio's page, but one that fetches nothing.
+
+    Gradio would download a file whose address stands in a request, whatever its size, and for any
+    input: for a message as well.
+    """
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        traverse(inputs, refuse_address, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def refuse_address(file: dict[str, Any]) -> None:
+    if is_http_url_like(file["path"]):
+        raise refusal("The page fetches no file from an address: upload the file itself.")
 
 
 def read_message(message: Any) -> str:
