@@ -465,7 +465,10 @@ def quality_tab(classifier: Classifier, results: SavedResults) -> None:
     if results.probabilities is None:
         gr.HTML(html_parts.warning(f"No curves: {results.missing}"))
         return
-    curve_widgets(names, results.labels, results.probabilities)
+    if len(set(results.labels.tolist())) > 1:
+        curve_widgets(names, results.labels, results.probabilities)
+    else:
+        gr.HTML(html_parts.warning("No curve: all test messages are of one class."))
     calibration_widgets(results.labels, results.probabilities)
 
 

@@ -1,6 +1,7 @@
 """The served page without a browser: its API, hostile input, many people at once."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -242,6 +243,18 @@ def test_without_the_predictions_the_figures_stay_and_the_curves_are_missed(fold
     assert "No curves" in texts
     assert "metrics.json" in texts
     assert f"{classifier.card['test']['accuracy']:.1%}" in texts
+
+
+def test_test_messages_of_one_class_have_no_curve(folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    labels = metrics["test_predictions"]["labels"]
+    metrics["test_predictions"]["labels"] = [1] * len(labels)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    texts = page_texts(build_page(open_classifier(tmp_path), tmp_path))
+    assert "of one class" in texts
+    assert "Expected calibration error" in texts
 
 
 def test_made_up_data_is_said_to_mean_nothing(folder):
