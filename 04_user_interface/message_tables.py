@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from html_parts import visible
 
 from classify import Survey, classify_file, survey_file
 from message_files import DataError, as_strings
@@ -125,7 +126,8 @@ def shorten(text: str) -> str:
     >>> len(shorten("a" * 1000)), shorten("Win!")
     (200, 'Win!')
     """
-    return text if len(text) <= CHARACTERS_SHOWN else text[: CHARACTERS_SHOWN - 1] + "…"
+    cut = text if len(text) <= CHARACTERS_SHOWN else text[: CHARACTERS_SHOWN - 1] + "…"
+    return visible(cut)
 
 
 class Progress(NamedTuple):

@@ -222,7 +222,7 @@ def one_message_tab(classifier: Classifier) -> None:
         order = np.argsort(-np.abs(found.changes))[:NUM_STRONGEST]
         return pd.DataFrame(
             {
-                "word": [found.parts[i].strip()[:80] for i in order],
+                "word": [html_parts.visible(found.parts[i].strip()[:80]) for i in order],
                 "log-odds": [f"{found.changes[i]:+.2f}" for i in order],
                 f"{names[found.label_index]} without it": [
                     f"{found.probabilities_without[i]:.1%}" for i in order
@@ -399,7 +399,7 @@ def many_messages_tab(classifier: Classifier) -> None:
                 min_height=60,
             )
             table = gr.Dataframe(
-                label="Result (click a heading to sort)",
+                label="Result (a heading's ⋮ sorts)",
                 headers=["row", "message", "label", "confidence"],
                 datatype=["number", "str", "str", "number"],
                 interactive=False,
@@ -414,7 +414,13 @@ def many_messages_tab(classifier: Classifier) -> None:
                 "Download all rows as CSV", interactive=False, elem_id="download"
             )
 
-    file.change(list_columns, file, [column, table, download, status], api_visibility="private")
+    file.change(
+        list_columns,
+        file,
+        [column, table, download, status],
+        show_progress_on=column,
+        api_visibility="private",
+    )
     # A large file keeps one core busy; the other is for single messages.
     one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "files"}
     run = start.click(
