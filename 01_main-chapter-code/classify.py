@@ -11,7 +11,7 @@ time. `--resume` goes on with a run that was stopped.
 import argparse
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -102,15 +102,21 @@ class Survey(NamedTuple):
     num_rows: int
 
 
-def survey_file(path: Path, text_column: str | None) -> Survey:
+def survey_file(
+    path: Path,
+    text_column: str | None,
+    check: Callable[[pd.DataFrame, int], None] = lambda table, num_before: None,
+) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 
-    A text column that is not named is guessed from the first rows.
+    A text column that is not named is guessed from the first rows. `check` is called with each
+    piece of the table and the number of rows before it.
     """
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
     for table in read_table_in_pieces(path, ROWS_AT_ONCE):
         check_columns(table, path, [])
+        check(table, num_rows)
         if text_column is None:
             text_column = guess_text_column(table)
             print(f"Reading texts from column {text_column!r}.", file=sys.stderr)

@@ -42,7 +42,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--train",
         action="store_true",
-        help="where the folder does not exist, fine-tune gpt-mini into it first (minutes)",
+        help="where the folder does not exist, or this was stopped in it, fine-tune gpt-mini into "
+        "it first (minutes)",
     )
     parser.add_argument("--port", type=PORT, default=7860, help="port to listen on")
     parser.add_argument(
@@ -58,12 +59,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def find_folder(folder: Path, train: bool) -> Path:
     """The folder, with a classifier in it. Raises ``FileNotFoundError`` with what to do."""
-    if folder.exists():
+    options = ["--model", "gpt-mini", "--output", str(folder)]
+    if (folder / "run.json").is_file() and not (folder / "config.json").exists():
+        if not train:
+            raise FileNotFoundError(
+                f"the training in {folder} was stopped; go on with `finetune.py --resume` and its "
+                f"options, or, if it was this command's, with --train."
+            )
+        options.append("--resume")
+    elif folder.exists():
         if train:
             raise ValueError(f"--train: {folder} exists already; leave --train out to open it.")
         return folder
-    options = ["--model", "gpt-mini", "--output", str(folder)]
-    if not train:
+    elif not train:
         raise FileNotFoundError(
             f"there is no folder {folder}; make one with `python 01_main-chapter-code/finetune.py "
             f"{shlex.join(options)}`, or start this command with --train."

@@ -92,7 +92,8 @@ def explain(classifier: Classifier, text: str) -> Explanation:
         return predict_logits(classifier.model, SpamDataset(sequences, [0] * len(sequences)))
 
     read = text_read(classifier, text)
-    label_index = int(logits([read])[0].argmax())
+    # Of the text itself: a beginning that is cut within a word may have other tokens.
+    label_index = int(logits([text])[0].argmax())
     parts = split_into_parts(read)
     changes, without = leave_one_out(parts, lambda texts: log_odds(logits(texts), label_index))
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()

@@ -45,19 +45,33 @@ STYLE = """
   #table th, #table th *, #table td { font-size: .7rem; padding-inline: .1rem; }
   #table th * { overflow-wrap: normal; word-break: keep-all; }
 }
+@media (min-width: 501px) { #table .header-cell .cell-menu-button { display: flex; } }
 """
 
-# Control characters as the signs that Unicode has for them; line ends and tabs stay.
+# Control characters as the signs that Unicode has for them; line ends and tabs stay. Those without
+# a sign are spelled out, and so is what turns the direction of all that follows, up to whatever
+# stands behind the text.
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+TURNS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A))
+CONTROLS |= {code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *TURNS)}
 
 
-def safe(text: str) -> str:
+def visible(text: str) -> str:
+    """The text with its invisible signs spelled out, for Gradio's own widgets."""
+    return text.translate(CONTROLS)
+
+
+def safe(text: str, quote: bool = True) -> str:
     """Text that is nothing but text, whatever it holds.
+
+    Without `quote`, quotation marks stay: that is for text between tags, not for attributes.
 
     >>> safe("<b>&\\0")
     '&lt;b&gt;&amp;␀'
+    >>> safe("\\u202eolleh\\x85")
+    '⟨U+202E⟩olleh⟨U+0085⟩'
     """
-    return html.escape(text.translate(CONTROLS))
+    return html.escape(visible(text), quote)
 
 
 def answer(headline: str, detail: str) -> str:

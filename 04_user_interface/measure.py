@@ -39,6 +39,8 @@ def start_page(folder: Path, port: int) -> tuple[subprocess.Popen, float]:
             return process, time.perf_counter() - begin
         except httpx.TransportError:
             time.sleep(0.05)
+    if process.poll() is not None:
+        raise OSError(f"the page did not start: it ended with exit status {process.returncode}")
     process.kill()
     raise OSError(f"the page did not start within {START_LIMIT} seconds")
 

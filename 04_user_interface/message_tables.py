@@ -1,20 +1,29 @@
 """Many messages: a file goes in, a table with labels and confidences comes out."""
 
+import codecs
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from html_parts import visible
 
-from classify import classify_file, survey_file
+from classify import Survey, classify_file, survey_file
 from message_files import DataError, as_strings
 from text_classifier import Classifier
 
 FILE_TYPES = [".csv", ".tsv", ".txt", ".jsonl", ".parquet"]
 ROWS_SHOWN = 500  # in the browser; the download holds all
+CHARACTERS_SHOWN = 200  # of a message there
+# A small file can stand for a table that fills the memory: 50 MB of commas, for instance.
+MAX_COLUMNS = 1_000
+MAX_CELLS = 20_000_000
+MAX_CHARACTERS = 500_000  # of one cell; tiktoken's patterns overflow at a million spaces
 
 # A spreadsheet runs a cell as a formula if it begins with one of these signs (the wide ones in
 # Japanese and Chinese programs); a plain number is harmless.
@@ -37,16 +46,88 @@ def as_table_file(path: Path, folder: Path) -> Path:
     """A text file with a message on each line becomes a table in `folder`; tables stay."""
     if path.suffix.lower() != ".txt":
         return path
+    table = folder / f"{path.stem}.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        with path.open(encoding="utf-8-sig") as lines, table.open("w", encoding="utf-8") as rows:
+            texts = (line.removesuffix("\n") for line in lines if line.strip())
+            rows.writelines(json.dumps({"text": text}) + "\n" for text in texts)
     except UnicodeDecodeError:
         raise DataError(f"{path}: the file is not text in UTF-8; save it as UTF-8.") from None
-    table = folder / f"{path.stem}.jsonl"
-    rows = [json.dumps({"text": line}) for line in lines if line.strip()]
-    if not rows:
+    if table.stat().st_size == 0:
         raise DataError(f"{path}: the file holds no message.")
-    table.write_text("\n".join(rows) + "\n", encoding="utf-8")
     return table
+
+
+def num_columns(path: Path) -> int:
+    """How many columns a table file has, counted without holding the table.
+
+    What is not such a file has none: the reader says later what is wrong with it.
+    """
+    ending = path.suffix.lower()
+    if ending == ".parquet":
+        try:
+            return len(pq.read_schema(path))
+        except (pa.ArrowException, OSError):
+            return 0
+    if ending == ".jsonl":
+        keys: set[str] = set()
+        with path.open(encoding="utf-8-sig", errors="replace", newline="\n") as lines:
+            for line in lines:
+                keys.update(json_keys(line))
+                if len(keys) > MAX_COLUMNS:
+                    break
+        return len(keys)
+    separator = b"\t" if ending == ".tsv" else b","
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    # Separators in quoted cells are text, except in a TSV that is not quoted properly.
+    quoted = rb'(^|[\r\n%s])"[^"]*+(?:""[^"]*+)*+"?+' % separator
+    readings = [re.sub(quoted, rb"\1", content)]
+    if ending == ".tsv":
+        readings.append(content)
+    lines = (line[0] for text in readings for line in re.finditer(rb"[^\r\n]+", text))
+    return 1 + max((line.count(separator) for line in lines), default=0)
+
+
+def json_keys(line: str) -> Iterable[str]:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return ()
+    return record if isinstance(record, dict) else ()
+
+
+def survey_table(path: Path, text_column: str | None) -> Survey:
+    """`survey_file`, but a table that is too large is refused before it takes the memory."""
+
+    def check(table: pd.DataFrame, num_before: int) -> None:
+        for name, column in table.items():
+            lengths = as_strings(column).map(len)
+            if lengths.max() > MAX_CHARACTERS:
+                raise DataError(
+                    f"{path}: in row {num_before + int(lengths.argmax()) + 1}, the cell in column "
+                    f"{name!r} is longer than {MAX_CHARACTERS:,} characters."
+                )
+
+    if path.is_file() and num_columns(path) > MAX_COLUMNS:
+        raise DataError(f"{path}: the table has more than {MAX_COLUMNS:,} columns.")
+    survey = survey_file(path, text_column, check)
+    num_cells = survey.num_rows * len(survey.columns)
+    if num_cells > MAX_CELLS:
+        raise DataError(
+            f"{path}: the table has {num_cells:,} cells, more than {MAX_CELLS:,}; leave out the "
+            f"columns that are not needed, or split it."
+        )
+    return survey
+
+
+def shorten(text: str) -> str:
+    """What the browser is sent of a text.
+
+    >>> len(shorten("a" * 1000)), shorten("Win!")
+    (200, 'Win!')
+    """
+    cut = text if len(text) <= CHARACTERS_SHOWN else text[: CHARACTERS_SHOWN - 1] + "…"
+    return visible(cut)
 
 
 class Progress(NamedTuple):
@@ -69,7 +150,7 @@ def classify_into(
     is a formula. Raises ``DataError`` for a file or column that cannot be used.
     """
     table_file = as_table_file(path, output.parent)
-    survey = survey_file(table_file, text_column)
+    survey = survey_table(table_file, text_column)
     done, shown, counts = 0, [], Counter()
     for piece in classify_file(classifier, table_file, survey):
         safe = piece.rename(columns=neutralise).map(neutralise)
@@ -77,7 +158,7 @@ def classify_into(
         if done < ROWS_SHOWN:
             rows = piece[: ROWS_SHOWN - done]
             numbers = range(done + 1, done + len(rows) + 1)
-            texts = as_strings(rows[survey.text_column])
+            texts = as_strings(rows[survey.text_column]).map(shorten)
             confidences = (round(float(value), 4) for value in rows.probability)
             shown.extend(zip(numbers, texts, rows.predicted_label, confidences))
         done += len(piece)

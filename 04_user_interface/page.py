@@ -15,10 +15,17 @@ import html_parts
 import numpy as np
 import pandas as pd
 from explanations import Explanation, attention, explain
-from message_tables import FILE_TYPES, ROWS_SHOWN, as_table_file, classify_into
+from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
+from message_tables import (
+    FILE_TYPES,
+    MAX_CHARACTERS,
+    ROWS_SHOWN,
+    as_table_file,
+    classify_into,
+    survey_table,
+)
 from saved_results import AtThreshold, SavedResults, at_threshold, read_results
 
-from classify import survey_file
 from evaluation import calibration, precision_recall_curve
 from message_files import DataError
 from previous_chapters import num_parameters
@@ -26,7 +33,6 @@ from text_classifier import Classifier, classify_texts
 
 MAX_UPLOAD = "50 MB"
 MAX_WAITING = 200  # requests in the queue; whoever comes later is told that it is full
-MAX_CHARACTERS = 1_000_000  # of one message
 NUM_STRONGEST = 6  # words in the table
 UNDECIDED = "undecided"
 
@@ -80,9 +86,7 @@ def build_page(classifier: Classifier, folder: Path) -> gr.Blocks:
     """The page of one classifier; `folder` is where its saved figures lie."""
     results = read_results(folder, classifier)
     # Uploads and results are deleted after an hour.
-    with gr.Blocks(
-        title="Fine-tuned GPT", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
+    with Page(title="Fine-tuned GPT", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("# What does this GPT make of your message?")
         gr.HTML(html_parts.note(summary(classifier)), padding=False, elem_id="summary")
         if classifier.card.get("made_up_data"):
@@ -118,8 +122,28 @@ def trained_on(classifier: Classifier) -> str:
 
 
 def refusal(sentence: str) -> gr.Error:
-    """A sentence for the reader; the server's log has no use for it."""
-    return gr.Error(sentence, print_exception=False)
+    """A sentence for the reader; the server's log has no use for it.
+
+    Gradio shows it as HTML, and a file's column may have any name.
+    """
+    return gr.Error(html_parts.safe(sentence, quote=False), print_exception=False)
+
+
+class Page(gr.Blocks):
+    """Gradio's page, but one that fetches nothing.
+
+    Gradio would download a file whose address stands in a request, whatever its size, and for any
+    input: for a message as well.
+    """
+
+    async def preprocess_data(self, block_fn, inputs, *args, **kwargs):
+        traverse(inputs, refuse_address, is_file_obj_with_meta)
+        return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
+
+
+def refuse_address(file: dict[str, Any]) -> None:
+    if is_http_url_like(file["path"]):
+        raise refusal("The page fetches no file from an address: upload the file itself.")
 
 
 def read_message(message: Any) -> str:
@@ -198,7 +222,7 @@ def one_message_tab(classifier: Classifier) -> None:
         order = np.argsort(-np.abs(found.changes))[:NUM_STRONGEST]
         return pd.DataFrame(
             {
-                "word": [found.parts[i].strip()[:80] for i in order],
+                "word": [html_parts.visible(found.parts[i].strip()[:80]) for i in order],
                 "log-odds": [f"{found.changes[i]:+.2f}" for i in order],
                 f"{names[found.label_index]} without it": [
                     f"{found.probabilities_without[i]:.1%}" for i in order
@@ -304,7 +328,7 @@ def many_messages_tab(classifier: Classifier) -> None:
         path = Path(file)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                survey = survey_file(as_table_file(path, Path(folder)), None)
+                survey = survey_table(as_table_file(path, Path(folder)), None)
         except DataError as error:
             raise as_sentence(error, path) from None
         found = html_parts.note(f"{path.name}: {survey.num_rows:,} rows.")
@@ -375,11 +399,10 @@ def many_messages_tab(classifier: Classifier) -> None:
                 min_height=60,
             )
             table = gr.Dataframe(
-                label="Result (click a heading to sort)",
+                label="Result (a heading's ⋮ sorts)",
                 headers=["row", "message", "label", "confidence"],
                 datatype=["number", "str", "str", "number"],
                 interactive=False,
-                max_chars=200,
                 max_height=460,
                 show_search="search",
                 column_widths=["12%", "44%", "17%", "27%"],
@@ -391,7 +414,13 @@ def many_messages_tab(classifier: Classifier) -> None:
                 "Download all rows as CSV", interactive=False, elem_id="download"
             )
 
-    file.change(list_columns, file, [column, table, download, status], api_visibility="private")
+    file.change(
+        list_columns,
+        file,
+        [column, table, download, status],
+        show_progress_on=column,
+        api_visibility="private",
+    )
     # A large file keeps one core busy; the other is for single messages.
     one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "files"}
     run = start.click(
@@ -442,7 +471,10 @@ def quality_tab(classifier: Classifier, results: SavedResults) -> None:
     if results.probabilities is None:
         gr.HTML(html_parts.warning(f"No curves: {results.missing}"))
         return
-    curve_widgets(names, results.labels, results.probabilities)
+    if len(set(results.labels.tolist())) > 1:
+        curve_widgets(names, results.labels, results.probabilities)
+    else:
+        gr.HTML(html_parts.warning("No curve: all test messages are of one class."))
     calibration_widgets(results.labels, results.probabilities)
 
 

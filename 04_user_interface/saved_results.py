@@ -1,6 +1,7 @@
 """How good is it? The test figures that finetune.py saved beside the classifier."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,55 @@ class SavedResults(NamedTuple):
     missing: str
 
 
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_list_of(length: int, holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) == length and all(map(holds, value))
+
+
+def is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**53
+
+
+def check_fields(figures: Any, name: str, fields: dict[str, Callable[[Any], bool]]) -> None:
+    """Raise ``ValueError`` naming the first field that is missing or holds something else."""
+    if not isinstance(figures, dict):
+        raise ValueError(f"the field {name!r} holds no fields of its own")
+    for field, holds in fields.items():
+        if not holds(figures.get(field)):
+            wrong = "does not hold what finetune.py writes" if field in figures else "is missing"
+            raise ValueError(f"the field '{name}.{field}' {wrong}")
+
+
+def check_card(card: dict[str, Any], num_classes: int) -> None:
+    """What the page shows of config.json; raises ``ValueError`` like `check_fields`."""
+    if card.get("training") is not None:
+        check_fields(card["training"], "training", {})
+    if card.get("test") is not None:
+        expected = {
+            "num_examples": is_count,
+            "accuracy": is_number,
+            "accuracy_interval": is_list_of(2, is_number),
+            "macro_f1": is_number,
+            "mcc": is_number,
+            "confusion_matrix": is_list_of(num_classes, is_list_of(num_classes, is_count)),
+        }
+        check_fields(card["test"], "test", expected)
+
+
 def read_results(folder: Path, classifier: Classifier) -> SavedResults:
-    """The saved figures, checked: only numbers that belong to this classifier are shown."""
-    test = classifier.card.get("test") or None
+    """The saved figures, checked: only numbers that belong to this classifier are shown.
+
+    Raises ``ValueError`` where config.json's own figures are damaged; of a damaged metrics.json,
+    `missing` tells.
+    """
+    try:
+        check_card(classifier.card, len(classifier.label_names))
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}.") from None
+    test = classifier.card.get("test")
     path = folder / "metrics.json"
     if not path.is_file():
         return SavedResults(test, None, None, None, f"There is no {path.name} in the folder.")
@@ -40,14 +87,18 @@ def read_results(folder: Path, classifier: Classifier) -> SavedResults:
         probabilities = np.asarray(predictions["probabilities"], dtype=float)
         shape = (test["num_examples"], len(classifier.label_names))
         fits = labels.shape == shape[:1] and probabilities.shape == shape
+        fits = fits and ((probabilities >= 0) & (probabilities <= 1)).all()
         if not fits or not np.isin(labels, range(shape[1])).all():
             raise ValueError("its test predictions do not fit its test figures")
+        baseline = metrics.get("ngram_baseline")
+        if baseline is not None:
+            check_fields(baseline, "ngram_baseline", {"accuracy": is_number})
     except KeyError as error:
         reason = f"{path.name} has no field {error}; a newer finetune.py writes it."
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = f"{path.name} cannot be used: {error}."
     else:
-        return SavedResults(test, metrics.get("ngram_baseline"), labels, probabilities, "")
+        return SavedResults(test, baseline, labels, probabilities, "")
     return SavedResults(test, None, None, None, reason)
 
 

@@ -2,6 +2,7 @@
 
 import math
 
+import explanations
 import pytest
 import torch
 from explanations import (
@@ -107,6 +108,11 @@ def test_a_long_text_is_explained_in_few_parts_and_its_rest_named(prize_classifi
     assert 0 < len(found.parts) <= MAX_PARTS
     assert "".join(found.parts) + found.unread == text
     assert found.unread
+
+
+def test_the_class_in_question_is_that_of_the_text_itself(prize_classifier, monkeypatch):
+    monkeypatch.setattr(explanations, "text_read", lambda classifier, text: "see you at home")
+    assert explain(prize_classifier, "see you at home prize").label_index == 1
 
 
 def test_one_word_is_explained_by_the_empty_text(prize_classifier):

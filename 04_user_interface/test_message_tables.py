@@ -3,10 +3,11 @@
 import csv
 from pathlib import Path
 
+import message_tables
 import pandas as pd
 import pytest
 import torch
-from message_tables import ROWS_SHOWN, classify_into, neutralise
+from message_tables import ROWS_SHOWN, classify_into, neutralise, num_columns
 
 from gpt_download import load_mini_tokenizer
 from message_files import DataError
@@ -98,6 +99,35 @@ def test_a_hundred_thousand_rows_come_back_in_order(tiny, tmp_path):
     assert states[-1].shown["row"].tolist() == list(range(1, ROWS_SHOWN + 1))
 
 
+def test_commas_in_quotes_are_text(tiny, tmp_path):
+    path = tmp_path / "in.csv"
+    texts = ["a, " * 2_000 + "b", 'he said "well,"\n' * 1_500]
+    pd.DataFrame({"text": texts, "id": ["1,5", "2"]}).to_csv(path, index=False)
+    assert num_columns(path) == 2
+    states, result = classified(tiny, path, "text")
+    assert result["text"].tolist() == texts
+    # The browser gets the beginning only.
+    assert [text[:199] for text in texts] == [text[:-1] for text in states[-1].shown["message"]]
+    assert states[-1].shown["message"].str.len().tolist() == [200, 200]
+
+
+def test_a_table_of_too_many_cells_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(message_tables, "MAX_CELLS", 5)
+    path = tmp_path / "in.csv"
+    path.write_text("text,id\nhello,1\nhello,2\n", encoding="utf-8")
+    assert len(classified(tiny, path)[1]) == 2
+    path.write_text("text,id\nhello,1\nhello,2\nhello,3\n", encoding="utf-8")
+    with pytest.raises(DataError, match="6 cells, more than 5"):
+        classified(tiny, path)
+
+
+def test_a_parquet_file_of_too_many_columns_is_refused(tiny, tmp_path):
+    path = tmp_path / "in.parquet"
+    pd.DataFrame({f"column {i}": ["text"] for i in range(1_001)}).to_parquet(path)
+    with pytest.raises(DataError, match="1,000 columns"):
+        classified(tiny, path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "column", "parts"),
     [
@@ -112,6 +142,14 @@ def test_a_hundred_thousand_rows_come_back_in_order(tiny, tmp_path):
         ("a.csv", b"a,b\n1,2,3,4\n", None, ["table"]),
         ("a.parquet", b"nothing", None, ["Parquet"]),
         ("a.xlsx", b"PK", None, [".csv", ".parquet"]),
+        ("a.csv", b"," * 1_000_000, None, ["1,000 columns"]),
+        ("a.csv", b"text\nhello\n" + b"," * 1_000_000, None, ["1,000 columns"]),
+        ("a.csv", b'\xef\xbb\xbf"x,"y' + b"," * 1_000 + b'"\nhi\n', None, ["1,000 columns"]),
+        ("a.csv", b'a,"\n",' * 1_001 + b"\n", None, ["1,000 columns"]),
+        ("a.tsv", b"\t" * 1_000_000, None, ["1,000 columns"]),
+        ("a.jsonl", b"".join(b'{"%d": 1}\n' % i for i in range(1_001)), None, ["1,000 columns"]),
+        ("a.csv", b"text\nhi\n" + b"x" * 500_001 + b"\n", None, ["row 2", "'text'", "500,000"]),
+        ("a.txt", b"hi\n" + b" x" * 250_001, None, ["row 2", "500,000"]),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(tiny, tmp_path, name, content, column, parts):

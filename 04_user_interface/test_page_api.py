@@ -1,6 +1,7 @@
 """The served page without a browser: its API, hostile input, many people at once."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -134,6 +135,28 @@ def test_files_of_the_server_cannot_be_asked_for(client, address):
     assert httpx.get(f"{address}gradio_api/file=/etc/passwd").status_code in (403, 404)
 
 
+@pytest.mark.parametrize(("function", "others"), [("/classify", []), ("/classify_file", [""])])
+def test_no_file_is_fetched_from_an_address(client, monkeypatch, function, others):
+    fetched = []
+
+    async def fetch(url, cache_dir):
+        fetched.append(url)
+        raise OSError("no network in a test")
+
+    monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", fetch)
+    file = handle_file("https://example.org/messages.csv")
+    with pytest.raises(AppError, match="fetches no file from an address"):
+        client.predict(file, *others, api_name=function)
+    assert fetched == []
+
+
+def test_markup_in_a_heading_is_no_markup_in_the_complaint(client, tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("<img src=x>,<img src=x>\n1,2\n", encoding="utf-8")
+    with pytest.raises(AppError, match="two columns are called '&lt;img src=x&gt;'"):
+        client.predict(handle_file(path), "", api_name="/classify_file")
+
+
 def test_an_upload_of_100_mb_is_refused_and_the_page_answers_afterwards(client, address):
     content = b"text\n" + b"x" * 100_000_000
     reply = httpx.post(f"{address}gradio_api/upload", files={"files": ("a.csv", content)})
@@ -220,6 +243,18 @@ def test_without_the_predictions_the_figures_stay_and_the_curves_are_missed(fold
     assert "No curves" in texts
     assert "metrics.json" in texts
     assert f"{classifier.card['test']['accuracy']:.1%}" in texts
+
+
+def test_test_messages_of_one_class_have_no_curve(folder, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    labels = metrics["test_predictions"]["labels"]
+    metrics["test_predictions"]["labels"] = [1] * len(labels)
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    texts = page_texts(build_page(open_classifier(tmp_path), tmp_path))
+    assert "of one class" in texts
+    assert "Expected calibration error" in texts
 
 
 def test_made_up_data_is_said_to_mean_nothing(folder):

@@ -12,6 +12,10 @@ from pathlib import Path
 import app
 import pytest
 
+from gpt_download import load_mini_tokenizer
+from previous_chapters import GPTConfig, GPTModel
+from text_classifier import Classifier, add_classification_head, save_classifier
+
 HERE = Path(__file__).parent
 
 
@@ -64,6 +68,25 @@ def test_a_damaged_folder_is_named(capsys, tmp_path, damage):
     assert str(folder) in fails(capsys, folder, "--port", "17861")
 
 
+@pytest.mark.parametrize(
+    ("card", "part"),
+    [
+        ({"test": {"accuracy": 1}}, "'test.num_examples' is missing"),
+        ({"training": 5}, "'training'"),
+    ],
+)
+def test_damaged_figures_are_named(capsys, tmp_path, card, part):
+    pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+    tokenizer = load_mini_tokenizer()
+    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 8, "emb_dim": 8}
+    model = GPTModel(GPTConfig(**shape, num_heads=1, num_layers=1))
+    add_classification_head(model, num_classes=2)
+    save_classifier(Classifier(model, tokenizer, "gpt-mini", ["a", "b"], 8, card), tmp_path)
+    complaint = fails(capsys, tmp_path, "--port", "17861")
+    assert part in complaint
+    assert complaint.count("\n") == 1
+
+
 def test_a_port_in_use_is_named(capsys, tmp_path):
     pytest.importorskip("gradio", reason="needs requirements-extra.txt")
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -92,6 +115,19 @@ def test_train_makes_the_folder_with_finetunes_own_run(tmp_path, monkeypatch):
     assert app.find_folder(tmp_path / "new folder", train=True) == tmp_path / "new folder"
     assert (seen[0].model, seen[0].output) == ("gpt-mini", tmp_path / "new folder")
     assert not seen[0].quiet  # so that the bar is shown
+
+
+def test_a_training_that_was_stopped_is_gone_on_with(capsys, tmp_path, monkeypatch):
+    pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    assert "--train" in fails(capsys, tmp_path, "--port", "17861")
+    seen = []
+    monkeypatch.setattr(app, "finetune", seen.append)
+    app.find_folder(tmp_path, train=True)
+    assert seen[0].resume
+    (tmp_path / "config.json").touch()
+    with pytest.raises(ValueError, match="exists already"):
+        app.find_folder(tmp_path, train=True)
 
 
 def test_train_never_overwrites(tmp_path):

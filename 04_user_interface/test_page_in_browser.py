@@ -3,11 +3,13 @@
 With CH06_SCREENSHOTS set to a folder, each test leaves its pictures there to be looked at.
 """
 
+import json
 import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -25,18 +27,30 @@ CHROMIUM = next(
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium"
 )
-LOOKS = [(1280, "light"), (390, "dark")]
+LOOKS = [(width, theme) for width in (1280, 390) for theme in ("light", "dark")]
 SPAM = "cash now free urgent 1"  # a message of the training
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> "
-    "${document.title='taken'} {{this}} \x07 \u202eolleh\u202c مرحبا 👩‍👩‍👧 <b>claim</b> prize"
+    "${document.title='taken'} {{this}} \x07 \u202eolleh مرحبا 👩‍👩‍👧 <b>claim</b> prize"
 )
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def folder(tmp_path_factory) -> Path:
+    """A small classifier whose saved test predictions are spread evenly, so that every threshold
+    counts differently."""
     place = tmp_path_factory.mktemp("browser")
-    with served(train_small(place / "classifier", made_up_csv(place / "messages.csv"))) as url:
+    folder = train_small(place / "classifier", made_up_csv(place / "messages.csv"))
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    scores = np.linspace(0.015, 0.985, metrics["test"]["num_examples"])
+    metrics["test_predictions"]["probabilities"] = np.stack([1 - scores, scores], axis=1).tolist()
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    with served(folder) as url:
         yield url
 
 
@@ -129,6 +143,7 @@ def test_many_messages(browser, address, width, theme, tmp_path):
         page.get_by_role("button", name="Classify the file").click()
         expect(page.locator("#status")).to_contain_text("240 messages: ")
         expect(page.locator("#table")).to_contain_text("<script>")
+        expect(page.locator("#table")).to_contain_text("⟨U+202E⟩olleh")
         expect(download).to_be_enabled()
         with page.expect_download() as waiting:
             download.click()
@@ -140,19 +155,24 @@ def test_many_messages(browser, address, width, theme, tmp_path):
 
 
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_how_good_is_it(browser, address, width, theme):
+def test_how_good_is_it(browser, address, folder, width, theme):
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    is_spam = np.array(metrics["test_predictions"]["labels"]) == 1
+    scores = np.array(metrics["test_predictions"]["probabilities"])[:, 1]
     with opened(browser, address, width, theme) as page:
         choose_tab(page, "How good is it?")
         expect(page.get_by_text("95% interval of that share")).to_be_visible()
         expect(page.get_by_role("heading", name="Confusion matrix")).to_be_visible()
         expect(page.locator("canvas, svg.marks").first).to_be_visible()
         threshold = page.locator("#test-threshold input[type=number]")
-        missed = page.locator("#missed-and-lost")
-        for value, name in (("0.99", "lost, of 12 others"), ("0.01", "missed, of 12 spam")):
-            threshold.fill(value)
+        tiles = page.locator("#missed-and-lost .tiles > div")
+        for value in (0.8, 0.2):
+            threshold.fill(str(value))
             threshold.press("Enter")
-            # No message is lost where nothing is caught, and none is missed where all are.
-            expect(missed.locator("div", has_text=name).last).to_contain_text("0")
+            num_missed = (is_spam & (scores < value)).sum()
+            num_lost = (~is_spam & (scores >= value)).sum()
+            expect(tiles.nth(0)).to_have_text(f"{num_missed}missed, of {is_spam.sum()} spam")
+            expect(tiles.nth(1)).to_have_text(f"{num_lost}lost, of {(~is_spam).sum()} others")
         expect(page.get_by_text("Expected calibration error")).to_be_visible()
 
 
@@ -176,6 +196,7 @@ def test_text_is_data(browser, address):
         assert page.locator("#words img, #words script, #words b").count() == 0
         assert "{{this}}" in page.locator("#words").inner_text()
         assert "␇" in page.locator("#words").inner_text()
+        assert "⟨U+202E⟩olleh" in page.locator("#words").inner_text()
 
 
 def test_a_very_long_message_is_answered_and_its_rest_named(browser, address):
@@ -190,6 +211,35 @@ def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(browser, address):
         expect(page.get_by_text("There is no message yet")).to_be_visible()
         classify(page, SPAM)
         expect(page.locator("#decision .answer")).to_contain_text("spam")
+
+
+def test_the_bar_moves_and_the_table_can_be_sorted(browser, address, tmp_path):
+    path = tmp_path / "some.csv"
+    pd.DataFrame({"text": [SPAM, "home mum dinner tonight 0"] * 2_500}).to_csv(path, index=False)
+    with opened(browser, address) as page:
+        choose_tab(page, "Many messages")
+        page.locator("#upload input[type=file]").set_input_files(path)
+        expect(page.locator("#status")).to_contain_text("5,000 rows")
+        page.get_by_role("button", name="Classify the file").click()
+        expect(page.locator("#status .progress-bar")).to_be_visible()
+        expect(page.locator("#status")).to_contain_text("of 5,000 messages classified")
+        expect(page.locator("#status")).to_contain_text("5,000 messages: ")
+        table = page.locator("#table")
+        first = table.get_by_role("gridcell").first
+        expect(first).to_have_text("1")
+        table.get_by_role("button", name="Open cell menu").first.click()
+        page.get_by_role("menuitem", name="Sort descending").click()
+        expect(first).to_have_text("500")
+
+
+def test_markup_in_a_heading_is_shown_as_text_in_the_complaint(browser, address, tmp_path):
+    path = tmp_path / "some.csv"
+    heading = '"<img src=""https://example.org/y.png"">"'
+    path.write_text(f"{heading},{heading}\n1,2\n", encoding="utf-8")
+    with opened(browser, address) as page:
+        choose_tab(page, "Many messages")
+        page.locator("#upload input[type=file]").set_input_files(path)
+        expect(page.get_by_test_id("toast-body")).to_contain_text("<img src=")
 
 
 def test_files_that_cannot_be_used_are_refused_in_a_sentence(browser, address, tmp_path):

@@ -28,4 +28,4 @@ def test_the_readmes_table_is_the_one_that_the_figures_give():
 
 def test_a_page_that_does_not_start_is_no_traceback(tmp_path, capsys):
     assert measure.main(["run", str(tmp_path / "none")]) == 1
-    assert "did not start" in capsys.readouterr().err
+    assert "did not start: it ended with exit status 2" in capsys.readouterr().err

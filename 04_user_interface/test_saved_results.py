@@ -43,6 +43,9 @@ def test_saved_figures_are_read(tmp_path):
         ({"test_predictions": {"labels": LABELS}}, "probabilities"),
         ({"test_predictions": {"labels": [0], "probabilities": [[1, 0]]}}, "do not fit"),
         ({"test_predictions": {"labels": "x", "probabilities": []}}, "cannot be used"),
+        ({"ngram_baseline": {}}, "'ngram_baseline.accuracy' is missing"),
+        ({"ngram_baseline": 5}, "'ngram_baseline'"),
+        ({"test_predictions": {"labels": LABELS, "probabilities": [[2, 0]] * 5}}, "do not fit"),
         ({"test_predictions": {"labels": [7] * 5, "probabilities": PROBABILITIES}}, "do not fit"),
     ],
 )
@@ -51,6 +54,39 @@ def test_figures_that_do_not_belong_are_not_shown(tmp_path, changes, part):
     assert part in results.missing
     assert results.probabilities is None
     assert results.test["accuracy"] == 0.6  # config.json's own figures stay
+
+
+@pytest.mark.parametrize(
+    ("card", "part"),
+    [
+        ({"test": {"accuracy": 1}}, "'test.num_examples' is missing"),
+        ({"test": 5}, "'test'"),
+        ({"training": 5}, "'training'"),
+    ],
+)
+def test_damaged_figures_of_the_configuration_are_named(tmp_path, card, part):
+    classifier = Classifier(None, None, "gpt-mini", ["ham", "spam"], 10, card)
+    with pytest.raises(ValueError, match=r"config\.json: the field") as refused:
+        read_results(tmp_path, classifier)
+    assert part in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_examples", "5"),
+        ("accuracy", None),
+        ("accuracy_interval", [0.5]),
+        ("mcc", "high"),
+        ("confusion_matrix", [[1, 2], [3]]),
+        ("confusion_matrix", [[1, -2], [3, 0.5]]),
+    ],
+)
+def test_a_figure_of_another_kind_is_named(tmp_path, field, value):
+    classifier = written(tmp_path)
+    classifier.card["test"][field] = value
+    with pytest.raises(ValueError, match=f"'test.{field}' does not hold"):
+        read_results(tmp_path, classifier)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "7"])

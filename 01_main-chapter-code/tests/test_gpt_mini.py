@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import regex
+import tiktoken
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -85,6 +88,30 @@ def test_vocabulary_has_all_bytes_and_splits_as_gpt2_does():
         for encoding in (tokenizer, gpt2):
             separately = [i for piece in pieces for i in encoding.encode_ordinary(piece)]
             assert encoding.encode_ordinary(text) == separately
+
+
+# The pattern as GPT-2's authors wrote it.
+AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text() | st.text("aZ'sdmtlvre 1٣.!\n\t\r\u00a0\u2003é是😀", max_size=60))
+def test_the_pattern_gives_the_tokens_of_the_published_one(text):
+    tokenizer = load_mini_tokenizer()
+    published = tiktoken.Encoding(
+        "published",
+        pat_str=AS_PUBLISHED,
+        mergeable_ranks=tokenizer._mergeable_ranks,
+        special_tokens={},
+    )
+    assert tokenizer.encode_ordinary(text) == published.encode_ordinary(text)
+    assert regex.findall(GPT2_SPLIT_PATTERN, text) == regex.findall(AS_PUBLISHED, text)
+
+
+@pytest.mark.parametrize("text", [" " * 2_000_000, "a" + " " * 500_000 + "b", "^" * 1_000_000])
+def test_a_long_run_of_one_sign_is_encoded(text):
+    tokenizer = load_mini_tokenizer()
+    assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
 
 
 # --- the recipe -------------------------------------------------------------------------------
