@@ -79,9 +79,10 @@ def num_columns(path: Path) -> int:
         return len(keys)
     separator = b"\t" if ending == ".tsv" else b","
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    # Separators in quoted cells are text, except in a TSV that is not quoted properly.
-    quoted = rb'(^|[\r\n%s])"[^"]*+(?:""[^"]*+)*+"?+' % separator
-    readings = [re.sub(quoted, rb"\1", content)]
+    # Separators in quoted cells are text, except in a TSV that is not quoted properly. Quotes open
+    # a cell at its beginning only; the pattern looks back from them, since `re` finds a sign fast.
+    quoted = rb'"(?<![^\r\n%s]")[^"]*+(?:""[^"]*+)*+"?+' % separator
+    readings = [re.sub(quoted, b"", content)]
     if ending == ".tsv":
         readings.append(content)
     lines = (line[0] for text in readings for line in re.finditer(rb"[^\r\n]+", text))
@@ -99,7 +100,15 @@ def json_keys(line: str) -> Iterable[str]:
 def survey_table(path: Path, text_column: str | None) -> Survey:
     """`survey_file`, but a table that is too large is refused before it takes the memory."""
 
+    def check_cells(num_rows: int, num_columns: int) -> None:
+        if num_rows * num_columns > MAX_CELLS:
+            raise DataError(
+                f"{path}: the table has more than {MAX_CELLS:,} cells; leave out the columns that "
+                f"are not needed, or split it."
+            )
+
     def check(table: pd.DataFrame, num_before: int) -> None:
+        check_cells(num_before + len(table), len(table.columns))  # now: the rest may be endless
         for name, column in table.items():
             lengths = as_strings(column).map(len)
             if lengths.max() > MAX_CHARACTERS:
@@ -111,12 +120,7 @@ def survey_table(path: Path, text_column: str | None) -> Survey:
     if path.is_file() and num_columns(path) > MAX_COLUMNS:
         raise DataError(f"{path}: the table has more than {MAX_COLUMNS:,} columns.")
     survey = survey_file(path, text_column, check)
-    num_cells = survey.num_rows * len(survey.columns)
-    if num_cells > MAX_CELLS:
-        raise DataError(
-            f"{path}: the table has {num_cells:,} cells, more than {MAX_CELLS:,}; leave out the "
-            f"columns that are not needed, or split it."
-        )
+    check_cells(survey.num_rows, len(survey.columns))
     return survey
 
 
