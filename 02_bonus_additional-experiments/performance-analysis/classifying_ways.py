@@ -108,7 +108,7 @@ def torch_dynamic_int8(model: GPTModel) -> GPTModel:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # it points to torchao, measured too
+        warnings.simplefilter("ignore")  # they point to torchao, which is measured too
         changed = copy.deepcopy(model)
         return torch.ao.quantization.quantize_dynamic(changed, {nn.Linear}, torch.qint8)
 
