@@ -8,11 +8,15 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 10_000
+# Characters of a quoted TSV cell. A quote that nobody closes would take the rest of the file, and
+# all memory, for one cell; Python's own limit of 131,072 is too small for a long document.
+MAX_CELL = 10_000_000
 
 
 class DataError(ValueError):
@@ -20,17 +24,20 @@ class DataError(ValueError):
 
 
 def read_messages(
-    path: Path, text_column: str | None = None, label_column: str | None = None
+    path: Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    say: Callable[[str], Any] = print,
 ) -> pd.DataFrame:
     """Labelled texts from a CSV, TSV, JSON lines or Parquet file.
 
-    Columns that are not named are guessed, and the guess is printed. Raises ``DataError`` if the
-    file cannot be read or holds no usable rows.
+    Columns that are not named are guessed, and the guess is said, as are rows left out. Raises
+    ``DataError`` if the file cannot be read or holds no usable rows.
     """
     table = read_table(path)
     if text_column is None or label_column is None:
         text_column, label_column = guess_columns(table, path, text_column, label_column)
-        print(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
+        say(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
     check_columns(table, path, [text_column, label_column])
     if text_column == label_column:
         raise DataError(f"{path}: text and label cannot both be column {text_column!r}.")
@@ -39,7 +46,7 @@ def read_messages(
     )
     usable = messages[(messages.text.str.strip() != "") & (messages.label.str.strip() != "")]
     if len(usable) < len(messages):
-        print(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
+        say(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
     if usable.empty:
         raise DataError(f"{path}: no row holds both a text and a label.")
     return usable.reset_index(drop=True)
@@ -101,7 +108,7 @@ def guess_columns(
     table: pd.DataFrame, path: Path, text_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
     """The longest texts on average are the text, the fewest different values the label."""
-    check_columns(table, path, [name for name in (text_column, label_column) if name])
+    check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
     if len(table.columns) < 2:
         raise DataError(
             f"{path}: one column of texts and one of labels are needed, found only "
@@ -109,15 +116,17 @@ def guess_columns(
         )
     cells = table.apply(as_strings)
     if text_column is None:
-        text_column = guess_text_column(cells.drop(columns=label_column or []))
+        others = cells.drop(columns=[] if label_column is None else label_column)
+        text_column = guess_text_column(others)
     if label_column is None:
         counts = cells.drop(columns=text_column).nunique()
         label_column = (counts[counts > 1] if (counts > 1).any() else counts).idxmin()
-    if str(label_column) in set(cells[label_column]):
-        raise DataError(
-            f"{path}: the first line looks like a message, not like a header; put a line with "
-            f"the names of the columns above it."
-        )
+        if str(label_column) in set(cells[label_column]):  # a column that was named has a header
+            raise DataError(
+                f"{path}: the first line looks like a message, not like a header; put a line with "
+                f"the names of the columns above it. If it is the header, name the label's column "
+                f"with --label-column."
+            )
     return text_column, label_column
 
 
@@ -175,6 +184,7 @@ def _read_csv(path: Path, num_rows: int, separator: str) -> Iterator[pd.DataFram
 
 
 def _is_properly_quoted(path: Path) -> bool:
+    csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             widths = {len(row) for row in csv.reader(file, delimiter="\t", strict=True)}
@@ -212,9 +222,11 @@ def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(num_rows):
-                # Whole numbers stay whole, even where some are missing.
-                table = batch.to_pandas(integer_object_nulls=True)
-                yield table.set_axis(table.columns.map(str), axis="columns")
+                # Whole numbers stay whole, even where some are missing; and without pandas'
+                # metadata, a named index is a column like any other.
+                table = batch.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+                table = table.set_axis(table.columns.map(str), axis="columns")
+                yield table.loc[:, ~table.columns.str.fullmatch(r"__index_level_\d+__")]
     except Exception as error:  # pyarrow's errors share no class
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
