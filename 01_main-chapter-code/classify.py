@@ -9,7 +9,6 @@ time. `--resume` goes on with a run that was stopped.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -19,8 +18,9 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
+from command_line import is_out_of_memory, standard_output
 from gpt_download import DownloadError
-from growing_file import GrowingFile
+from growing_file import GrowingFile, as_csv
 from message_files import (
     DataError,
     as_strings,
@@ -37,6 +37,7 @@ from text_classifier import (
 )
 
 LINES_AT_ONCE = 256
+ADDED_COLUMNS = ("predicted_label", "probability")
 ROWS_AT_ONCE = 1000  # a run that is stopped has at most these to do again
 
 
@@ -64,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)  # texts may follow options
     if args.file and args.texts:
         parser.error("give texts or --file, not both")
-    if not args.file and (args.output or args.text_column):
+    if not args.file and (args.output or args.text_column is not None):
         parser.error("--output and --text-column belong to --file")
     if args.resume and not args.output:
         parser.error("--resume belongs to --file with --output: only a file can be gone on with")
@@ -114,6 +115,11 @@ def survey_file(path: Path, text_column: str | None) -> Survey:
         columns |= dict.fromkeys(table.columns)
         num_rows += len(table)
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
+    if taken := [name for name in ADDED_COLUMNS if name in columns]:
+        raise DataError(
+            f"{path}: classifying adds a column {taken[0]!r}, and there is one already; rename or "
+            f"remove it."
+        )
     return Survey(list(columns), text_column, num_rows)
 
 
@@ -157,39 +163,49 @@ def classify_into_file(classifier: Classifier, args: argparse.Namespace, survey:
 
 
 def standard_input_lines() -> Iterator[str]:
-    sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    """The texts, one a line, without line ends and byte order mark, whatever system wrote them."""
+    if sys.stdin is None:
+        raise OSError("standard input is closed; give texts, or --file.")
+    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         for line in sys.stdin:
             if line.strip():
-                yield line.rstrip("\n")
+                yield line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise DataError("standard input is not UTF-8 text.") from None
 
 
+def classify(args: argparse.Namespace) -> None:
+    classifier = open_classifier(args.folder, pick_device(args.device))
+    if args.file:
+        survey = survey_file(args.file, args.text_column)
+        if args.output:
+            classify_into_file(classifier, args, survey)
+        else:
+            for i, table in enumerate(classify_file(classifier, args.file, survey)):
+                print(as_csv(table, header=i == 0), end="")
+    else:
+        for line in classify_lines(classifier, args.texts or standard_input_lines()):
+            print(line)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    # A character that the terminal cannot show is spelled out, not an error.
-    sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        classifier = open_classifier(args.folder, pick_device(args.device))
-        if args.file:
-            survey = survey_file(args.file, args.text_column)
-            if args.output:
-                classify_into_file(classifier, args, survey)
-            else:
-                for i, table in enumerate(classify_file(classifier, args.file, survey)):
-                    print(table.to_csv(index=False, header=i == 0, lineterminator="\n"), end="")
-        else:
-            for line in classify_lines(classifier, args.texts or standard_input_lines()):
-                print(line)
+        with standard_output():
+            classify(args)
     except (ValueError, FileNotFoundError) as error:  # wrong data, a wrong option or folder
         complain(error)
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to flush
         return 0
     except (DownloadError, OSError) as error:
         complain(error)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        complain(f"out of memory; this classifier needs more than is free here. {error}")
         return 1
     except KeyboardInterrupt:
         if args.output:

@@ -7,6 +7,7 @@ for table in tables:
 file.finish()
 """
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,19 @@ import pandas as pd
 
 from message_files import DataError
 from text_classifier import write_text
+
+
+def as_csv(table: pd.DataFrame, header: bool) -> str:
+    """Rows as CSV from which every cell comes back whole.
+
+    Python before 3.13 leaves a cell with a bare carriage return without quotes, and its readers
+    then end the row there: where one occurs, all texts are quoted.
+    """
+    text = table.to_csv(index=False, header=header, lineterminator="\n")
+    if "\r" in text:
+        quoting = csv.QUOTE_NONNUMERIC
+        text = table.to_csv(index=False, header=header, lineterminator="\n", quoting=quoting)
+    return text
 
 
 class GrowingFile:
@@ -30,14 +44,16 @@ class GrowingFile:
 
     def __init__(self, path: Path, run: dict[str, str]):
         self.path, self.run = path, run
-        self.partial = path.with_name(path.name + ".partial")
-        self.progress = path.with_name(path.name + ".progress")
+        self.target = path.resolve()  # a link stays one
+        self.partial = self.target.with_name(self.target.name + ".partial")
+        self.progress = self.target.with_name(self.target.name + ".progress")
         self.num_rows = self.num_bytes = 0
 
     def start(self) -> None:
-        """Begin anew. Raises ``OSError`` now, not after hours, if the file cannot be written."""
-        if self.path.is_dir():
-            raise OSError(f"{self.path} is a folder; name a file.")
+        """Begin anew. Raises ``DataError`` or ``OSError`` now, not after hours, if the file cannot
+        be written."""
+        if self.path.exists() and not self.path.is_file():  # replacing a device would destroy it
+            raise DataError(f"{self.path} is a folder or a device, not a file; name a file.")
         self._note_progress()
         self.partial.write_bytes(b"")
 
@@ -53,7 +69,7 @@ class GrowingFile:
             then = json.loads(self.progress.read_text(encoding="utf-8"))
             run, num_rows, num_bytes = then["run"], int(then["num_rows"]), int(then["num_bytes"])
             changed = [name for name, value in self.run.items() if run.get(name) != value]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(f"{self.progress} is damaged ({error}); leave out --resume.") from None
         if changed:
             raise DataError(
@@ -67,7 +83,7 @@ class GrowingFile:
 
     def add(self, table: pd.DataFrame) -> None:
         """Append rows; the first ones bring the header along."""
-        text = table.to_csv(index=False, header=self.num_rows == 0, lineterminator="\n").encode()
+        text = as_csv(table, header=self.num_rows == 0).encode()
         with self.partial.open("ab") as file:
             file.write(text)
             file.flush()
@@ -77,7 +93,7 @@ class GrowingFile:
         self._note_progress()
 
     def finish(self) -> None:
-        self.partial.replace(self.path)
+        self.partial.replace(self.target)
         self.progress.unlink()
 
     def _note_progress(self) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from classify import classify_file, survey_file
+from growing_file import as_csv
 from message_files import DataError, as_strings
 from text_classifier import Classifier
 
@@ -73,7 +74,8 @@ def classify_into(
     done, shown, counts = 0, [], Counter()
     for piece in classify_file(classifier, table_file, survey):
         safe = piece.rename(columns=neutralise).map(neutralise)
-        safe.to_csv(output, mode="a", header=done == 0, index=False, encoding="utf-8")
+        with output.open("a", encoding="utf-8", newline="") as file:
+            file.write(as_csv(safe, header=done == 0))
         if done < ROWS_SHOWN:
             rows = piece[: ROWS_SHOWN - done]
             numbers = range(done + 1, done + len(rows) + 1)

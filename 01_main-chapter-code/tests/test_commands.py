@@ -746,7 +746,8 @@ def test_resuming_from_a_damaged_file_names_it(messages_csv, tmp_path, capsys, n
 
 
 def give_standard_input(monkeypatch, raw: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
+    stdin = io.TextIOWrapper(io.BytesIO(raw), encoding="ascii", newline="\n")  # as Python's own
+    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def classified(capsys, *arguments) -> list[list[str]]:
@@ -759,9 +760,12 @@ def test_arguments_and_lines_get_the_same_answers(tiny_classifier_folder, capsys
     texts = ["free prize", "see you at home", "größer 🎉"]
     from_arguments = classified(capsys, tiny_classifier_folder, *texts)
     assert [row[2] for row in from_arguments] == texts
-    raw = "free prize\r\n\n  \nsee you at home\ngrößer 🎉".encode()
-    give_standard_input(monkeypatch, raw.replace(b"\r\n", b"\n"))
-    assert classified(capsys, tiny_classifier_folder) == from_arguments
+    for raw in (
+        "free prize\n\n  \nsee you at home\ngrößer 🎉",
+        "\ufefffree prize\r\n\r\nsee you at home\r\ngrößer 🎉\r\n",  # as Windows writes it
+    ):
+        give_standard_input(monkeypatch, raw.encode())
+        assert classified(capsys, tiny_classifier_folder) == from_arguments
     classifier = open_classifier(tiny_classifier_folder)
     for (label, probability, _), row in zip(from_arguments, classify_texts(classifier, texts)):
         assert label == classifier.label_names[int(row.argmax())]
@@ -844,6 +848,59 @@ def test_a_reader_of_the_output_may_leave_early(tiny_classifier_folder):
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("source", ["text", "file"])
+def test_standard_output_that_is_full_is_a_failure_in_one_sentence(
+    tiny_classifier_folder, messages_csv, source
+):
+    arguments = ["hello"] if source == "text" else ["--file", messages_csv]
+    done = run_with_output_to("/dev/full", "classify.py", tiny_classifier_folder, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("classify.py: [Errno 28] No space left")
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
+def test_a_closed_stream_is_a_failure_in_one_sentence(tiny_classifier_folder, closed, name):
+    command = f'"$0" "$@" {closed}'
+    script = [sys.executable, str(CHAPTER / "classify.py"), str(tiny_classifier_folder)]
+    done = subprocess.run(
+        ["sh", "-c", command, *script],
+        env=command_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"classify.py: standard {name} is closed; ")
+    assert done.stderr.count("\n") == 1
+
+
+def run_with_output_to(path: str, script: str, *arguments):
+    """A command of this folder, to its end, with its standard output sent to a file."""
+    with open(path, "w") as output:
+        return subprocess.run(
+            [sys.executable, str(CHAPTER / script), *map(str, arguments)],
+            env=command_environment(),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def run_out_of_memory(*_, **__):
+    torch.empty(2**50)  # more than any address space
+
+
+def test_memory_that_ends_is_a_failure_in_one_sentence(
+    messages_csv, tiny_classifier_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(classify, "classify_texts", run_out_of_memory)
+    assert "out of memory" in classify_fails(capsys, tiny_classifier_folder, "hello", status=1)
+
+
 def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp_path, capsys):
     texts = ['a "quoted", cell', "two\nlines", "None", "", "see you at home tonight", "größer"]
     table = pd.DataFrame({"id": [f"{i:03}" for i in range(6)], "body": texts, "x": "NA"})
@@ -893,6 +950,8 @@ def test_other_files_are_classified_alike(tiny_classifier_folder, tmp_path, caps
         (("--file", "in.csv", "a text"), ["not both"]),
         (("a text", "--output", "out.csv"), ["--output", "--file"]),
         (("a text", "--text-column", "body"), ["--text-column", "--file"]),
+        (("a text", "--text-column", ""), ["--text-column", "--file"]),
+        (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
         (("--file", "in.xlsx"), ["in.xlsx", "must end in"]),
         (("--file", "empty.csv"), ["empty.csv", "is empty"]),
         (("--file", "header.csv"), ["header.csv", "no rows"]),
@@ -905,6 +964,7 @@ def test_classify_names_what_is_wrong(
 ):
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("id,body\n1,hello\n", encoding="utf-8")
+    Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
     Path("empty.csv").write_bytes(b"")
     Path("header.csv").write_text("id,body\n", encoding="utf-8")
     Path("latin1.csv").write_bytes("body\ncafé\n".encode("latin-1"))
@@ -919,7 +979,7 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
     (tmp_path / "folder").mkdir()
     arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv", "--output")
     assert "out.csv" in classify_fails(capsys, *arguments, tmp_path / "absent" / "out.csv")
-    assert "folder" in classify_fails(capsys, *arguments, tmp_path / "folder", status=1)
+    assert "folder" in classify_fails(capsys, *arguments, tmp_path / "folder")
     with file_size_limit(10):
         said = classify_fails(capsys, *arguments, tmp_path / "out.csv", status=1)
     assert said.count("\n") <= 3
