@@ -289,7 +289,9 @@ class TrainConfig:
     """Epochs without a smaller validation loss after which training stops; the best epoch's
     weights are kept. None trains all epochs and keeps the last weights."""
     use_class_weights: bool = False
-    """Whether every class counts alike in the loss, however rare it is."""
+    """Whether every class counts alike in the loss, however rare it is. The weights act within a
+    batch: PyTorch's weighted mean divides by the sum of the batch's weights, so that in a batch
+    of one they cancel."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
     ignore_index: int = -100
@@ -443,7 +445,7 @@ class Trainer:
             loss, accuracy = evaluate_model(self.model, dataset, self.config.precision)
             getattr(history, f"{name}_loss").append(loss)
             getattr(history, f"{name}_accuracy").append(accuracy)
-        if history.validation_loss[-1] == min(history.validation_loss):
+        if history.validation_loss[-1] < min(history.validation_loss[:-1], default=math.inf):
             history.best_epoch = history.num_epochs
             if self.config.patience is not None:
                 self.best_weights = {n: p.detach().clone() for n, p in self.parameters.items()}
@@ -678,11 +680,13 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     weights = folder / "model.safetensors"
-    save_tensors(classifier.model.state_dict(), weights, {"format": "pt"})
+    architecture = asdict(classifier.model.cfg)
+    metadata = {"format": "pt", "architecture": json.dumps(architecture)}
+    save_tensors(classifier.model.state_dict(), weights, metadata)
     config = {
         "format": "gpt-classifier-1",
         "model": classifier.model_name,
-        "architecture": asdict(classifier.model.cfg),
+        "architecture": architecture,
         "label_names": classifier.label_names,
         "max_length": classifier.max_length,
         "weights_sha256": file_sha256(weights),
@@ -711,12 +715,13 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
             f"{weights} is damaged or belongs to another classifier: its checksum is not the one "
             f"in config.json."
         )
-    with torch.device("meta"):  # shapes only: a lying size takes no memory
-        model = GPTModel(config["architecture"])
-    add_classification_head(model, len(config["label_names"]))
     try:
+        _compare_with_header(config["architecture"], weights)
+        with torch.device("meta"):  # shapes only: the weights bring their own memory
+            model = GPTModel(config["architecture"])
+        add_classification_head(model, len(config["label_names"]))
         model.load_state_dict(load_file(weights), assign=True)
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights} does not fit its config.json: {reason}") from error
     tokenizer = load_tokenizer(config["model"])
@@ -736,11 +741,35 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
     )
 
 
+def _compare_with_header(cfg: GPTConfig, weights: Path) -> None:
+    """Raise ``ValueError`` unless the header of the weights bears out the configuration.
+
+    A size that lies would take all memory for the model; a number of heads that lies would fit
+    the weights, and classify wrongly. Folders from before it was kept have no such number.
+    """
+    with safe_open(weights, "pt") as file:
+        names = file.keys()
+        num_blocks = len({name.split(".")[1] for name in names if name.startswith("trf_blocks.")})
+        saved = json.loads((file.metadata() or {}).get("architecture", "{}"))
+        facts = [
+            (("vocab_size", "emb_dim"), file.get_slice("tok_emb.weight").get_shape()),
+            (("context_length", "emb_dim"), file.get_slice("pos_emb.weight").get_shape()),
+            (("num_layers",), [num_blocks]),
+        ]
+    if not isinstance(saved, dict):
+        raise ValueError("its architecture is no JSON object")
+    claimed = asdict(cfg)
+    for fields, found in [*facts, *(((name,), [value]) for name, value in saved.items())]:
+        if [claimed.get(name) for name in fields] != found:
+            said = ", ".join(f"{name}={claimed.get(name)}" for name in fields)
+            raise ValueError(f"{said} there, {', '.join(map(str, found))} in the weights")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     """The configuration of a classifier folder, checked field by field."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict) or config.get("format") != "gpt-classifier-1":
         raise ValueError(f"{path} does not describe a classifier of this project.")

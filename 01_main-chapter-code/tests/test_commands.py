@@ -731,7 +731,9 @@ def test_resuming_where_nothing_is_says_so(messages_csv, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "checkpoint.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff\xfe{}", b"[" * 100_000], ids=lambda content: str(content[:9])
+)
 def test_resuming_from_a_damaged_file_names_it(messages_csv, tmp_path, capsys, name, content):
     output = tmp_path / "out"
     train(messages_csv, output)
@@ -1058,14 +1060,17 @@ def test_damaged_weights_are_named(tiny_classifier_folder, capsys, how, vouched_
         ({"architecture": []}, ["config.json"]),
         ({"architecture": {"layers": 3}}, ["config.json", "layers"]),
         ({"architecture": {"\x1b[2J": 3}}, ["config.json", r"\x1b[2J"]),
-        ({"vocab_size": 1000}, ["tok_emb"]),
-        ({"emb_dim": 32}, ["model.safetensors", "size mismatch", "tok_emb"]),
+        ({"vocab_size": 1000}, ["model.safetensors", "vocab_size=1000", "4096"]),
+        ({"vocab_size": 10**18}, [f"vocab_size={10**18}"]),
+        ({"emb_dim": 32}, ["model.safetensors", "emb_dim=32", "16"]),
+        ({"emb_dim": 10**10}, [f"emb_dim={10**10}"]),
         ({"emb_dim": 15}, ["emb_dim=15", "num_heads=2"]),
         ({"emb_dim": -16}, ["emb_dim=-16"]),
         ({"emb_dim": "16"}, ["emb_dim='16'"]),
-        ({"num_layers": 1}, ["trf_blocks.1"]),
-        ({"num_layers": 3}, ["trf_blocks.2"]),
-        ({"context_length": 64}, ["pos_emb"]),
+        ({"num_layers": 1}, ["num_layers=1 there, 2 in the weights"]),
+        ({"num_layers": 10**9}, [f"num_layers={10**9}"]),
+        ({"num_heads": 4}, ["num_heads=4 there, 2 in the weights"]),
+        ({"context_length": 64}, ["context_length=64", "32"]),
         ({"drop_rate": 2}, ["drop_rate=2"]),
     ],
     ids=str,
@@ -1093,7 +1098,11 @@ def test_a_missing_field_is_named(tiny_classifier_folder, capsys, field):
     assert field in said
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", os.urandom(100)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", os.urandom(100), b"[" * 100_000],
+    ids=lambda content: str(content[:9]),
+)
 def test_a_config_that_is_not_json_is_named(tiny_classifier_folder, capsys, content):
     path = tiny_classifier_folder / "config.json"
     path.write_bytes(content)
