@@ -7,6 +7,7 @@ the head, prints the results, and writes the classifier's folder with `metrics.j
 """
 
 import argparse
+import errno
 import hashlib
 import json
 import math
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from command_line import is_out_of_memory, standard_output
 from evaluation import (
     ngram_baseline,
     plot_confusion_matrix,
@@ -84,6 +86,9 @@ GPT2_LEARNING_RATE = 5e-5
 # them in a minute; for GPT-2 the gain was not measured, and without a GPU they take long.
 FURTHER_EPOCHS = {"gpt-mini": 2}
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
+# Messages times labels. The regression has a coefficient for each label and n-gram, and its
+# optimizer keeps a few dozen copies of them: a gigabyte here, and without a bound all memory.
+MAX_BASELINE_SIZE = 200_000
 CHECKPOINT = "checkpoint.safetensors"
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
 
@@ -109,13 +114,20 @@ POSITIVE = number(float, "above 0, and finite", lambda value: 0 < value < math.i
 NOT_NEGATIVE = number(float, "at least 0, and finite", lambda value: 0 <= value < math.inf)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     defaults = {f.name: f.default for f in fields(TrainConfig)}
     parser = argparse.ArgumentParser(
         prog="finetune.py",
         description="Fine-tune a GPT to classify texts; without options, to find spam among text "
         "messages. Writes a classifier folder that classify.py opens.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -245,9 +257,9 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
     if args.data is not None:
         if args.protocol != "clean":
             raise DataError("--protocol published is a split of the SMS data: leave out --data.")
-        messages = read_messages(args.data, args.text_column, args.label_column)
+        messages = read_messages(args.data, args.text_column, args.label_column, say)
         name = args.data.name
-    elif args.text_column or args.label_column:
+    elif args.text_column is not None or args.label_column is not None:
         raise DataError("--text-column and --label-column belong to --data.")
     else:
         try:
@@ -269,7 +281,7 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
             f"{name}: only the label {label_names[0]!r} occurs, and a classifier needs at least "
             f"two; add messages with another label."
         )
-    if len(label_names) > len(cleaned) / 5:
+    if len(label_names) > max(2, len(cleaned) / len(Splits._fields)):
         raise DataError(
             f"{name}: {len(label_names)} different labels for {len(cleaned)} different texts; is "
             f"the column of labels the right one?"
@@ -296,9 +308,11 @@ def sort_labels(labels: set[str]) -> list[str]:
     return sorted(labels)
 
 
-def load_model(args: argparse.Namespace, device: torch.device) -> tuple[GPTModel, Any, str]:
+def load_model(
+    args: argparse.Namespace, device: torch.device, say: Callable = print
+) -> tuple[GPTModel, Any, str]:
     """The model, its tokenizer and its name."""
-    name = default_model_name() if args.model == "auto" else resolve_model_name(args.model)
+    name = default_model_name(say) if args.model == "auto" else resolve_model_name(args.model)
     if args.weights == "random":
         torch.manual_seed(args.seed)
         return GPTModel(MODEL_CONFIGS[name]).to(device), load_tokenizer(name), name
@@ -364,7 +378,8 @@ def evaluate(
 
 def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
     """Test accuracy of the n-gram regression on the same messages, where it is quick."""
-    if len(splits.train) > MAX_BASELINE_MESSAGES:
+    num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
+    if num_messages > MAX_BASELINE_MESSAGES or num_messages * num_labels > MAX_BASELINE_SIZE:
         return None
     baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
     correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
@@ -415,7 +430,7 @@ def prepare(args: argparse.Namespace, device: torch.device, say: Callable, clock
             train = augment_messages(splits.train, args.augment, args.seed)
             splits = splits._replace(train=train)
     with clock.stage("model"):
-        model, tokenizer, model_name = load_model(args, device)
+        model, tokenizer, model_name = load_model(args, device, say)
         context = model.cfg.context_length
         max_length = choose_max_length(args.max_length, splits, tokenizer, context, say)
         datasets = make_datasets(splits, label_names, tokenizer, max_length)
@@ -509,7 +524,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_divergence(history: History, config: TrainConfig) -> None:
-    if not all(map(math.isfinite, history.step_losses)):
+    losses = [*history.step_losses, *history.train_loss, *history.validation_loss]
+    if not all(map(math.isfinite, losses)):  # the steps' own do not tell what the last step did
         raise DataError(
             f"The loss is no longer a number: the training diverged with --learning-rate "
             f"{config.learning_rate}; choose a smaller one."
@@ -566,6 +582,11 @@ def refuse_options_without_effect(args: argparse.Namespace) -> None:
         raise DataError(
             "--dropout acts within trained blocks, and --trainable head trains none: leave one out."
         )
+    if args.balance == "weights" and args.batch_size == 1:
+        raise DataError(
+            "--balance weights acts among the messages of a batch: leave it out, or take a "
+            "--batch-size of at least 2."
+        )
     if args.protocol == "published" and args.balance != "undersample":
         raise DataError(f"--protocol published undersamples: leave out --balance {args.balance}.")
 
@@ -590,6 +611,8 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
             checkpoint.unlink(missing_ok=True)
             write_text(json.dumps(options, indent=2) + "\n", run_file)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG):  # no room: a failure, no wrong option
+                raise
             raise DataError(
                 f"--output {args.output}: this folder cannot be written ({error.strerror}); "
                 f"choose another."
@@ -598,6 +621,11 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
     if not run_file.exists():
         raise DataError(f"--resume: there is no run to go on with in {args.output}.")
     if changed := changed_options(read_json(run_file), options):
+        if len(changed) == 1 and "data_sha256" in changed[0]:
+            raise DataError(
+                "--resume: the messages are no longer those of the run; bring them back, or start "
+                "anew without --resume."
+            )
         raise DataError(f"--resume: the run had other options: {'; '.join(changed)}.")
     metrics_file = args.output / "metrics.json"
     no_checkpoint = metrics_file.exists() and not checkpoint.exists()
@@ -616,7 +644,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """What this command wrote earlier; raises ``DataError`` for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); start anew without --resume.") from None
     if not isinstance(content, dict):
         raise DataError(f"{path} is not from this command; start anew without --resume.")
@@ -685,17 +713,36 @@ def results_table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def closing_words(metrics: dict, output: Path) -> str:
+    """What the run took, where its result is, and what to do with it."""
+    seconds, peak = sum(metrics["seconds"].values()), metrics["peak_memory_mb"]
+    memory = "" if peak is None else f", {peak} MB at most"
+    return (
+        f"\n{seconds:.0f} seconds{memory}.\n"
+        f"The classifier is in {output}; try it:\n"
+        f'  python {Path(__file__).parent.name}/classify.py {output} "a message of yours"'
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        metrics = run(args)
+        with standard_output():
+            metrics = run(args)
+            print(results_table(metrics))
+            if not args.quiet:
+                print(closing_words(metrics, args.output))
     except (DataError, ValueError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has left
+        return 1
     except (DownloadError, OSError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(
             f"finetune.py: out of memory; try a smaller --batch-size or --max-length. {error}",
             file=sys.stderr,
@@ -704,14 +751,6 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)
         return 130
-    print(results_table(metrics))
-    if not args.quiet:
-        seconds = sum(metrics["seconds"].values())
-        print(f"\n{seconds:.0f} seconds, {metrics['peak_memory_mb']} MB at most.")
-        print(
-            f"The classifier is in {args.output}; try it:\n"
-            f'  python {Path(__file__).parent.name}/classify.py {args.output} "a message of yours"'
-        )
     return 0
 
 

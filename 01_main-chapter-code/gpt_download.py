@@ -10,10 +10,12 @@ import base64
 import hashlib
 import os
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
@@ -315,13 +317,13 @@ def resolve_model_name(name: str) -> str:
     raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(MODEL_CONFIGS)}.")
 
 
-def default_model_name() -> str:
+def default_model_name(say: Callable[[str], Any] = print) -> str:
     """`gpt2-small (124M)` where its files are cached or can be fetched, else `gpt-mini`."""
     try:
         for file in (GPT2_WEIGHTS["gpt2-small (124M)"], *GPT2_TOKENIZER_FILES):
             fetch(file)
     except DownloadError as error:
-        print(
+        say(
             "NOTE: GPT-2's weights cannot be had here, so the small embedded model gpt-mini takes "
             f"their place. Its results are not GPT-2's.\n{error}\n"
         )
