@@ -9,7 +9,6 @@ time. `--resume` goes on with a run that was stopped.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -19,10 +18,10 @@ from typing import NamedTuple
 import pandas as pd
 from tqdm import tqdm
 
+from command_line import is_out_of_memory, standard_output
 from gpt_download import DownloadError
-from growing_file import GrowingFile
+from growing_file import GrowingFile, as_csv
 from message_files import (
-    CSV_LINE_END,
     DataError,
     as_strings,
     check_columns,
@@ -33,13 +32,12 @@ from text_classifier import (
     Classifier,
     classify_texts,
     file_sha256,
-    is_out_of_memory,
     open_classifier,
     pick_device,
 )
 
-ADDED_COLUMNS = ("predicted_label", "probability")
 LINES_AT_ONCE = 256
+ADDED_COLUMNS = ("predicted_label", "probability")
 ROWS_AT_ONCE = 1000  # a run that is stopped has at most these to do again
 
 
@@ -67,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)  # texts may follow options
     if args.file and args.texts:
         parser.error("give texts or --file, not both")
-    if not args.file and (args.output or args.text_column):
+    if not args.file and (args.output or args.text_column is not None):
         parser.error("--output and --text-column belong to --file")
     if args.resume and not args.output:
         parser.error("--resume belongs to --file with --output: only a file can be gone on with")
@@ -125,7 +123,8 @@ def survey_file(
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
     if taken := [name for name in ADDED_COLUMNS if name in columns]:
         raise DataError(
-            f"{path}: the column {taken[0]!r} would be overwritten by the result; rename it."
+            f"{path}: classifying adds a column {taken[0]!r}, and there is one already; rename or "
+            f"remove it."
         )
     return Survey(list(columns), text_column, num_rows)
 
@@ -134,7 +133,7 @@ def classify_file(
     classifier: Classifier, path: Path, survey: Survey, num_done: int = 0
 ) -> Iterator[pd.DataFrame]:
     """The file's rows after the first `num_done`, some at a time, with the columns
-    of `ADDED_COLUMNS` added."""
+    `predicted_label` and `probability` added."""
     show = sys.stderr.isatty()
     bar = tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show)
     num_seen = 0
@@ -148,8 +147,7 @@ def classify_file(
         texts = as_strings(table[survey.text_column]).tolist()
         probability, best = classify_texts(classifier, texts).max(dim=1)
         names = [classifier.label_names[i] for i in best.tolist()]
-        added = (names, probability.numpy().round(4))
-        yield table.assign(**dict(zip(ADDED_COLUMNS, added, strict=True)))
+        yield table.assign(predicted_label=names, probability=probability.numpy().round(4))
     bar.close()
 
 
@@ -171,67 +169,55 @@ def classify_into_file(classifier: Classifier, args: argparse.Namespace, survey:
 
 
 def standard_input_lines() -> Iterator[str]:
+    """The texts, one a line, without line ends and byte order mark, whatever system wrote them."""
     if sys.stdin is None:
-        raise DataError("standard input is closed: give texts, or --file.")
+        raise OSError("standard input is closed; give texts, or --file.")
     sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         for line in sys.stdin:
             if line.strip():
-                yield line.rstrip("\r\n")  # as Windows ends its lines
+                yield line.rstrip("\r\n")
     except UnicodeDecodeError:
         raise DataError("standard input is not UTF-8 text.") from None
 
 
+def classify(args: argparse.Namespace) -> None:
+    classifier = open_classifier(args.folder, pick_device(args.device))
+    if args.file:
+        survey = survey_file(args.file, args.text_column)
+        if args.output:
+            classify_into_file(classifier, args, survey)
+        else:
+            for i, table in enumerate(classify_file(classifier, args.file, survey)):
+                print(as_csv(table, header=i == 0), end="")
+    else:
+        for line in classify_lines(classifier, args.texts or standard_input_lines()):
+            print(line)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    if sys.stdout is None:
-        complain("standard output is closed.")
-        return 1
-    # A character that the terminal cannot show is spelled out, not an error; a CSV's line ends
-    # stay as they are.
-    sys.stdout.reconfigure(errors="backslashreplace", newline="" if args.file else None)
     try:
-        classifier = open_classifier(args.folder, pick_device(args.device))
-        if args.file:
-            survey = survey_file(args.file, args.text_column)
-            if args.output:
-                classify_into_file(classifier, args, survey)
-            else:
-                for i, table in enumerate(classify_file(classifier, args.file, survey)):
-                    text = table.to_csv(index=False, header=i == 0, lineterminator=CSV_LINE_END)
-                    print(text, end="")
-        else:
-            for line in classify_lines(classifier, args.texts or standard_input_lines()):
-                print(line)
-        sys.stdout.flush()  # here, where a full disk is still told from a success
+        with standard_output():
+            classify(args)
     except (ValueError, FileNotFoundError) as error:  # wrong data, a wrong option or folder
         complain(error)
         return 2
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        forget_output()
         return 0
     except (DownloadError, OSError) as error:
         complain(error)
-        forget_output()
         return 1
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        complain("out of memory: this classifier is too large for the machine.")
+        complain(f"out of memory; this classifier needs more than is free here. {error}")
         return 1
     except KeyboardInterrupt:
         if args.output:
             complain("stopped; repeat the command with --resume to go on.")
         return 130
     return 0
-
-
-def forget_output() -> None:
-    """Let go of what could not be written, or Python tries once more when it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(error: Exception | str) -> None:

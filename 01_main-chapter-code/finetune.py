@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from command_line import is_out_of_memory, standard_output
 from evaluation import (
     ngram_baseline,
     plot_confusion_matrix,
@@ -56,7 +57,6 @@ from text_classifier import (
     continue_pretraining,
     encode_for_pretraining,
     freeze_all_but,
-    is_out_of_memory,
     pick_device,
     predict_logits,
     save_classifier,
@@ -86,16 +86,11 @@ GPT2_LEARNING_RATE = 5e-5
 # them in a minute; for GPT-2 the gain was not measured, and without a GPU they take long.
 FURTHER_EPOCHS = {"gpt-mini": 2}
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
-MAX_BASELINE_CLASSES = 50  # its memory grows with n-grams times classes
+# Messages times labels. The regression has a coefficient for each label and n-gram, and its
+# optimizer keeps a few dozen copies of them: a gigabyte here, and without a bound all memory.
+MAX_BASELINE_SIZE = 200_000
 CHECKPOINT = "checkpoint.safetensors"
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows an option's default, unless it is None: then the help says what that means."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def number(kind: type, allowed: str, holds: Callable[[Any], bool]) -> Callable[[str], Any]:
@@ -117,6 +112,13 @@ SEED = number(int, "between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 SHARE = number(float, "at least 0 and below 1", lambda value: 0 <= value < 1)
 POSITIVE = number(float, "above 0, and finite", lambda value: 0 < value < math.inf)
 NOT_NEGATIVE = number(float, "at least 0, and finite", lambda value: 0 <= value < math.inf)
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -257,7 +259,7 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
             raise DataError("--protocol published is a split of the SMS data: leave out --data.")
         messages = read_messages(args.data, args.text_column, args.label_column, say)
         name = args.data.name
-    elif args.text_column or args.label_column:
+    elif args.text_column is not None or args.label_column is not None:
         raise DataError("--text-column and --label-column belong to --data.")
     else:
         try:
@@ -279,7 +281,7 @@ def read_data(args: argparse.Namespace, say: Callable) -> tuple[Splits, list[str
             f"{name}: only the label {label_names[0]!r} occurs, and a classifier needs at least "
             f"two; add messages with another label."
         )
-    if len(label_names) > max(10, len(cleaned) / 5):
+    if len(label_names) > max(2, len(cleaned) / len(Splits._fields)):
         raise DataError(
             f"{name}: {len(label_names)} different labels for {len(cleaned)} different texts; is "
             f"the column of labels the right one?"
@@ -376,8 +378,8 @@ def evaluate(
 
 def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
     """Test accuracy of the n-gram regression on the same messages, where it is quick."""
-    num_classes = splits.train["label"].nunique()
-    if len(splits.train) > MAX_BASELINE_MESSAGES or num_classes > MAX_BASELINE_CLASSES:
+    num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
+    if num_messages > MAX_BASELINE_MESSAGES or num_messages * num_labels > MAX_BASELINE_SIZE:
         return None
     baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
     correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
@@ -522,8 +524,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def refuse_divergence(history: History, config: TrainConfig) -> None:
-    losses = (*history.step_losses, *history.train_loss, *history.validation_loss)
-    if not all(map(math.isfinite, losses)):
+    losses = [*history.step_losses, *history.train_loss, *history.validation_loss]
+    if not all(map(math.isfinite, losses)):  # the steps' own do not tell what the last step did
         raise DataError(
             f"The loss is no longer a number: the training diverged with --learning-rate "
             f"{config.learning_rate}; choose a smaller one."
@@ -580,10 +582,13 @@ def refuse_options_without_effect(args: argparse.Namespace) -> None:
         raise DataError(
             "--dropout acts within trained blocks, and --trainable head trains none: leave one out."
         )
+    if args.balance == "weights" and args.batch_size == 1:
+        raise DataError(
+            "--balance weights acts among the messages of a batch: leave it out, or take a "
+            "--batch-size of at least 2."
+        )
     if args.protocol == "published" and args.balance != "undersample":
         raise DataError(f"--protocol published undersamples: leave out --balance {args.balance}.")
-    if args.balance == "weights" and args.batch_size == 1:
-        raise DataError("--balance weights acts within a batch: give --batch-size 2 or more.")
 
 
 def fingerprint(splits: Splits) -> str:
@@ -606,8 +611,8 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
             checkpoint.unlink(missing_ok=True)
             write_text(json.dumps(options, indent=2) + "\n", run_file)
         except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise  # not the folder's fault
+            if error.errno in (errno.ENOSPC, errno.EFBIG):  # no room: a failure, no wrong option
+                raise
             raise DataError(
                 f"--output {args.output}: this folder cannot be written ({error.strerror}); "
                 f"choose another."
@@ -616,6 +621,11 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
     if not run_file.exists():
         raise DataError(f"--resume: there is no run to go on with in {args.output}.")
     if changed := changed_options(read_json(run_file), options):
+        if len(changed) == 1 and "data_sha256" in changed[0]:
+            raise DataError(
+                "--resume: the messages are no longer those of the run; bring them back, or start "
+                "anew without --resume."
+            )
         raise DataError(f"--resume: the run had other options: {'; '.join(changed)}.")
     metrics_file = args.output / "metrics.json"
     no_checkpoint = metrics_file.exists() and not checkpoint.exists()
@@ -627,11 +637,7 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
 
 def changed_options(then: dict, now: dict) -> list[str]:
     """What was different; an option that was not there yet counts as None."""
-    changed = [k for k, v in now.items() if then.get(k) != v]
-    return [
-        "the data were other messages" if k == "data_sha256" else f"{k} was {then.get(k)!r}"
-        for k in changed
-    ]
+    return [f"{k} was {then.get(k)!r}" for k, v in now.items() if then.get(k) != v]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -707,13 +713,30 @@ def results_table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def closing_words(metrics: dict, output: Path) -> str:
+    """What the run took, where its result is, and what to do with it."""
+    seconds, peak = sum(metrics["seconds"].values()), metrics["peak_memory_mb"]
+    memory = "" if peak is None else f", {peak} MB at most"
+    return (
+        f"\n{seconds:.0f} seconds{memory}.\n"
+        f"The classifier is in {output}; try it:\n"
+        f'  python {Path(__file__).parent.name}/classify.py {output} "a message of yours"'
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
-        metrics = run(args)
+        with standard_output():
+            metrics = run(args)
+            print(results_table(metrics))
+            if not args.quiet:
+                print(closing_words(metrics, args.output))
     except (DataError, ValueError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, `head` say, has left
+        return 1
     except (DownloadError, OSError) as error:
         print(f"finetune.py: {error}", file=sys.stderr)
         return 1
@@ -728,21 +751,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)
         return 130
-    print(results_table(metrics))
-    if not args.quiet:
-        seconds = sum(metrics["seconds"].values())
-        peak = metrics["peak_memory_mb"]
-        print(f"\n{seconds:.0f} seconds{f', {peak} MB at most' if peak else ''}.")
-        print(
-            f"The classifier is in {args.output}; try it:\n"
-            f'  python {Path(__file__).parent.name}/classify.py {args.output} "a message of yours"'
-        )
     return 0
 
 
 if __name__ == "__main__":
-    # A character that the terminal cannot show is spelled out, not an error.
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        stream.reconfigure(errors="backslashreplace")
     matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())

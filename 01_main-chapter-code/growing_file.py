@@ -7,14 +7,28 @@ for table in tables:
 file.finish()
 """
 
+import csv
 import json
 import os
 from pathlib import Path
 
 import pandas as pd
 
-from message_files import CSV_LINE_END, DataError
+from message_files import DataError
 from text_classifier import write_text
+
+
+def as_csv(table: pd.DataFrame, header: bool) -> str:
+    """Rows as CSV from which every cell comes back whole.
+
+    Python before 3.13 leaves a cell with a bare carriage return without quotes, and its readers
+    then end the row there: where one occurs, all texts are quoted.
+    """
+    text = table.to_csv(index=False, header=header, lineterminator="\n")
+    if "\r" in text:
+        quoting = csv.QUOTE_NONNUMERIC
+        text = table.to_csv(index=False, header=header, lineterminator="\n", quoting=quoting)
+    return text
 
 
 class GrowingFile:
@@ -30,15 +44,16 @@ class GrowingFile:
 
     def __init__(self, path: Path, run: dict[str, str]):
         self.path, self.run = path, run
-        self.partial = path.with_name(path.name + ".partial")
-        self.progress = path.with_name(path.name + ".progress")
+        self.target = path.resolve()  # a link stays one
+        self.partial = self.target.with_name(self.target.name + ".partial")
+        self.progress = self.target.with_name(self.target.name + ".progress")
         self.num_rows = self.num_bytes = 0
 
     def start(self) -> None:
-        """Begin anew. Raises ``OSError`` now, not after hours, if the file cannot be written, and
-        ``DataError`` for what is no file: a folder, or a device, which the result would replace."""
-        if self.path.exists() and not self.path.is_file():
-            raise DataError(f"{self.path} is not an ordinary file; name one that may be replaced.")
+        """Begin anew. Raises ``DataError`` or ``OSError`` now, not after hours, if the file cannot
+        be written."""
+        if self.path.exists() and not self.path.is_file():  # replacing a device would destroy it
+            raise DataError(f"{self.path} is a folder or a device, not a file; name a file.")
         self._note_progress()
         self.partial.write_bytes(b"")
 
@@ -68,18 +83,17 @@ class GrowingFile:
 
     def add(self, table: pd.DataFrame) -> None:
         """Append rows; the first ones bring the header along."""
-        text = table.to_csv(index=False, header=self.num_rows == 0, lineterminator=CSV_LINE_END)
-        content = text.encode()
+        text = as_csv(table, header=self.num_rows == 0).encode()
         with self.partial.open("ab") as file:
-            file.write(content)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())  # the rows are on the disk before the note says so
         self.num_rows += len(table)
-        self.num_bytes += len(content)
+        self.num_bytes += len(text)
         self._note_progress()
 
     def finish(self) -> None:
-        self.partial.replace(self.path)
+        self.partial.replace(self.target)
         self.progress.unlink()
 
     def _note_progress(self) -> None:

@@ -8,12 +8,15 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 10_000
-CSV_LINE_END = "\r\n"  # that of RFC 4180; a cell that holds either sign is then quoted
+# Characters of a quoted TSV cell. A quote that nobody closes would take the rest of the file, and
+# all memory, for one cell; Python's own limit of 131,072 is too small for a long document.
+MAX_CELL = 10_000_000
 
 
 class DataError(ValueError):
@@ -24,12 +27,12 @@ def read_messages(
     path: Path,
     text_column: str | None = None,
     label_column: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], Any] = print,
 ) -> pd.DataFrame:
     """Labelled texts from a CSV, TSV, JSON lines or Parquet file.
 
-    Columns that are not named are guessed, and the guess is said. Raises ``DataError`` if the
-    file cannot be read or holds no usable rows.
+    Columns that are not named are guessed, and the guess is said, as are rows left out. Raises
+    ``DataError`` if the file cannot be read or holds no usable rows.
     """
     table = read_table(path)
     if text_column is None or label_column is None:
@@ -113,15 +116,16 @@ def guess_columns(
         )
     cells = table.apply(as_strings)
     if text_column is None:
-        others = cells if label_column is None else cells.drop(columns=label_column)
+        others = cells.drop(columns=[] if label_column is None else label_column)
         text_column = guess_text_column(others)
     if label_column is None:
         counts = cells.drop(columns=text_column).nunique()
         label_column = (counts[counts > 1] if (counts > 1).any() else counts).idxmin()
-        if str(label_column) in set(cells[label_column]):
+        if str(label_column) in set(cells[label_column]):  # a column that was named has a header
             raise DataError(
                 f"{path}: the first line looks like a message, not like a header; put a line with "
-                f"the names of the columns above it, or name the columns if they are right."
+                f"the names of the columns above it. If it is the header, name the label's column "
+                f"with --label-column."
             )
     return text_column, label_column
 
@@ -180,7 +184,7 @@ def _read_csv(path: Path, num_rows: int, separator: str) -> Iterator[pd.DataFram
 
 
 def _is_properly_quoted(path: Path) -> bool:
-    csv.field_size_limit(2**31 - 1)  # a long text is no error
+    csv.field_size_limit(MAX_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             widths = {len(row) for row in csv.reader(file, delimiter="\t", strict=True)}
@@ -218,12 +222,11 @@ def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(num_rows):
-                # Whole numbers stay whole, even where some are missing.
+                # Whole numbers stay whole, even where some are missing; and without pandas'
+                # metadata, a named index is a column like any other.
                 table = batch.to_pandas(integer_object_nulls=True, ignore_metadata=True)
-                # A column that was pandas' index is one like others, unless it had no name.
-                unnamed = [name for name in table if name.startswith("__index_level_")]
-                table = table.drop(columns=unnamed)
-                yield table.set_axis(table.columns.map(str), axis="columns")
+                table = table.set_axis(table.columns.map(str), axis="columns")
+                yield table.loc[:, ~table.columns.str.fullmatch(r"__index_level_\d+__")]
     except Exception as error:  # pyarrow's errors share no class
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None

@@ -55,12 +55,6 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether that is what an error means: on a CPU, PyTorch raises a plain ``RuntimeError``."""
-    kinds = (MemoryError, torch.OutOfMemoryError)
-    return isinstance(error, kinds) or "can't allocate memory" in str(error)
-
-
 def compute_in(precision: Precision, device: torch.device) -> torch.autocast:
     """A context in which matrix products are computed in `precision`.
 
@@ -296,7 +290,8 @@ class TrainConfig:
     weights are kept. None trains all epochs and keeps the last weights."""
     use_class_weights: bool = False
     """Whether every class counts alike in the loss, however rare it is. The weights act within a
-    batch: its loss is divided by their sum, so that in a batch of one they cancel."""
+    batch: PyTorch's weighted mean divides by the sum of the batch's weights, so that in a batch
+    of one they cancel."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes (Szegedy et al. 2016)."""
     ignore_index: int = -100
@@ -685,13 +680,13 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)
     weights = folder / "model.safetensors"
-    # One entry only: several would be written in an order that changes, and the checksum with it.
-    metadata = {"architecture": json.dumps(asdict(classifier.model.cfg))}
+    architecture = asdict(classifier.model.cfg)
+    metadata = {"format": "pt", "architecture": json.dumps(architecture)}
     save_tensors(classifier.model.state_dict(), weights, metadata)
     config = {
         "format": "gpt-classifier-1",
         "model": classifier.model_name,
-        "architecture": asdict(classifier.model.cfg),
+        "architecture": architecture,
         "label_names": classifier.label_names,
         "max_length": classifier.max_length,
         "weights_sha256": file_sha256(weights),
@@ -721,12 +716,12 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
             f"in config.json."
         )
     try:
-        check_architecture(weights, config["architecture"])
-        with torch.device("meta"):  # shapes only: the file brings the numbers
+        _compare_with_header(config["architecture"], weights)
+        with torch.device("meta"):  # shapes only: the weights bring their own memory
             model = GPTModel(config["architecture"])
         add_classification_head(model, len(config["label_names"]))
         model.load_state_dict(load_file(weights), assign=True)
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{weights} does not fit its config.json: {reason}") from error
     tokenizer = load_tokenizer(config["model"])
@@ -746,19 +741,28 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
     )
 
 
-def check_architecture(weights: Path, cfg: GPTConfig) -> None:
-    """Raise ``ValueError`` unless the weights were saved from a model of this architecture.
+def _compare_with_header(cfg: GPTConfig, weights: Path) -> None:
+    """Raise ``ValueError`` unless the header of the weights bears out the configuration.
 
-    A wrong number of heads would fit them all the same, and give wrong answers.
+    A size that lies would take all memory for the model; a number of heads that lies would fit
+    the weights, and classify wrongly. Folders from before it was kept have no such number.
     """
     with safe_open(weights, "pt") as file:
-        saved = (file.metadata() or {}).get("architecture")
-    if saved is None:
-        raise ValueError(f"{weights} does not fit its config.json: no classifier was saved in it.")
-    now = asdict(cfg)
-    wrong = [f"{k}={now[k]}, saved as {v}" for k, v in json.loads(saved).items() if now[k] != v]
-    if wrong:
-        raise ValueError(f"{weights} does not fit its config.json: {', '.join(wrong)}.")
+        names = file.keys()
+        num_blocks = len({name.split(".")[1] for name in names if name.startswith("trf_blocks.")})
+        saved = json.loads((file.metadata() or {}).get("architecture", "{}"))
+        facts = [
+            (("vocab_size", "emb_dim"), file.get_slice("tok_emb.weight").get_shape()),
+            (("context_length", "emb_dim"), file.get_slice("pos_emb.weight").get_shape()),
+            (("num_layers",), [num_blocks]),
+        ]
+    if not isinstance(saved, dict):
+        raise ValueError("its architecture is no JSON object")
+    claimed = asdict(cfg)
+    for fields, found in [*facts, *(((name,), [value]) for name, value in saved.items())]:
+        if [claimed.get(name) for name in fields] != found:
+            said = ", ".join(f"{name}={claimed.get(name)}" for name in fields)
+            raise ValueError(f"{said} there, {', '.join(map(str, found))} in the weights")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -267,6 +267,12 @@ def refuse_options_without_effect(args: argparse.Namespace) -> None:
         "--no_padding takes one message at a time: leave out --batch_size, or give 1": (
             args.no_padding and args.batch_size not in (None, 1)
         ),
+        "--balance weights acts among the messages of a batch: leave out --no_padding and "
+        "--batch_size 1": (
+            args.balance == "weights"
+            and (args.no_padding or args.batch_size == 1)
+            and not args.label_smoothing  # which weighs the classes of a single message
+        ),
         "--no_padding pads nothing: leave out --context_length": (
             args.no_padding and args.context_length
         ),

@@ -173,6 +173,8 @@ def test_average_embeddings_is_the_mean():
         ("--trainable_layers head --dropout 0.1", "--dropout"),
         ("--no_padding --batch_size 8", "--batch_size"),
         ("--no_padding --context_length model", "--context_length"),
+        ("--balance weights --batch_size 1", "leave out --no_padding and --batch_size 1"),
+        ("--balance weights --no_padding --accumulation_steps 8", "among the messages of a batch"),
         ("--trainable_token_pos last --context_length longest_in_batch", "other messages"),
         ("--protocol published --balance weights", "--balance"),
         ("--classifier naive_bayes --balance weights", "class weights"),

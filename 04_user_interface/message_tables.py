@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from html_parts import visible
 
 from classify import Survey, classify_file, survey_file
-from message_files import CSV_LINE_END, DataError, as_strings
+from growing_file import as_csv
+from message_files import DataError, as_strings
 from text_classifier import Classifier
 
 FILE_TYPES = [".csv", ".tsv", ".txt", ".jsonl", ".parquet"]
@@ -158,7 +159,8 @@ def classify_into(
     done, shown, counts = 0, [], Counter()
     for piece in classify_file(classifier, table_file, survey):
         safe = piece.rename(columns=neutralise).map(neutralise)
-        safe.to_csv(output, mode="a", header=done == 0, index=False, lineterminator=CSV_LINE_END)
+        with output.open("a", encoding="utf-8", newline="") as file:
+            file.write(as_csv(safe, header=done == 0))
         if done < ROWS_SHOWN:
             rows = piece[: ROWS_SHOWN - done]
             numbers = range(done + 1, done + len(rows) + 1)

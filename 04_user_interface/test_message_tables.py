@@ -86,6 +86,13 @@ def test_every_kind_of_file_gives_the_same_answers(tiny, tmp_path, ending):
     assert sum(states[-1].counts.values()) == 4
 
 
+def test_a_bare_carriage_return_stays_in_its_cell(tiny, tmp_path):
+    path = tmp_path / "in.jsonl"
+    texts = ["see you\rat home", "free prize now"]
+    pd.DataFrame({"text": texts}).to_json(path, orient="records", lines=True)
+    assert classified(tiny, path)[1]["text"].tolist() == texts
+
+
 def test_a_hundred_thousand_rows_come_back_in_order(tiny, tmp_path):
     path = tmp_path / "many.csv"
     rows = [f"{i},message number {i % 977}" for i in range(100_000)]

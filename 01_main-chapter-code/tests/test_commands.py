@@ -208,6 +208,16 @@ def test_any_labels_and_any_number_of_them(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split("\t")[0] in names
 
 
+def test_six_texts_are_enough_for_two_labels(tmp_path):
+    metrics = train(write_csv(tmp_path / "m.csv", made_up_messages(3)), tmp_path / "out")
+    assert [metrics[part]["num_examples"] for part in finetune.Splits._fields] == [2, 2, 2]
+
+
+def test_no_baseline_where_it_would_take_all_memory(messages_csv, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune, "MAX_BASELINE_SIZE", 2 * 42 - 1)
+    assert train(messages_csv, tmp_path / "out")["ngram_baseline"] is None
+
+
 def test_labels_in_other_scripts_and_with_odd_signs(tmp_path, capsys):
     names = ["größe\x1b[31m", "100% \\ off"]
     rows = [(text, names[label == "spam"]) for text, label in made_up_messages()]
@@ -382,7 +392,7 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(
     messages_csv, tmp_path, monkeypatch
 ):
     asked = []
-    monkeypatch.setattr(finetune, "default_model_name", lambda say: asked.append(1) or "gpt-mini")
+    monkeypatch.setattr(finetune, "default_model_name", lambda _: asked.append(1) or "gpt-mini")
     train(messages_csv, tmp_path / "named")
     assert asked == []
     assert train(messages_csv, tmp_path / "auto", "--model", "auto")["model"] == "gpt-mini"
@@ -415,6 +425,7 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(
         (("--weight-decay", "-1"), ["--weight-decay", "at least 0"]),
         (("--dropout", "1"), ["--dropout", "below 1"]),
         (("--dropout", "0.1", "--trainable", "head"), ["--dropout", "--trainable head"]),
+        (("--balance", "weights", "--batch-size", "1"), ["--balance", "at least 2"]),
         (("--protocol", "published", "--balance", "none"), ["--protocol", "--balance none"]),
         (("--warmup-share", "1"), ["--warmup-share", "below 1"]),
         (("--max-grad-norm", "-1"), ["--max-grad-norm", "at least 0"]),
@@ -426,6 +437,7 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(
         (("--max-length", "513"), ["--max-length", "513", "512"]),
         (("--text-column", "txt"), ["messages.csv", "'txt'", "'text', 'label'"]),
         (("--label-column", "lbl"), ["messages.csv", "'lbl'", "'text', 'label'"]),
+        (("--label-column", ""), ["messages.csv", "''", "'text', 'label'"]),
     ],
     ids=" ".join,
 )
@@ -449,9 +461,24 @@ def test_an_absent_device_is_named(messages_csv, tmp_path, capsys, tiny_classifi
     assert f"'{absent}'" in classify_fails(capsys, tiny_classifier_folder, "hi", "--device", absent)
 
 
+@pytest.mark.parametrize("where", ["step_losses", "train_loss", "validation_loss"])
+def test_divergence_is_seen_wherever_it_shows(where):
+    history = finetune.History(step_losses=[1.0], train_loss=[1.0], validation_loss=[1.0])
+    finetune.refuse_divergence(history, finetune.TrainConfig())
+    getattr(history, where).append(float("nan"))
+    with pytest.raises(finetune.DataError, match="diverged"):
+        finetune.refuse_divergence(history, finetune.TrainConfig())
+
+
+def test_memory_is_reported_where_the_system_tells():
+    metrics = {"seconds": {"training": 2.0}, "peak_memory_mb": None}
+    assert finetune.closing_words(metrics, Path("out")).splitlines()[1] == "2 seconds."
+
+
 def test_columns_without_a_file_are_refused(tmp_path, capsys):
-    said = finetune_fails(capsys, "--text-column", "text", "--output", tmp_path / "out", *QUICK)
-    assert "--data" in said
+    for name in ("text", ""):
+        said = finetune_fails(capsys, "--text-column", name, "--output", tmp_path / "out", *QUICK)
+        assert "--data" in said
 
 
 def test_help_shows_every_default(capsys):
@@ -461,6 +488,7 @@ def test_help_shows_every_default(capsys):
         assert caught.value.code == 0
     said = capsys.readouterr().out
     assert "default: last_block" in said
+    assert "default: None" not in said
     assert "--text-column" in said
 
 
@@ -557,18 +585,16 @@ def test_a_read_only_output_folder_is_named(messages_csv, tmp_path, capsys):
     assert list(output.iterdir()) == []
 
 
-@pytest.mark.parametrize(("room", "status"), [(100, 2), (15_000, 1), (1_000_000, 1)])
-def test_a_full_disk_leaves_no_half_and_the_run_can_go_on(
-    messages_csv, tmp_path, capsys, room, status
-):
+@pytest.mark.parametrize("room", [100, 15_000, 1_000_000])
+def test_a_full_disk_leaves_no_half_and_the_run_can_go_on(messages_csv, tmp_path, capsys, room):
     """The room suffices for nothing, for the checkpoint, or for all but the weights."""
     output = tmp_path / "out"
     with file_size_limit(room):
-        finetune_fails(capsys, "--data", messages_csv, "--output", output, *QUICK, status=status)
+        finetune_fails(capsys, "--data", messages_csv, "--output", output, *QUICK, status=1)
     check_folder_is_whole(output)
     assert not list(output.glob("*.partial"))
     assert not (output / "config.json").exists()
-    resumed = train(messages_csv, output, *(["--resume"] if status == 1 else []))
+    resumed = train(messages_csv, output, *(["--resume"] if room > 100 else []))
     expected = train(messages_csv, tmp_path / "undisturbed")
     assert without_times(resumed) == without_times(expected)
 
@@ -707,7 +733,9 @@ def test_resuming_with_other_data_is_refused(messages_csv, tmp_path, capsys):
     train(messages_csv, output)
     write_csv(messages_csv, made_up_messages(seed=1))
     arguments = ("--data", messages_csv, "--output", output, *QUICK, "--resume")
-    assert "the data were other messages" in finetune_fails(capsys, *arguments)
+    said = finetune_fails(capsys, *arguments)
+    assert "the messages are no longer those of the run" in said
+    assert "data_sha256" not in said
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(messages_csv, tmp_path, capsys):
@@ -720,6 +748,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(messages_csv, tmp_p
     assert finetune.main(list(map(str, arguments))) == 0
     said = capsys.readouterr().out
     assert "finished already" in said
+    assert "MB at most" in said
     assert "n-gram baseline" in said
     assert {path: path.read_bytes() for path in output.iterdir()} == before
 
@@ -731,7 +760,9 @@ def test_resuming_where_nothing_is_says_so(messages_csv, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "checkpoint.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff\xfe{}", b"[" * 100_000], ids=lambda content: str(content[:9])
+)
 def test_resuming_from_a_damaged_file_names_it(messages_csv, tmp_path, capsys, name, content):
     output = tmp_path / "out"
     train(messages_csv, output)
@@ -746,7 +777,8 @@ def test_resuming_from_a_damaged_file_names_it(messages_csv, tmp_path, capsys, n
 
 
 def give_standard_input(monkeypatch, raw: bytes) -> None:
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="ascii"))
+    stdin = io.TextIOWrapper(io.BytesIO(raw), encoding="ascii", newline="\n")  # as Python's own
+    monkeypatch.setattr(sys, "stdin", stdin)
 
 
 def classified(capsys, *arguments) -> list[list[str]]:
@@ -759,9 +791,12 @@ def test_arguments_and_lines_get_the_same_answers(tiny_classifier_folder, capsys
     texts = ["free prize", "see you at home", "größer 🎉"]
     from_arguments = classified(capsys, tiny_classifier_folder, *texts)
     assert [row[2] for row in from_arguments] == texts
-    raw = "free prize\r\n\n  \nsee you at home\ngrößer 🎉".encode()
-    give_standard_input(monkeypatch, raw.replace(b"\r\n", b"\n"))
-    assert classified(capsys, tiny_classifier_folder) == from_arguments
+    for raw in (
+        "free prize\n\n  \nsee you at home\ngrößer 🎉",
+        "\ufefffree prize\r\n\r\nsee you at home\r\ngrößer 🎉\r\n",  # as Windows writes it
+    ):
+        give_standard_input(monkeypatch, raw.encode())
+        assert classified(capsys, tiny_classifier_folder) == from_arguments
     classifier = open_classifier(tiny_classifier_folder)
     for (label, probability, _), row in zip(from_arguments, classify_texts(classifier, texts)):
         assert label == classifier.label_names[int(row.argmax())]
@@ -816,11 +851,16 @@ def test_labels_cannot_speak_to_the_terminal_either(tiny_classifier_folder, caps
     assert row[0] in (r"a\x1b[2J", r"b\n\x1b[2J")
 
 
-def test_a_terminal_without_the_characters_gets_them_spelled_out(tiny_classifier_folder):
+def test_a_terminal_without_the_characters_gets_them_spelled_out(tiny_classifier_folder, tmp_path):
     script = ("classify.py", tiny_classifier_folder, "größer 🎉")
     done = run_command(*script, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\t")[2] == "gr\\xf6\\xdfer \\U0001f389\n"
+    data, output = write_csv(tmp_path / "größer.csv", made_up_messages()), tmp_path / "out"
+    script = ("finetune.py", "--data", data, "--output", output, *QUICK[:-1])
+    done = run_command(*script, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert "gr\\xf6\\xdfer.csv" in done.stdout
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the shell's head is needed")
@@ -844,6 +884,68 @@ def test_a_reader_of_the_output_may_leave_early(tiny_classifier_folder):
     assert process.returncode == 0
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("classify.py", "text"), ("classify.py", "file"), ("finetune.py", "train")],
+)
+def test_standard_output_that_is_full_is_a_failure_in_one_sentence(
+    tiny_classifier_folder, messages_csv, tmp_path, command, options
+):
+    arguments = {
+        "text": (tiny_classifier_folder, "hello"),
+        "file": (tiny_classifier_folder, "--file", messages_csv),
+        "train": ("--data", messages_csv, "--output", tmp_path / "out", *QUICK),
+    }[options]
+    done = run_with_output_to("/dev/full", command, *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"{command}: [Errno 28] No space left")
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
+def test_a_closed_stream_is_a_failure_in_one_sentence(tiny_classifier_folder, closed, name):
+    command = f'"$0" "$@" {closed}'
+    script = [sys.executable, str(CHAPTER / "classify.py"), str(tiny_classifier_folder)]
+    done = subprocess.run(
+        ["sh", "-c", command, *script],
+        env=command_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"classify.py: standard {name} is closed; ")
+    assert done.stderr.count("\n") == 1
+
+
+def run_with_output_to(path: str, script: str, *arguments):
+    """A command of this folder, to its end, with its standard output sent to a file."""
+    with open(path, "w") as output:
+        return subprocess.run(
+            [sys.executable, str(CHAPTER / script), *map(str, arguments)],
+            env=command_environment(),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+def run_out_of_memory(*_, **__):
+    torch.empty(2**50)  # more than any address space
+
+
+def test_memory_that_ends_is_a_failure_in_one_sentence(
+    messages_csv, tiny_classifier_folder, capsys, monkeypatch
+):
+    monkeypatch.setattr(finetune, "run", run_out_of_memory)
+    assert "smaller --batch-size" in finetune_fails(capsys, "--data", messages_csv, status=1)
+    monkeypatch.setattr(classify, "classify_texts", run_out_of_memory)
+    assert "out of memory" in classify_fails(capsys, tiny_classifier_folder, "hello", status=1)
+
+
 def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp_path, capsys):
     texts = ['a "quoted", cell', "two\nlines", "None", "", "see you at home tonight", "größer"]
     table = pd.DataFrame({"id": [f"{i:03}" for i in range(6)], "body": texts, "x": "NA"})
@@ -865,7 +967,7 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
     assert not list(tmp_path.glob("*.partial"))
 
     assert classify.main([*map(str, arguments), "--text-column", "body"]) == 0
-    assert capsys.readouterr().out == output.read_bytes().decode()
+    assert capsys.readouterr().out == output.read_bytes().decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])
@@ -893,6 +995,8 @@ def test_other_files_are_classified_alike(tiny_classifier_folder, tmp_path, caps
         (("--file", "in.csv", "a text"), ["not both"]),
         (("a text", "--output", "out.csv"), ["--output", "--file"]),
         (("a text", "--text-column", "body"), ["--text-column", "--file"]),
+        (("a text", "--text-column", ""), ["--text-column", "--file"]),
+        (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
         (("--file", "in.xlsx"), ["in.xlsx", "must end in"]),
         (("--file", "empty.csv"), ["empty.csv", "is empty"]),
         (("--file", "header.csv"), ["header.csv", "no rows"]),
@@ -905,6 +1009,7 @@ def test_classify_names_what_is_wrong(
 ):
     monkeypatch.chdir(tmp_path)
     Path("in.csv").write_text("id,body\n1,hello\n", encoding="utf-8")
+    Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
     Path("empty.csv").write_bytes(b"")
     Path("header.csv").write_text("id,body\n", encoding="utf-8")
     Path("latin1.csv").write_bytes("body\ncafé\n".encode("latin-1"))
@@ -919,7 +1024,7 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
     (tmp_path / "folder").mkdir()
     arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv", "--output")
     assert "out.csv" in classify_fails(capsys, *arguments, tmp_path / "absent" / "out.csv")
-    assert "not an ordinary file" in classify_fails(capsys, *arguments, tmp_path / "folder")
+    assert "folder" in classify_fails(capsys, *arguments, tmp_path / "folder")
     with file_size_limit(10):
         said = classify_fails(capsys, *arguments, tmp_path / "out.csv", status=1)
     assert said.count("\n") <= 3
@@ -998,15 +1103,17 @@ def test_damaged_weights_are_named(tiny_classifier_folder, capsys, how, vouched_
         ({"architecture": []}, ["config.json"]),
         ({"architecture": {"layers": 3}}, ["config.json", "layers"]),
         ({"architecture": {"\x1b[2J": 3}}, ["config.json", r"\x1b[2J"]),
-        ({"vocab_size": 10**18}, ["vocab_size=1000000000000000000, saved as 4096"]),
-        ({"emb_dim": 32}, ["model.safetensors", "emb_dim=32, saved as 16"]),
-        ({"num_heads": 4}, ["num_heads=4, saved as 2"]),  # its shapes would fit
+        ({"vocab_size": 1000}, ["model.safetensors", "vocab_size=1000", "4096"]),
+        ({"vocab_size": 10**18}, [f"vocab_size={10**18}"]),
+        ({"emb_dim": 32}, ["model.safetensors", "emb_dim=32", "16"]),
+        ({"emb_dim": 10**10}, [f"emb_dim={10**10}"]),
         ({"emb_dim": 15}, ["emb_dim=15", "num_heads=2"]),
         ({"emb_dim": -16}, ["emb_dim=-16"]),
         ({"emb_dim": "16"}, ["emb_dim='16'"]),
-        ({"num_layers": 1}, ["num_layers=1, saved as 2"]),
-        ({"num_layers": 10**9}, ["num_layers=1000000000, saved as 2"]),
-        ({"context_length": 64}, ["context_length=64"]),
+        ({"num_layers": 1}, ["num_layers=1 there, 2 in the weights"]),
+        ({"num_layers": 10**9}, [f"num_layers={10**9}"]),
+        ({"num_heads": 4}, ["num_heads=4 there, 2 in the weights"]),
+        ({"context_length": 64}, ["context_length=64", "32"]),
         ({"drop_rate": 2}, ["drop_rate=2"]),
     ],
     ids=str,
@@ -1034,7 +1141,11 @@ def test_a_missing_field_is_named(tiny_classifier_folder, capsys, field):
     assert field in said
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", os.urandom(100)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", os.urandom(100), b"[" * 100_000],
+    ids=lambda content: str(content[:9]),
+)
 def test_a_config_that_is_not_json_is_named(tiny_classifier_folder, capsys, content):
     path = tiny_classifier_folder / "config.json"
     path.write_bytes(content)

@@ -528,6 +528,8 @@ def test_gpt_mini_stands_in_loudly_where_gpt2_cannot_be_had(monkeypatch, capsys)
     said = capsys.readouterr().out
     assert "NOTE" in said
     assert str(missing.path) in said
+    assert gpt_download.default_model_name(say=lambda _: None) == "gpt-mini"
+    assert capsys.readouterr().out == ""
 
 
 def test_gpt2_is_the_default_where_its_files_are_cached(server, monkeypatch):

@@ -1,6 +1,8 @@
 """classify.py on large files: little memory, and stopped runs that lose and repeat nothing."""
 
+import csv
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import pytest
 from conftest import CHAPTER, command_environment, edit_json, file_size_limit
 
 import classify
-from growing_file import GrowingFile
+from growing_file import GrowingFile, as_csv
 from message_files import DataError
 
 TABLE = pd.DataFrame({"text": ["a", "two\nlines", 'a "quote", and a comma'], "n": ["1", "2", "3"]})
@@ -132,7 +134,9 @@ def test_there_must_be_a_run_to_go_on_with(arguments, capsys, tmp_path):
     assert "--output" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("note", ["", "[]", '{"num_rows": 1}', '{"run": 1, "num_rows": "x"}'])
+@pytest.mark.parametrize(
+    "note", ["", "[]", '{"num_rows": 1}', '{"run": 1, "num_rows": "x"}', "[" * 100_000], ids=len
+)
 def test_a_damaged_note_is_no_traceback(tmp_path, note):
     file = GrowingFile(tmp_path / "out.csv", {})
     file.start()
@@ -157,6 +161,44 @@ def test_a_full_disk_leaves_a_run_to_go_on_with(arguments, tmp_path, capsys):
     assert not (tmp_path / "out.csv").exists()
     assert classify.main([*arguments, "--resume"]) == 0
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == list(range(35))
+
+
+@pytest.mark.parametrize("cell", ["a\rb", "\r", "a\r\nb", "a\nb\r", 'say "a\rb", or not'])
+def test_every_cell_comes_back_whole(tmp_path, cell):
+    table = pd.DataFrame({"text": ["plain", cell], "n": [0.5, 1.0]})
+    path = tmp_path / "out.csv"
+    file = GrowingFile(path, {})
+    file.start()
+    file.add(table)
+    file.add(table)
+    file.finish()
+    assert pd.read_csv(path, keep_default_na=False)["text"].tolist() == ["plain", cell] * 2
+    with path.open(newline="", encoding="utf-8") as lines:
+        assert list(csv.reader(lines)) == [["text", "n"], *[["plain", "0.5"], [cell, "1.0"]] * 2]
+
+
+def test_quotes_are_only_where_they_are_needed():
+    assert as_csv(pd.DataFrame({"text": ["a"], "n": [0.5]}), header=True) == "text,n\na,0.5\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs on this system")
+def test_what_is_no_file_is_refused_and_stays(arguments, tmp_path, capsys):
+    os.mkfifo(tmp_path / "out.csv")  # it stands for a device such as /dev/null
+    assert classify.main(arguments) == 2
+    assert "out.csv is a folder or a device, not a file" in capsys.readouterr().err
+    assert (tmp_path / "out.csv").is_fifo()
+    assert len(list(tmp_path.glob("out*"))) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_a_link_to_the_output_stays_one(tmp_path):
+    (tmp_path / "link.csv").symlink_to(tmp_path / "real.csv")
+    file = GrowingFile(tmp_path / "link.csv", {})
+    file.start()
+    file.add(TABLE)
+    file.finish()
+    assert (tmp_path / "link.csv").is_symlink()
+    assert len(pd.read_csv(tmp_path / "real.csv")) == len(TABLE)
 
 
 def test_columns_that_come_late_are_in_the_header(tiny_classifier_folder, tmp_path):

@@ -126,6 +126,14 @@ def test_quotes_of_a_properly_quoted_tsv_are_taken_off(tmp_path):
     assert messages["text"].tolist() == ['a "big" prize', "two\nlines\tand a tab", "plain"]
 
 
+def test_a_long_cell_of_a_properly_quoted_tsv_is_read_as_one(tmp_path):
+    text = 'a "long" story ' * 20_000
+    cell = text.replace('"', '""')
+    content = f'text\tlabel\n"{cell}"\tham\n"short"\tspam\n'
+    messages = read_messages(write(tmp_path / "m.tsv", content), "text", "label")
+    assert messages["text"].tolist() == [text, "short"]
+
+
 def test_a_newline_in_a_quoted_csv_cell_belongs_to_the_text(tmp_path):
     content = 'text,label\n"first line\nsecond line",ham\n"a\r\nb",spam\n'
     messages = read_messages(write(tmp_path / "m.csv", content), "text", "label")
@@ -154,6 +162,15 @@ def test_labels_of_any_type_become_texts(tmp_path, capsys, ending, labels, as_te
         pq.write_table(pa.table({"text": texts, "label": labels}), path)
     assert read_messages(path, "text", "label")["label"].tolist() == as_texts
     assert "Left out 1 rows" in capsys.readouterr().out
+
+
+def test_a_label_column_that_is_named_may_be_called_like_a_label(tmp_path):
+    rows = [(text, "spam" if label == "spam" else "no") for text, label in ROWS]
+    path = write(
+        tmp_path / "m.csv", "text,spam\n" + "".join(f'"{text}",{label}\n' for text, label in rows)
+    )
+    assert "--label-column" in refusal(path)
+    assert pairs(read_messages(path, label_column="spam")) == rows
 
 
 def test_many_classes_are_kept_apart(tmp_path):
@@ -200,6 +217,14 @@ def test_named_columns_are_not_guessed(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_what_is_guessed_and_left_out_is_said_where_the_caller_wants(tmp_path, capsys):
+    said = []
+    path = write(tmp_path / "m.csv", "text,label\na b c,x\nd e f,y\n,y\n")
+    read_messages(path, say=said.append)
+    assert [sentence.split()[0] for sentence in said] == ["Reading", "Left"]
+    assert capsys.readouterr().out == ""
+
+
 def test_columns_without_a_name_do_not_stand_in_the_way(tmp_path):
     """As a spreadsheet exports them: empty columns to the right."""
     content = "kind,body,,\nham,see you at home,,\nspam,win a prize,,\n"
@@ -213,6 +238,16 @@ def test_column_names_of_a_parquet_file_may_be_numbers(tmp_path):
         ("a b c", "x"),
         ("d e f", "y"),
     ]
+
+
+def test_an_index_of_a_parquet_file_is_a_column_if_it_has_a_name(tmp_path):
+    table = pd.DataFrame({"id": ["a1", "a2", "a3"], "text": ["x", "y", "z"]})
+    table.set_index("id").to_parquet(tmp_path / "named.parquet")
+    table.iloc[[2, 0]].to_parquet(tmp_path / "unnamed.parquet")
+    named, unnamed = (read_table(tmp_path / f"{name}.parquet") for name in ("named", "unnamed"))
+    assert named["id"].tolist() == ["a1", "a2", "a3"]
+    assert list(unnamed.columns) == ["id", "text"]
+    assert unnamed["id"].tolist() == ["a3", "a1"]
 
 
 # --- rows that cannot be used ------------------------------------------------------------------
@@ -288,13 +323,14 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
     assert "no such file" in refusal(tmp_path / "folder.csv")
 
 
-@pytest.mark.parametrize("wrong", [{"text_column": "txt"}, {"label_column": "txt"}])
-def test_a_missing_column_is_named_beside_those_there_are(tmp_path, wrong):
+@pytest.mark.parametrize("name", ["txt", ""])
+@pytest.mark.parametrize("which", ["text_column", "label_column"])
+def test_a_missing_column_is_named_beside_those_there_are(tmp_path, which, name):
     path = write_as(tmp_path / "m.csv", ROWS)
-    columns = {"text_column": "text", "label_column": "label"} | wrong
-    for given_columns in (columns, wrong):
+    columns = {"text_column": "text", "label_column": "label"} | {which: name}
+    for given_columns in (columns, {which: name}):
         message = refusal(path, **given_columns)
-        assert "'txt'" in message
+        assert f"no column {name!r}" in message
         assert "'id', 'text', 'label'" in message
 
 

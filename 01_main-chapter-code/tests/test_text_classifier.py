@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 from gpt_download import load_mini_tokenizer, load_pretrained
 from previous_chapters import GPTConfig, GPTModel, num_parameters
@@ -22,6 +23,7 @@ from text_classifier import (
     classify_texts,
     compute_frozen_layers,
     evaluate_model,
+    file_sha256,
     freeze_all_but,
     last_token_logits,
     learning_rate_at,
@@ -299,6 +301,14 @@ def test_early_stopping_keeps_the_best_weights():
     assert evaluate_model(model, validation)[0] == pytest.approx(best_loss, abs=1e-6)
 
 
+def test_a_loss_that_stays_the_same_is_no_improvement(monkeypatch):
+    monkeypatch.setattr("text_classifier.evaluate_model", lambda *_: (0.0, 1.0))
+    dataset = tiny_dataset(8)
+    config = TrainConfig(num_epochs=9, patience=2)
+    history = train_classifier_simple(tiny_model(), dataset, dataset, config)
+    assert (history.best_epoch, history.num_epochs) == (1, 3)
+
+
 def test_dropout_acts_in_training_only():
     model, dataset = tiny_model(), tiny_dataset(8)
     set_dropout(model, 0.5)
@@ -448,6 +458,33 @@ def test_lying_configuration_is_found_out(tmp_path, classifier, change, message)
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | change))
     with pytest.raises(ValueError, match=message):
         open_classifier(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["[]", "[" * 100_000, '{"num_heads": 2}'], ids=len)
+def test_weights_that_say_something_else_are_found_out(tmp_path, classifier, architecture):
+    save_classifier(classifier, tmp_path)
+    rewrite_metadata(tmp_path, {"architecture": architecture})
+    with pytest.raises(ValueError, match=r"does not fit its config\.json"):
+        open_classifier(tmp_path)
+
+
+def test_a_folder_from_before_the_architecture_was_kept_with_the_weights_opens(
+    tmp_path, classifier
+):
+    save_classifier(classifier, tmp_path)
+    rewrite_metadata(tmp_path, {"format": "pt"})
+    texts = ["hello", "free prize"]
+    expected = classify_texts(classifier, texts)
+    assert torch.equal(classify_texts(open_classifier(tmp_path), texts), expected)
+
+
+def rewrite_metadata(folder, metadata: dict[str, str]) -> None:
+    """The same weights with other metadata; the checksum is put right."""
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    save_file(load_file(weights), weights, metadata)
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["weights_sha256"] = file_sha256(weights)
+    config.write_text(json.dumps(content), encoding="utf-8")
 
 
 def test_first_loss_of_a_head_that_knows_nothing_is_ln_2():

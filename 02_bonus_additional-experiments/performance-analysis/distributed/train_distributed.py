@@ -13,6 +13,7 @@ dimensions, N messages of a data set. A *share* is what one process works on.
 import argparse
 import io
 import json
+import math
 import os
 import signal
 import sys
@@ -266,7 +267,7 @@ class DistributedTrainer(Trainer):
             accuracy = (logits.argmax(dim=-1) == labels).float().mean().item()
             getattr(history, f"{name}_loss").append(F.cross_entropy(logits, labels).item())
             getattr(history, f"{name}_accuracy").append(accuracy)
-        if history.validation_loss[-1] == min(history.validation_loss):
+        if history.validation_loss[-1] < min(history.validation_loss[:-1], default=math.inf):
             history.best_epoch = history.num_epochs
             if self.config.patience is not None:
                 self.best_weights = {n: p.detach().clone() for n, p in self.parameters.items()}
