@@ -681,7 +681,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     (folder / "config.json").unlink(missing_ok=True)
     weights = folder / "model.safetensors"
     architecture = asdict(classifier.model.cfg)
-    metadata = {"format": "pt", "architecture": json.dumps(architecture)}
+    # One entry only: several are written in an order that changes, and the checksum with it.
+    metadata = {"architecture": json.dumps(architecture)}
     save_tensors(classifier.model.state_dict(), weights, metadata)
     config = {
         "format": "gpt-classifier-1",
