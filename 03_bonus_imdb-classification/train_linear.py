@@ -243,7 +243,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         nargs="*",
         type=method_name,
         metavar="METHOD",
-        default=list(METHODS),
+        default=[],
         help=f"default: all of {', '.join(METHODS)}",
     )
     parser.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
@@ -259,6 +259,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     args = parser.parse_args(argv)
+    if args.choose and (without := [name for name in args.methods if not METHODS[name].tried]):
+        parser.error(f"--choose: {without[0]} has no strength of regularisation; leave it out")
+    args.methods = args.methods or list(METHODS)
     args.command = recorded_command("train_linear.py", argv)
     return args
 

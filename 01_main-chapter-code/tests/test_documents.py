@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 
 import pytest
 from conftest import CHAPTER
@@ -81,6 +82,17 @@ def test_links_lead_somewhere_and_pictures_say_what_they_show(readme):
         assert alt not in ("![]", "[]"), target
         if not target.startswith(("http://", "https://", "#")):
             assert (readme.parent / target.split("#")[0]).exists(), target
+
+
+def test_every_module_that_another_folder_imports_is_installed():
+    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
+    own = {path.stem for path in CHAPTER.glob("*.py")}
+    imported = set()
+    for path in TOP.glob("0[2-9]*/**/*.py"):
+        imports = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text("utf-8"), re.MULTILINE)
+        imported |= own.intersection(imports)
+    assert {"classify", "previous_chapters"} <= imported
+    assert imported <= set(project["tool"]["setuptools"]["py-modules"])
 
 
 def test_help_of_every_command_explains_its_options(capsys):

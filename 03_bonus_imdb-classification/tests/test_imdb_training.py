@@ -388,6 +388,14 @@ def test_choosing_reads_no_test_review(tmp_path, parts, capsys):
     assert not list(tmp_path.glob("*.json"))
 
 
+def test_nothing_is_chosen_for_a_method_without_strength(capsys):
+    with pytest.raises(SystemExit) as stop:
+        train_linear.main(["nb-svm", "majority", "--choose"])
+    assert stop.value.code == 2
+    assert "majority has no strength" in capsys.readouterr().err
+    assert train_linear.parse_args(["--choose"]).methods == list(train_linear.METHODS)
+
+
 def test_a_killed_measuring_process_is_answered_in_a_sentence(tmp_path, parts, capsys, monkeypatch):
     def broken(*_):
         raise BrokenProcessPool("a process was terminated abruptly")

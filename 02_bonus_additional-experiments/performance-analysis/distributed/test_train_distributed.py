@@ -282,6 +282,28 @@ def test_a_killed_process_ends_the_run_with_one_sentence(tmp_path, messages_csv)
     assert (output / "checkpoint.safetensors").read_bytes() == before
 
 
+def test_one_process_ends_as_finetune_does(tmp_path, messages_csv):
+    options = ["--model", "gpt-mini", "--data", messages_csv, "--trainable", "head", "--quiet"]
+    options += ["--epochs", 1, "--pretrain-further", 0, "--device", "cpu", "--output"]
+    together, plain = ([str(option) for option in (*options, tmp_path / x)] for x in "ab")
+    assert train_distributed.main(together) == 0
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text("utf-8"))
+    expected = finetune.run(finetune.parse_args(plain))
+    for part in ("train", "validation", "test"):
+        assert metrics[part]["accuracy"] == expected[part]["accuracy"], part
+    assert (metrics["strategy"], metrics["num_processes"]) == ("ddp", 1)
+
+
+def test_gradients_lie_in_the_memory_in_which_they_are_exchanged():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        module = train_distributed.CalledThrough(torch.nn.Linear(2, 2))
+        distributed = train_distributed.distribute(module, "ddp", torch.device("cpu"))
+        assert distributed.gradient_as_bucket_view
+    finally:
+        dist.destroy_process_group()
+
+
 def assert_results_of_finetune(metrics: dict, messages_csv: Path, output: Path) -> None:
     expected = finetune.run(finetune.parse_args(list(map(str, options_for(messages_csv, output)))))
     for name in ("train_loss", "validation_loss", "validation_accuracy"):

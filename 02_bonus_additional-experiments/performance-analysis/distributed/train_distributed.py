@@ -300,7 +300,7 @@ class DistributedTrainer(Trainer):
 def distribute(module: CalledThrough, strategy: str, device: torch.device) -> nn.Module:
     """Make the processes work together whenever the module is called or differentiated."""
     if strategy == "ddp":
-        # Gradients live in the buckets that are sent, not once more beside them.
+        # Gradients lie where they are exchanged, or else there would be two copies of them.
         return DistributedDataParallel(module.to(device), gradient_as_bucket_view=True)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in module.gpt.trf_blocks:  # each block is gathered when its turn comes

@@ -115,8 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         cost.add_argument(
             f"--{kind}-price",
             type=finetune.NOT_NEGATIVE,
-            default=0.0,
-            help=f"of a million {kind} tokens",
+            help=f"of a million {kind} tokens; 0 if they are free",
         )
     cost.add_argument(
         "--max-cost", type=finetune.POSITIVE, help="stop before it could be exceeded; default: none"
@@ -129,8 +128,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"no effect here: --{wrong.pop().replace('_', '-')}")
     if changed and args.classifier:
         parser.error("--classifier brings its data along: leave out options of data")
-    if args.max_cost and not (args.input_price and args.output_price):
-        parser.error("--max-cost needs both --input-price and --output-price")
+    prices = [args.input_price, args.output_price]
+    args.prices = None if None in prices else prices
+    if not args.prices and (args.max_cost or prices != [None, None]):
+        parser.error("a cost needs both --input-price and --output-price; 0 for what is free")
     return args
 
 
@@ -226,7 +227,8 @@ def most_tokens(turns: Sequence[dict[str, str]]) -> int:
 
 
 def likely_tokens(turns: Sequence[dict[str, str]], tokenizer) -> int:
-    """By gpt-mini's tokenizer, whose small vocabulary makes more of English than larger ones."""
+    """Likely the most: gpt-mini's small vocabulary makes more tokens of English than larger ones
+    do, and servers seldom put that many around a turn."""
     contents = [turn["content"] for turn in turns]
     return sum(map(len, tokenizer.encode_ordinary_batch(contents))) + TOKENS_PER_TURN * len(turns)
 
@@ -280,17 +282,20 @@ def estimate(
     likely = sum(likely_tokens(turns, tokenizer) for turns in requests)
     most = sum(most_tokens(turns) for turns in requests)
     output = args.max_answer_tokens * len(texts)
-    price = Budget(args.input_price, args.output_price, args.max_answer_tokens).cost
+    cost = UNKNOWN_COST.removeprefix("cost ")
+    if args.prices:
+        price = Budget(*args.prices, args.max_answer_tokens).cost
+        cost = (
+            f"likely at most {price(likely, output):.4f}, in any case at most "
+            f"{price(most, output):.4f}, without retries"
+        )
     lines = [
         f"messages to ask about  {len(texts):,} ({num_done:,} answered already)",
-        f"input tokens           about {likely:,}, at most {most:,}",
+        f"input tokens           likely at most {likely:,}, in any case at most {most:,}",
         f"output tokens          at most {output:,}",
-        f"cost                   about {price(likely, output):.4f}, at most "
-        f"{price(most, output):.4f}, without retries",
+        f"cost                   {cost}",
         f"time                   at least {len(texts) / args.requests_per_minute:.1f} minutes",
     ]
-    if not args.input_price + args.output_price:
-        lines[3] = f"cost                   {UNKNOWN_COST.removeprefix('cost ')}"
     return "\n".join(lines)
 
 
@@ -491,7 +496,7 @@ async def ask_about_all(
 ) -> None:
     """Ask about every message without an answer, one after the other."""
     openai = import_openai()
-    prices = args.input_price, args.output_price
+    prices = args.prices or (0.0, 0.0)  # not known: counted as nothing, and no limit is set
     budget = Budget(*prices, args.max_answer_tokens, args.max_cost, file.spent)
     gate = Gate(budget, args.requests_per_minute)
     missing = [index for index in range(len(texts)) if index not in file.answers]
@@ -640,7 +645,7 @@ def results_table(metrics: dict[str, Any]) -> str:
             f"Only the server was right: {counts['only_api_right']}; only the fine-tuned "
             f"classifier: {counts['only_classifier_right']}; McNemar's p {counts['p_value']:.3g}."
         )
-    cost = f"cost at most {metrics['cost']:.6g}" if any(metrics["run"]["prices"]) else UNKNOWN_COST
+    cost = f"cost at most {metrics['cost']:.6g}" if metrics["run"]["prices"] else UNKNOWN_COST
     lines.append(
         f"{metrics['input_tokens']:,} input and {metrics['output_tokens']:,} output tokens, {cost}."
     )
@@ -673,7 +678,7 @@ def run(args: argparse.Namespace) -> str:
         "shots": args.shots,
         "temperature": args.temperature,
         "max_answer_tokens": args.max_answer_tokens,
-        "prices": [args.input_price, args.output_price],
+        "prices": args.prices,
     }
     if not args.dry_run:
         described["server"] = server_address()

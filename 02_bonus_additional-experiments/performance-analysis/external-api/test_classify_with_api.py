@@ -371,6 +371,11 @@ def test_a_dry_run_needs_no_server_and_writes_nothing(ask, server, monkeypatch, 
     status, few, answers = ask("--dry-run", "--input-price", "1", "--output-price", "1")
     assert (status, answers, server.requests, list(tmp_path.iterdir())) == (0, [], [], [])
     assert "messages to ask about  12" in few
+    for kind in ("input tokens", "cost"):  # 16 tokens a turn are the most, too
+        assert re.search(rf"^{kind} +likely at most [\d,.]+, in any case at most ", few, re.M)
+    _, free, _ = ask("--dry-run", "--input-price", "0", "--output-price", "0", "--max-cost", "1")
+    assert "in any case at most 0.0000" in free
+    assert classify_with_api.UNKNOWN_COST.removeprefix("cost ") in ask("--dry-run")[1]
     _, more, _ = ask("--dry-run", "--input-price", "1", "--output-price", "1", "--shots", "5")
     tokens = [int(s.split("input tokens")[1].split(",")[0].split()[-1]) for s in (few, more)]
     assert tokens[1] > 2 * tokens[0]
@@ -404,6 +409,8 @@ def test_address_and_key_must_be_given(ask, server, monkeypatch, environment, sa
     [
         (["--epochs", "3"], "no effect here: --epochs"),
         (["--max-cost", "1"], "--input-price"),
+        (["--max-cost", "1", "--input-price", "1"], "both --input-price and --output-price"),
+        (["--output-price", "1"], "both --input-price and --output-price"),
         (["--classifier", "x"], "leave out options of data"),
         (["--retries", "-1"], "at least 0"),
     ],
