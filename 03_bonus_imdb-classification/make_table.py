@@ -47,9 +47,13 @@ def table_row(result: dict[str, Any]) -> str:
     low, high = test["accuracy_interval"]
     memory = result["peak_memory_mb"]
     memory = "-" if memory is None else f"{memory:,.0f}"  # Windows does not tell
+    learning = seconds["training"] + seconds.get("pretraining", 0)
+    method = result["method"] or "-"
+    if "pretraining" in seconds:
+        method += ", pretrained further"
     return (
-        f"| {result['model']} | {result['method'] or '-'} | {test['accuracy']:.2%} "
-        f"| [{low:.2%}, {high:.2%}] | {result['parameters']:,} | {seconds['training']:,.0f} "
+        f"| {result['model']} | {method} | {test['accuracy']:.2%} "
+        f"| [{low:.2%}, {high:.2%}] | {result['parameters']:,} | {learning:,.0f} "
         f"| {seconds['inference']:,.0f} | {memory} | {result['device']} | `{result['command']}` |"
     )
 
