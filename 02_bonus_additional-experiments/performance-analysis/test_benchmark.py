@@ -334,16 +334,20 @@ def test_tail_operations_are_those_that_pytorch_counts(plain):
 
 @pytest.mark.parametrize("choice", ["last_block", "all", "lora", "checkpointing"])
 def test_kept_numbers_are_those_that_pytorch_keeps(choice):
-    """What autograd saves in a forward pass, weights and small change aside."""
-    cfg = GPTConfig(vocab_size=50, context_length=64, emb_dim=64, num_heads=2, num_layers=4)
+    """What autograd saves in a forward pass, weights and small change aside.
+
+    The messages are long, so that what the last block keeps of one position is small change.
+    """
+    batch_size, length = 4, 500
+    cfg = GPTConfig(vocab_size=50, context_length=length, emb_dim=64, num_heads=2, num_layers=4)
     torch.manual_seed(0)
     model = GPTModel(cfg)
     add_classification_head(model, 2)
     get_logits = prepare(model, choice)
     train_mode(model)
-    batch = pad_batch([(torch.randint(50, (60,)), 0) for _ in range(8)])
+    batch = pad_batch([(torch.randint(50, (length,)), 0) for _ in range(batch_size)])
     if choice == "last_block":
-        hidden = torch.randn(8, 60, 64)
+        hidden = torch.randn(batch_size, length, 64)
         batch = batch._replace(inputs=hidden, num_blocks_done=3)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -358,9 +362,9 @@ def test_kept_numbers_are_those_that_pytorch_keeps(choice):
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         get_logits(model, batch)
-    expected = 4 * 8 * 60 * bench_memory.kept_numbers_per_token(cfg, choice)
+    expected = 4 * batch_size * length * bench_memory.kept_numbers_per_token(cfg, choice)
     if choice == "checkpointing":
-        expected -= 4 * 8 * 60 * 16 * 64  # the one block that is computed again, later
+        expected -= 4 * batch_size * length * 16 * 64  # the one block that is computed again, later
     assert sum(kept.values()) == pytest.approx(expected, rel=0.1)
 
 
