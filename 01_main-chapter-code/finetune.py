@@ -65,6 +65,8 @@ from text_classifier import (
 )
 from text_data import (
     SAMPLE_MESSAGES,
+    Pooling,
+    Reading,
     SpamDataset,
     Splits,
     augment_messages,
@@ -177,6 +179,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     model.add_argument(
         "--trainable", choices=get_args(Trainable), default="last_block", help="what is trained"
+    )
+    model.add_argument(
+        "--pooling",
+        choices=get_args(Pooling),
+        default="last_real",
+        help="where a message's class is read: at its last real token, or on average over all",
     )
 
     training = parser.add_argument_group("training")
@@ -344,13 +352,18 @@ def choose_max_length(
 
 
 def make_datasets(
-    splits: Splits, label_names: list[str], tokenizer, max_length: int
+    splits: Splits,
+    label_names: list[str],
+    tokenizer,
+    max_length: int,
+    pooling: Pooling = "last_real",
 ) -> list[SpamDataset]:
     number = {name: i for i, name in enumerate(label_names)}
     return [
         SpamDataset(
             encode_messages(part["text"], tokenizer, max_length),
             [number[label] for label in part["label"]],
+            reading=Reading(pooling),
         )
         for part in splits
     ]
@@ -433,7 +446,7 @@ def prepare(args: argparse.Namespace, device: torch.device, say: Callable, clock
         model, tokenizer, model_name = load_model(args, device, say)
         context = model.cfg.context_length
         max_length = choose_max_length(args.max_length, splits, tokenizer, context, say)
-        datasets = make_datasets(splits, label_names, tokenizer, max_length)
+        datasets = make_datasets(splits, label_names, tokenizer, max_length, args.pooling)
     config = train_config(args, model_name)
     further_epochs = choose_further_epochs(args, model_name)
     options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
@@ -569,7 +582,13 @@ def write_results(
         "made_up_data": job.data_name == MADE_UP_NAME,
     }
     classifier = Classifier(
-        job.model, job.tokenizer, job.model_name, job.label_names, job.max_length, card
+        job.model,
+        job.tokenizer,
+        job.model_name,
+        job.label_names,
+        job.max_length,
+        card,
+        args.pooling,
     )
     write_folder(args.output, classifier, metrics, history)
     (args.output / CHECKPOINT).unlink(missing_ok=True)

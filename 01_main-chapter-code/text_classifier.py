@@ -26,6 +26,8 @@ from gpt_download import load_tokenizer, resolve_model_name
 from previous_chapters import GPTConfig, GPTModel, select_positions
 from text_data import (
     Batch,
+    Pooling,
+    Reading,
     SpamDataset,
     batch_of,
     batches_by_length,
@@ -650,6 +652,13 @@ class Classifier:
     """Tokens of a message that are read; the rest is cut off."""
     card: dict[str, Any] = field(default_factory=dict)
     """What it was trained on and with, and its test figures."""
+    pooling: Pooling = "last_real"
+    """Where a message's class is read."""
+
+    def encode(self, texts: Sequence[str]) -> SpamDataset:
+        """Texts as this classifier reads them; their labels, unknown, are 0."""
+        sequences = encode_messages(texts, self.tokenizer, self.max_length)
+        return SpamDataset(sequences, [0] * len(sequences), reading=Reading(self.pooling))
 
 
 class Prediction(NamedTuple):
@@ -659,9 +668,8 @@ class Prediction(NamedTuple):
 
 def classify_texts(classifier: Classifier, texts: Sequence[str], progress: bool = False) -> Tensor:
     """Probabilities (N, C) of each text's classes, in the order of `label_names`."""
-    sequences = encode_messages(texts, classifier.tokenizer, classifier.max_length)
-    dataset = SpamDataset(sequences, [0] * len(sequences))
-    return torch.softmax(predict_logits(classifier.model, dataset, progress), dim=-1)
+    logits = predict_logits(classifier.model, classifier.encode(texts), progress)
+    return torch.softmax(logits, dim=-1)
 
 
 def classify_review(text: str, classifier: Classifier) -> Prediction:
@@ -690,6 +698,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         "architecture": architecture,
         "label_names": classifier.label_names,
         "max_length": classifier.max_length,
+        "pooling": classifier.pooling,
         "weights_sha256": file_sha256(weights),
         **classifier.card,
     }
@@ -731,7 +740,8 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
             f"{folder / 'config.json'}: vocab_size={model.cfg.vocab_size}, but the tokenizer of "
             f"{config['model']!r} has {tokenizer.n_vocab} tokens."
         )
-    known = ("format", "architecture", "weights_sha256", "model", "label_names", "max_length")
+    fields = ("format", "model", "architecture", "label_names", "max_length", "pooling")
+    known = (*fields, "weights_sha256")
     return Classifier(
         model.to(device).eval(),
         tokenizer,
@@ -739,6 +749,7 @@ def open_classifier(folder: Path | str, device: torch.device | str = "cpu") -> C
         config["label_names"],
         config["max_length"],
         {key: value for key, value in config.items() if key not in known},
+        config["pooling"],
     )
 
 
@@ -785,6 +796,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         length = config["max_length"]
         if not (type(length) is int and 1 <= length <= context):
             raise ValueError(f"max_length={length!r} must lie between 1 and {context}")
+        # Folders from before there was a choice read the last real token.
+        if config.setdefault("pooling", "last_real") not in get_args(Pooling):
+            raise ValueError(
+                f"pooling={config['pooling']!r} must be one of {', '.join(get_args(Pooling))}"
+            )
         if not all(isinstance(config[key], str) for key in ("model", "weights_sha256")):
             raise ValueError("model and weights_sha256 must be texts")
         resolve_model_name(config["model"])

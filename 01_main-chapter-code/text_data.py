@@ -207,13 +207,16 @@ def pad_messages(sequences: Sequence[Tensor], num_tokens: int, pad_id: int) -> l
     return [F.pad(ids, (0, max(0, num_tokens - len(ids))), value=pad_id) for ids in sequences]
 
 
+Pooling = Literal["last_real", "mean"]
+
+
 class Reading(NamedTuple):
     """Where a message's class is read. The defaults are the chapter's; the rest is for comparing.
 
     (The last position of a padded message needs no name: `pad_messages` makes it a real token.)
     """
 
-    position: Literal["last_real", "first", "mean"] = "last_real"
+    position: Pooling | Literal["first"] = "last_real"
     """At the last real token, at the first one, or on average over all real ones."""
     causal: bool = True
     """Whether a token sees earlier ones only, as in pretraining, or all real ones."""

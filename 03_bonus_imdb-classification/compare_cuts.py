@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         pieces = encode_pieces(drawn["text"].tolist(), tokenizer, classifier.max_length, cut)
         positive = predict_positive(
             classifier.model,
-            make_dataset(pieces, labels),
+            make_dataset(pieces, labels, classifier.pooling),
             pieces,
             options["precision"],
             not args.quiet,

@@ -51,6 +51,8 @@ def table_row(result: dict[str, Any]) -> str:
     method = result["method"] or "-"
     if "pretraining" in seconds:
         method += ", pretrained further"
+    if result.get("options", {}).get("pooling") == "mean":
+        method += ", mean over tokens"
     return (
         f"| {result['model']} | {method} | {test['accuracy']:.2%} "
         f"| [{low:.2%}, {high:.2%}] | {result['parameters']:,} | {learning:,.0f} "

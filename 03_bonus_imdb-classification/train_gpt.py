@@ -60,7 +60,7 @@ from text_classifier import (
     save_tensors,
     write_text,
 )
-from text_data import SpamDataset, Splits
+from text_data import Pooling, Reading, SpamDataset, Splits
 from training_runs import (
     SECONDS,
     STOPPED,
@@ -112,6 +112,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["last_block", "all", "lora"],
         default="all",
         help="what is trained besides the head; lora: low-rank corrections of all linear layers",
+    )
+    model.add_argument(
+        "--pooling",
+        choices=get_args(Pooling),
+        default="last_real",
+        help="where a review's class is read: at its last token, or on average over all",
     )
     training.add_argument(
         "--learning-rate",
@@ -175,9 +181,9 @@ def put_head_on(model: GPTModel, trainable: str, seed: int) -> int:
     return 0
 
 
-def make_dataset(pieces: Pieces, labels: np.ndarray) -> SpamDataset:
+def make_dataset(pieces: Pieces, labels: np.ndarray, pooling: Pooling) -> SpamDataset:
     """Every piece with the label (N,) of the review that it is of."""
-    return SpamDataset(pieces.sequences, labels[pieces.owners])
+    return SpamDataset(pieces.sequences, labels[pieces.owners], reading=Reading(pooling))
 
 
 def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
@@ -186,6 +192,7 @@ def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
         [dataset.labels[i] for i in indices],
         dataset.num_blocks_done,
         [dataset.lengths[i] for i in indices],
+        dataset.reading,
     )
 
 
@@ -281,8 +288,9 @@ def run_options(
     options = {key: getattr(args, key) for key in (*ways, "dropout", "seed")}
     options |= {"model": name, "learning_rate": config.learning_rate}
     options |= {"precision": config.precision, "data_sha256": fingerprint(Splits(*parts.values()))}
-    # None if there was none, as in runs that do not know the option.
-    return options | {"pretrain_further": args.pretrain_further or None}
+    # None where it is what runs did that do not know the option.
+    pooling = None if args.pooling == "last_real" else args.pooling
+    return options | {"pretrain_further": args.pretrain_further or None, "pooling": pooling}
 
 
 def check_options(args: argparse.Namespace, name: str) -> None:
@@ -337,7 +345,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             pieces[part] = encode_pieces(
                 texts, tokenizer, args.max_length, args.cut, progress=not args.quiet
             )
-            datasets[part] = make_dataset(pieces[part], label_numbers(parts[part]))
+            datasets[part] = make_dataset(pieces[part], label_numbers(parts[part]), args.pooling)
     learned = [datasets["train"], datasets["validation"]]
     if fits_in_memory(learned, model.cfg.emb_dim):
         with clock.stage("training"):
@@ -367,7 +375,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.validation_only:
         # No figures: they are those of --cut, but whoever opens a classifier reads the head.
         card = {"trained_on": "Large Movie Review Dataset", "training": options}
-        classifier = Classifier(model, tokenizer, name, list(LABELS), args.max_length, card)
+        classifier = Classifier(
+            model, tokenizer, name, list(LABELS), args.max_length, card, args.pooling
+        )
         save_classifier(classifier, args.output)
     write_text(json.dumps(result, indent=1) + "\n", args.output / "metrics.json")
     for file in (checkpoint, further_weights):

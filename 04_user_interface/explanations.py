@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from text_classifier import Classifier, predict_logits
-from text_data import SpamDataset, encode_messages
+from text_data import encode_messages
 
 MAX_PARTS = 48  # a longer message is cut into so many groups of words, to be answered in time
 MAX_TOKENS_SHOWN = 64  # a larger attention map is no longer legible
@@ -88,8 +88,7 @@ def explain(classifier: Classifier, text: str) -> Explanation:
     """Leave out every part of the message in turn; all variants go through the model at once."""
 
     def logits(texts: Sequence[str]) -> Tensor:
-        sequences = encode_messages(texts, classifier.tokenizer, classifier.max_length)
-        return predict_logits(classifier.model, SpamDataset(sequences, [0] * len(sequences)))
+        return predict_logits(classifier.model, classifier.encode(texts))
 
     read = text_read(classifier, text)
     # Of the text itself: a beginning that is cut within a word may have other tokens.

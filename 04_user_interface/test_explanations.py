@@ -1,6 +1,7 @@
 """Occlusion on cases with a known answer, and the attention map of the model itself."""
 
 import math
+from dataclasses import replace
 
 import explanations
 import pytest
@@ -79,6 +80,13 @@ def test_probabilities_without_a_word_are_those_of_the_shorter_text(prize_classi
     found = explain(prize_classifier, "prize at home")
     texts = ["at home", "prize home", "prize at"]
     expected = classify_texts(prize_classifier, texts)[:, found.label_index]
+    assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_classifier_of_the_mean_is_explained_by_the_mean(prize_classifier):
+    by_mean = replace(prize_classifier, pooling="mean")
+    found = explain(by_mean, "prize at home")
+    expected = classify_texts(by_mean, ["at home", "prize home", "prize at"])[:, found.label_index]
     assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +28,9 @@ from safetensors.torch import load_file, save_file
 import classify
 import finetune
 import gpt_download
+from message_files import read_messages
 from text_classifier import classify_texts, open_classifier
+from text_data import clean_messages, split_messages
 
 QUICK = ("--model", "gpt-mini", "--pretrain-further", "0", "--trainable", "head", "--epochs", "1")
 QUICK += ("--quiet",)
@@ -297,6 +300,7 @@ def test_the_same_command_gives_the_same_result(base_run, unbalanced_csv, tmp_pa
         ("--trainable", "head"),
         ("--trainable", "last_two_blocks"),
         ("--trainable", "all"),
+        ("--pooling", "mean"),
         ("--epochs", "3"),
         ("--batch-size", "5"),
         ("--learning-rate", "0.002"),
@@ -314,6 +318,17 @@ def test_an_option_acts(base_run, unbalanced_csv, tmp_path, options):
     changed = observe(unbalanced_csv, tmp_path, *options)
     assert changed["weights"] != base_run["weights"]
     assert changed["metrics"]["history"] != base_run["metrics"]["history"]
+
+
+def test_a_folder_is_read_the_way_it_was_trained(unbalanced_csv, tmp_path):
+    observed = observe(unbalanced_csv, tmp_path, "--pooling", "mean")["metrics"]
+    splits = split_messages(clean_messages(read_messages(unbalanced_csv, "text", "label")), 123)
+    classifier = open_classifier(tmp_path)
+    again = classify_texts(classifier, list(splits.test["text"]))
+    expected = torch.tensor(observed["test_predictions"]["probabilities"])
+    torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
+    by_last = classify_texts(replace(classifier, pooling="last_real"), list(splits.test["text"]))
+    assert (by_last - expected).abs().max() > 1e-3
 
 
 def test_patience_stops_early_and_keeps_the_best(unbalanced_csv, tmp_path):
@@ -1095,6 +1110,8 @@ def test_damaged_weights_are_named(tiny_classifier_folder, capsys, how, vouched_
         ({"max_length": 33}, ["max_length=33", "32"]),
         ({"max_length": "32"}, ["max_length='32'"]),
         ({"max_length": None}, ["max_length=None"]),
+        ({"pooling": "first"}, ["pooling='first'", "last_real, mean"]),
+        ({"pooling": []}, ["pooling=[]", "last_real, mean"]),
         ({"model": "gpt5"}, ["'gpt5'", "gpt-mini"]),
         ({"model": 5}, ["model"]),
         ({"format": "something else"}, ["does not describe a classifier"]),

@@ -408,6 +408,22 @@ def test_saved_classifier_gives_the_same_answers(tmp_path, classifier):
     ]
 
 
+def test_the_pooling_is_saved_and_a_folder_without_reads_the_last_token(tmp_path, classifier):
+    texts = ["hello", "you have won " * 100]
+    by_last, by_mean = (
+        classify_texts(dataclasses.replace(classifier, pooling=pooling), texts)
+        for pooling in ("last_real", "mean")
+    )
+    assert (by_last - by_mean).abs().max() > 1e-3
+    save_classifier(dataclasses.replace(classifier, pooling="mean"), tmp_path)
+    assert torch.equal(classify_texts(open_classifier(tmp_path), texts), by_mean)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    del config["pooling"]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert torch.equal(classify_texts(open_classifier(tmp_path), texts), by_last)
+
+
 def test_classify_review_names_the_likeliest_class(classifier):
     probabilities = classify_texts(classifier, ["see you at noon"])[0]
     prediction = classify_review("see you at noon", classifier)
@@ -445,6 +461,7 @@ def test_interrupted_saving_never_pairs_old_and_new(tmp_path, classifier, monkey
         ({"label_names": "abc"}, "must be a list"),
         ({"max_length": 513}, "between 1 and 512"),
         ({"max_length": True}, "between 1 and 512"),
+        ({"pooling": "first"}, "one of last_real, mean"),
         ({"model": "gpt2-tiny"}, "no model 'gpt2-tiny'"),
         ({"weights_sha256": "0" * 64}, "damaged or belongs to another"),
         ({"format": "something else"}, "does not describe a classifier"),

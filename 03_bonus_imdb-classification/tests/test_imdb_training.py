@@ -20,11 +20,14 @@ import imdb_results
 import long_texts
 import train_gpt
 import train_linear
+from download_prepare_dataset import read_parts
 from finetune import Clock
 from gpt_download import load_mini_tokenizer
+from long_texts import encode_pieces
 from previous_chapters import GPTConfig, GPTModel
 from text_classifier import TrainConfig, Trainer, open_classifier, predict_logits
 from text_data import SpamDataset
+from train_gpt import make_dataset, predict_positive
 
 FOLDER = Path(train_gpt.__file__).parent
 TINY = ["--max-length", "8", "--epochs", "1", "--device", "cpu", "--quiet"]
@@ -114,6 +117,7 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
         ("--trainable", "last_block"),
         ("--trainable", "lora"),
         ("--pretrain-further", 1),
+        ("--pooling", "mean"),
         ("--epochs", 2),
         ("--batch-size", 4),
         ("--learning-rate", 1e-5),
@@ -305,6 +309,23 @@ def test_cuts_are_compared_on_the_same_reviews(tmp_path, parts):
     assert result["by_cut"]["windows"]["pieces"] > 9 == result["by_cut"]["head"]["pieces"]
     right = np.array([True, True, False]), np.array([True, False, False])
     assert compare_cuts.compare(*right)["only_this_right"] == 1
+
+
+def test_cuts_are_read_the_way_that_was_trained(tmp_path, parts):
+    gpt_result(tmp_path, parts, "--pooling", "mean")
+    test = imdb_results.read_positive("tiny", tmp_path / "results")
+    classifier = open_classifier(tmp_path / "runs" / "tiny")
+    texts = read_parts(parts)["test"]["text"].tolist()
+    pieces = encode_pieces(texts, classifier.tokenizer, classifier.max_length, "both")
+    positive = {
+        pooling: predict_positive(
+            classifier.model, make_dataset(pieces, np.zeros(24), pooling), pieces, "float32", False
+        )
+        for pooling in (classifier.pooling, "last_real")
+    }
+    kept = 1 / 255  # a result file keeps a byte of each probability
+    assert positive["mean"] == pytest.approx(test, abs=kept)
+    assert positive["last_real"] != pytest.approx(test, abs=kept)
 
 
 def test_without_long_reviews_there_is_nothing_to_compare(tmp_path, parts, capsys):
