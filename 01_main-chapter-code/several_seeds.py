@@ -12,6 +12,7 @@ import json
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from scipy import stats
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 import finetune
 from gpt_download import DownloadError
+from message_files import DataError
 from text_classifier import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,8 +39,9 @@ def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
     return mean, deviation, mean - half, mean + half
 
 
-def run_seeds(name: str, seeds: list[int], options: list[str]) -> dict:
-    """Fine-tune once a seed, and keep the figures."""
+def run_seeds(name: str, seeds: list[int], options: list[str]) -> Iterator[dict]:
+    """Fine-tune once a seed; after each, all figures so far."""
+    command = " ".join(["several_seeds.py run", name, "--seeds", *map(str, seeds), *options])
     runs = []
     for seed in tqdm(seeds, name):
         with tempfile.TemporaryDirectory() as folder:
@@ -48,8 +51,29 @@ def run_seeds(name: str, seeds: list[int], options: list[str]) -> dict:
         kept["seconds"] = round(sum(metrics["seconds"].values()), 1)
         kept["peak_memory_mb"] = metrics["peak_memory_mb"]
         runs.append(kept)
-    command = " ".join(["several_seeds.py run", name, "--seeds", *map(str, seeds), *options])
-    return {"command": command, "versions": metrics["versions"], "runs": runs}
+        yield {"command": command, "versions": metrics["versions"], "runs": runs}
+
+
+def refuse_output(options: list[str]) -> None:
+    """An option that is overridden misleads; it is looked for as finetune.py reads it."""
+    if finetune.parse_args(["--output", "-", *options]).output != Path("-"):
+        raise DataError(
+            "--output is another folder for every seed, and not kept: leave it out; --results is "
+            "the folder of the figures."
+        )
+
+
+def prepare_folder(results: Path) -> None:
+    """Find out now, not after hours, whether the figures can be written."""
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=results):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"--results {results}: this folder cannot be written ({error.strerror}); choose "
+            f"another."
+        ) from None
 
 
 def table_row(result: dict) -> str:
@@ -58,8 +82,10 @@ def table_row(result: dict) -> str:
     accuracies = [run["test"]["accuracy"] for run in runs]
     mean, deviation, low, high = mean_and_interval(accuracies)
     every = " ".join(f"{100 * value:.1f}" for value in accuracies)
-    baselines = [run["ngram_baseline"]["accuracy"] for run in runs if run["ngram_baseline"]]
-    baseline = f"{statistics.mean(baselines):.1%}" if baselines else "–"
+    baselines = [run["ngram_baseline"] for run in runs]  # None where the data is too large for it
+    baseline = "–"
+    if all(baselines):
+        baseline = f"{statistics.mean(figures['accuracy'] for figures in baselines):.1%}"
     return (
         f"| {mean:.1%} | {100 * deviation:.1f} | [{low:.1%}, {high:.1%}] | {every} | "
         f"{baseline} | `{result['command']}` |"
@@ -89,19 +115,22 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("table", help="print the table of all result files")
     args, options = parser.parse_known_args(argv)
     if args.command == "table":
-        parser.parse_args(argv)  # knows no further options
+        if options:
+            parser.error(f"table takes no options: leave out {' '.join(options)}")
         print(make_table())
         return 0
     if len(args.seeds) < 2:
         parser.error("--seeds needs at least two seeds")
-    if any(option.split("=")[0] in ("--seed", "--output", "--resume") for option in options):
-        parser.error("--seed, --output and --resume are this command's own business")
-    if Path(args.name).name != args.name:
-        parser.error(f"{args.name!r} is no name of a file")
+    if not args.name or Path(args.name).name != args.name:
+        parser.error(f"{args.name!r} cannot name a file; its folder is chosen by --results")
+    path = args.results / f"{args.name}.json"
+    unfinished = args.results / f"{args.name}.json.unfinished"  # what a stopped command leaves
     try:
-        args.results.mkdir(parents=True, exist_ok=True)  # before hours of work, not after
-        result = run_seeds(args.name, args.seeds, options)
-        write_text(json.dumps(result, indent=1) + "\n", args.results / f"{args.name}.json")
+        refuse_output(options)
+        prepare_folder(args.results)
+        for result in run_seeds(args.name, args.seeds, options):
+            write_text(json.dumps(result, indent=1) + "\n", unfinished)
+        unfinished.replace(path)
     except ValueError as error:
         print(f"several_seeds.py: {error}", file=sys.stderr)
         return 2

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt_download import MINI_FOLDER, load_mini_tokenizer
+from message_files import DataError
 from previous_chapters import (
     END_OF_TEXT,
     MODEL_CONFIGS,
@@ -133,7 +134,7 @@ def load_tokens(args: argparse.Namespace) -> tuple[tiktoken.Encoding, Tensor, Te
     if not (vocabulary_file.exists() and train_file.exists() and valid_file.exists()):
         paths = sorted((args.corpus / "train").glob("*.txt"))
         if not paths or not (args.corpus / "valid.txt").exists():
-            raise ValueError(f"--corpus {args.corpus} must hold train/*.txt and valid.txt.")
+            raise DataError(f"--corpus {args.corpus} must hold train/*.txt and valid.txt.")
         documents = [doc for path in tqdm(paths, "reading") for doc in read_documents(path)]
         # Documents of all sources are mixed, so that every part of an epoch resembles the whole.
         order = np.random.default_rng(args.seed).permutation(len(documents))
@@ -211,13 +212,26 @@ def held_out_loss(model: GPTModel, tokens: Tensor, length: int, device: torch.de
     return float(np.mean(losses))
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def refuse_small_corpus(train: Tensor, valid: Tensor, context_length: int) -> None:
+    """Raise ``DataError`` unless there is a batch of every length, and a window to measure on."""
+    least = {"train/*.txt": TOKENS_PER_STEP + context_length + 1, "valid.txt": context_length + 1}
+    for name, tokens in zip(least, (train, valid), strict=True):
+        if len(tokens) < least[name]:
+            raise DataError(
+                f"{name} holds {len(tokens):,} tokens, and at least {least[name]:,} are needed; "
+                f"add text, and take new folders for --output and --work, which keep vocabulary "
+                f"and tokens."
+            )
+
+
+def pretrain(args: argparse.Namespace) -> None:
+    """Everything from the text files to the model, its samples and its curve."""
+    device = pick_device(args.device)
     args.work.mkdir(parents=True, exist_ok=True)
     args.output.mkdir(parents=True, exist_ok=True)
-    device = pick_device(args.device)
     tokenizer, train_tokens, valid_tokens = load_tokens(args)
     cfg = MODEL_CONFIGS["gpt-mini"]
+    refuse_small_corpus(train_tokens, valid_tokens, cfg.context_length)
     num_steps = max(1, int(args.tokens) // TOKENS_PER_STEP)
 
     torch.manual_seed(args.seed)
@@ -327,9 +341,18 @@ def plot_loss_curve(log: dict, path: Path) -> None:
     plt.close(fig)
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     try:
-        main()
+        pretrain(args)
     except ValueError as error:
         print(f"pretrain.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+    except OSError as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -113,5 +113,58 @@ def test_several_seeds_keeps_every_run_and_averages_them(tmp_path, capsys, messa
     assert [run["seed"] for run in result["runs"]] == [1, 2]
     mean = sum(run["test"]["accuracy"] for run in result["runs"]) / 2
     assert several_seeds.make_table(tmp_path).splitlines()[-1].startswith(f"| {mean:.1%} |")
+    assert [path.name for path in tmp_path.glob("trial*")] == ["trial.json"]
     assert several_seeds.main([*arguments, "--data", str(tmp_path / "none.csv")]) == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_seeds_that_are_done_are_kept_when_the_next_one_fails(tmp_path, monkeypatch, messages_csv):
+    run, seeds = finetune.run, []
+
+    def run_once(args):
+        seeds.append(args.seed)
+        if len(seeds) > 1:
+            raise OSError("the disk is full")
+        return run(args)
+
+    monkeypatch.setattr(finetune, "run", run_once)
+    options = ["--data", str(messages_csv), "--model", "gpt-mini", "--trainable", "head"]
+    options += ["--epochs", "1", "--pretrain-further", "0", "--results", str(tmp_path / "new")]
+    assert several_seeds.main(["run", "trial", *options]) == 1
+    [kept] = (tmp_path / "new").iterdir()
+    [first] = json.loads(kept.read_text(encoding="utf-8"))["runs"]
+    assert first["seed"] == seeds[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["table", "--anything"], "leave out --anything"),
+        (["run", "a/b"], "'a/b'"),
+        (["run", ""], "''"),
+        (["run", "a", "--output", "x"], "--results"),
+        (["run", "a", "--outp=x"], "--results"),
+        (["run", "a", "--seed", "3"], "--seeds"),
+        (["run", "a", "--results", "{file}"], "cannot be written"),
+        (["run", "a", "--modle", "x"], "--modle"),
+    ],
+    ids=str,
+)
+def test_several_seeds_refuses_before_the_work_begins(
+    tmp_path, capsys, monkeypatch, arguments, part
+):
+    monkeypatch.setattr(finetune, "run", None)
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    arguments = [argument.format(file=tmp_path / "file") for argument in arguments]
+    try:
+        status = several_seeds.main(arguments)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    assert status == 2
+    assert part in capsys.readouterr().err
+    assert not (several_seeds.RESULTS / "a.json.unfinished").exists()
+
+
+def test_a_row_without_a_baseline_has_a_dash():
+    run = {"test": {"accuracy": 0.5}, "ngram_baseline": None}
+    assert "| – |" in several_seeds.table_row({"runs": [run, run], "command": "c"})

@@ -218,11 +218,27 @@ def test_recipe_learns_writes_its_results_and_resumes_exactly(corpus, tmp_path, 
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
-def test_a_folder_that_is_no_corpus_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"must hold train/\*\.txt and valid\.txt"):
-        pretrain.main(
-            ["--corpus", str(tmp_path), "--output", str(tmp_path / "o"), "--work", str(tmp_path)]
-        )
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("no corpus", "must hold train/*.txt and valid.txt"),
+        ("no training text", "train/*.txt holds"),
+        ("no held-out text", "valid.txt holds"),
+        ("absent device", "is not available here"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(corpus, tmp_path, small_recipe, capsys, change, said):
+    arguments = ["--output", str(tmp_path / "o"), "--work", str(tmp_path / "w"), "--device", "cpu"]
+    if change == "no corpus":
+        corpus = tmp_path
+    elif change == "no training text":
+        (corpus / "train" / "a.txt").write_text("short", encoding="utf-8")
+    elif change == "no held-out text":
+        (corpus / "valid.txt").write_text("short", encoding="utf-8")
+    else:
+        arguments[-1] = "mps" if torch.cuda.is_available() else "cuda"
+    assert pretrain.main(["--corpus", str(corpus), *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_documents_are_joined_by_the_end_of_text():

@@ -341,6 +341,12 @@ def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(inp
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
 
 
+def test_a_cache_and_last_positions_do_not_go_together():
+    attention, x = MultiHeadAttention(TINY), torch.randn(2, 3, TINY.emb_dim)
+    with pytest.raises(ValueError, match="cache is for generating"):
+        attention(x, last_positions=torch.tensor([1, 2]), cache=KeyValueCache())
+
+
 def test_a_full_cache_is_refused(input_ids):
     model = random_model()
     caches = [KeyValueCache() for _ in model.trf_blocks]
