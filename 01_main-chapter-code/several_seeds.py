@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from scipy import stats
@@ -101,6 +101,32 @@ def make_table(folder: Path = RESULTS) -> str:
     for path in sorted(folder.glob("*.json")):
         lines.append(table_row(json.loads(path.read_text(encoding="utf-8"))))
     return "\n".join(lines)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown.
+
+    >>> print(markdown(["seed", "accuracy"], [["1", "96.2%"]]))
+    | seed | accuracy |
+    | --- | --- |
+    | 1 | 96.2% |
+    """
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
+
+
+def fill_in(text: str, tables: Mapping[str, str]) -> str:
+    """A document with every table put anew between its marks.
+
+    >>> fill_in("<!-- table a -->\\n<!-- end -->", {"a": "| 1 |"})
+    '<!-- table a -->\\n\\n| 1 |\\n\\n<!-- end -->'
+    """
+    for name, table in tables.items():
+        before, mark, rest = text.partition(f"<!-- table {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        if not end:
+            raise ValueError(f"The text has no marks for the table {name}.")
+        text = f"{before}{mark}\n{table}\n\n{end}{after}"
+    return text
 
 
 def main(argv: list[str] | None = None) -> int:

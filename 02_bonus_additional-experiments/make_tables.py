@@ -9,7 +9,6 @@ it; the second only says whether the tables are those that the files give.
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from suites import (
     Row,
 )
 
-from several_seeds import mean_and_interval
+from several_seeds import fill_in, markdown, mean_and_interval
 from text_classifier import write_text
 
 FOLDER = Path(__file__).parent
@@ -228,11 +227,6 @@ def cost_cells(measured: Measured) -> list[str]:
     return [f"{alone[0]['processor_seconds']:,.0f}", f"{alone[0]['peak_memory_mb']:,.0f}"]
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
-
-
 MEASURED_COLUMNS = ("test accuracy", "deviation", "95% interval", "against row 1", "won : lost, p")
 COST_COLUMNS = ("CPU seconds", "MB", "options")
 
@@ -260,7 +254,7 @@ def known_table(folder: Path = RESULTS) -> str:
         rows.append([str(number), says, *empty, f"{published:.1f}%", "", "", f"`{options}`"])
     table = markdown(["row", "", *MEASURED_COLUMNS, "published", *COST_COLUMNS], rows)
     if len(measured) < len(KNOWN):
-        table += "\n\n`--suite main` goes on with the rows that are not measured yet."
+        table += "\n\n`--suite main --model gpt-mini` goes on with the rows that are missing."
     return table
 
 
@@ -469,23 +463,8 @@ PLOTS = {
 # ---------------------------------------------------------------------------------------------
 
 
-def fill_in(text: str, folder: Path = RESULTS) -> str:
-    """The text with every table between its marks made anew.
-
-    Marks are `<!-- table NAME -->` and `<!-- end -->`.
-    """
-    for name, make in TABLES.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(\n?<!-- end -->)"
-        if not re.search(pattern, text, flags=re.DOTALL):
-            raise ValueError(f"The text has no marks for the table {name}.")
-        table = make(folder)
-        text = re.sub(
-            pattern,
-            lambda match, table=table: f"{match[1]}\n{table}\n\n<!-- end -->",
-            text,
-            flags=re.DOTALL,
-        )
-    return text
+def make_all(folder: Path = RESULTS) -> dict[str, str]:
+    return {name: make(folder) for name, make in TABLES.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -494,7 +473,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         before = README.read_text(encoding="utf-8")
-        after = fill_in(before)
+        after = fill_in(before, make_all())
         if args.check:
             print("The tables are up to date." if before == after else "The tables are outdated.")
             return int(before != after)

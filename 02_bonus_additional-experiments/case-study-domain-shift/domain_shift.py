@@ -10,11 +10,11 @@ e-mails are those of real people.
 
 import argparse
 import copy
+import gzip
 import json
 import lzma
 import math
 import platform
-import re
 import sys
 import tarfile
 import time
@@ -39,14 +39,16 @@ from finetune import LEARNING_RATES, make_datasets
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
 from message_files import DataError
 from previous_chapters import GPTModel
-from several_seeds import mean_and_interval
+from several_seeds import fill_in, markdown, mean_and_interval
 from text_classifier import (
+    FURTHER_PRETRAINING,
     TrainConfig,
     Trainer,
     add_classification_head,
     calc_next_token_loss,
     compute_frozen_layers,
     continue_pretraining,
+    encode_for_pretraining,
     freeze_all_but,
     pick_device,
     predict_logits,
@@ -74,7 +76,8 @@ SIZES = (10, 30, 100, 300, 1000)  # labelled e-mails
 STREAM_SHARES = (0, 0.05, 0.1, 0.25, 0.5, 1)  # of e-mails among what arrives
 STREAM_SIZE = 200
 FEWEST_UPDATES = 200
-PRETRAINING = TrainConfig(learning_rate=5e-4, num_epochs=2, batch_size=16)
+# What reading a damaged archive raises.
+DAMAGES = (tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -101,16 +104,26 @@ def read_emails(folder: Path | None = None) -> pd.DataFrame:
     rows = []
     for path in archives:
         try:
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    label = label_of(member.name)
-                    if member.isfile() and label:
-                        text = archive.extractfile(member).read().decode("latin-1")
-                        rows.append((label, " ".join(text.split())))
-        except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-            raise DownloadError(f"{path} is damaged ({error}); fetch it anew.") from None
+            rows += read_archive(path)
+        except DAMAGES as error:
+            raise DataError(
+                f"{path} is damaged ({error}): put a whole one into its place."
+            ) from None
     emails = pd.DataFrame(rows, columns=["label", "text"])
     return emails[emails["text"] != ""].reset_index(drop=True)
+
+
+def read_archive(path: Path) -> list[tuple[str, str]]:
+    """(label, text) of each e-mail of an archive."""
+    rows = []
+    with tarfile.open(path) as archive:
+        for member in archive:
+            label = label_of(member.name)
+            if member.isfile() and label:
+                text = archive.extractfile(member).read().decode("latin-1")
+                rows.append((label, " ".join(text.split())))
+        archive.fileobj.read()  # to the end, where the checksum is compared
+    return rows
 
 
 def shorten(messages: pd.DataFrame, tokenizer) -> pd.DataFrame:
@@ -364,11 +377,10 @@ def measure(name: str, emails: pd.DataFrame, seed: int, quiet: bool = True) -> d
         signals = watch(gpt, gpt.train(sms.train), sms, sampled)
         learned = {"gpt": learn(gpt, sms, sampled, bar, alone=True)}
         learned["ngrams"] = learn_ngrams(sms, sampled)
-        end = [tokenizer.eot_token]
-        encoded = tokenizer.encode_ordinary_batch(list(sampled.pool["text"]))
-        sequences = [torch.tensor(end + ids + end) for ids in encoded]
+        texts = list(sampled.pool["text"])
+        sequences = encode_for_pretraining(texts, tokenizer, model.cfg.context_length)
         further = copy.deepcopy(model)
-        continue_pretraining(further, sequences, PRETRAINING)
+        continue_pretraining(further, sequences, FURTHER_PRETRAINING)
         gpt = GPTFilter(further, tokenizer, learning_rate, seed)
         learned["gpt pretrained further"] = learn(gpt, sms, sampled, bar, alone=False)
     return {
@@ -390,11 +402,7 @@ def run(args: argparse.Namespace) -> None:
     """The seeds that have no result yet."""
     name = resolve_model_name(args.model)
     paths = {seed: args.results / f"seed-{seed}.json" for seed in args.seeds}
-    todo = [seed for seed, path in paths.items() if not path.exists()]
-    for path in (paths[seed] for seed in args.seeds if seed not in todo):
-        then = json.loads(path.read_text(encoding="utf-8"))["model"]
-        if then != name:
-            raise ValueError(f"{path} is of {then}: choose --model {then}, or another --results.")
+    todo = [seed for seed, path in paths.items() if not is_done(path, name)]
     if not todo:
         return
     emails = read_emails()
@@ -402,6 +410,22 @@ def run(args: argparse.Namespace) -> None:
     for seed in todo:
         result = measure(name, emails, seed, args.quiet)
         write_text(json.dumps(result, indent=1) + "\n", paths[seed])
+
+
+def is_done(path: Path, name: str) -> bool:
+    """Whether the seed's file is there. Raises ``DataError`` if it is another model's."""
+    if not path.exists():
+        return False
+    try:
+        measured = json.loads(path.read_text(encoding="utf-8"))["model"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} is damaged; delete it, and it is made again.") from None
+    if measured != name:
+        raise DataError(
+            f"{path} was measured with {measured}, not with {name}: give --model {measured!r}, or "
+            f"choose another folder with --results."
+        )
+    return True
 
 
 # ---------------------------------------------------------------------------------------------
@@ -439,10 +463,6 @@ def over_seeds(values: Sequence[float], percent: bool = True) -> str:
     if percent:
         return f"{mean:.1%} ({100 * max(0, low):.1f} to {100 * min(1, high):.1f})"
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
 
 def learned(results: list[dict], model: str, training: str, test: str, figure: str) -> list[float]:
@@ -603,25 +623,13 @@ def helped_plot(results: list[dict]) -> Figure:
 PLOTS = {"confidence": confidence_plot, "signals": signals_plot, "helped": helped_plot}
 
 
-def fill_in(text: str, results: list[dict]) -> str:
-    """The report with every table between its marks made anew."""
-    for name, make in TABLES.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        if not re.search(pattern, text, flags=re.DOTALL):
-            raise ValueError(f"The report has no marks for the table {name}.")
-        table = make(results)
-        text = re.sub(
-            pattern,
-            lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-    return text
+def make_all(results: list[dict]) -> dict[str, str]:
+    return {name: make(results) for name, make in TABLES.items()}
 
 
 def report(args: argparse.Namespace) -> None:
     results = load(args.results)
-    write_text(fill_in(README.read_text(encoding="utf-8"), results), README)
+    write_text(fill_in(README.read_text(encoding="utf-8"), make_all(results)), README)
     FIGURES.mkdir(exist_ok=True)
     for name, plot in PLOTS.items():
         figure = plot(results)

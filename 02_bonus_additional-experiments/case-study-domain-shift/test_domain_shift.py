@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import tarfile
+from pathlib import Path
 
 import domain_shift as study
 import matplotlib.pyplot as plt
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from gpt_download import DownloadError, load_mini_tokenizer
+from message_files import DataError
 from previous_chapters import GPTConfig, GPTModel, calc_text_loss
 from text_data import clean_messages, read_sample_messages, split_messages
 
@@ -70,6 +72,20 @@ def test_missing_emails_are_explained(tmp_path, monkeypatch, capsys):
         study.read_emails()
     assert study.main(["run", "--quiet", "--results", str(tmp_path / "results")]) == 1
     assert study.ADDRESS in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["enron-spam.tar.xz", "enron-spam/enron1.tar.gz"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "no archive"])
+def test_a_damaged_archive_is_named_in_a_sentence(name, damage, tmp_path):
+    path = tmp_path / name
+    noise = np.random.default_rng(0).bytes(50_000)
+    write_archive(path, {"ham/1.txt": noise, "ham/2.txt": noise[::-1]}, f"w:{name[-2:]}")
+    whole = path.read_bytes()
+    changed = whole[:60_000] + bytes(100) + whole[60_100:]
+    damaged = {"cut": whole[:60_000], "changed": changed, "empty": b"", "no archive": noise}
+    path.write_bytes(damaged[damage])
+    with pytest.raises(DataError, match=f"{path.name} is damaged"):
+        study.read_emails(tmp_path)
 
 
 def test_no_model_sees_more_of_a_text_than_another():
@@ -183,11 +199,22 @@ def test_a_seed_leaves_all_figures_and_no_message(tiny_results):
     assert "watches" not in text
 
 
+def test_a_seed_of_another_model_is_not_taken_for_this_ones(tiny_results, tmp_path, capsys):
+    path = Path(shutil.copy(tiny_results / "seed-1.json", tmp_path))
+    arguments = ["run", "--quiet", "--seeds", "1", "2", "--results", str(tmp_path)]
+    assert study.main([*arguments, "--model", "gpt2-small"]) == 2
+    assert "measured with gpt-mini, not with gpt2-small" in capsys.readouterr().err
+    path.write_text("{", encoding="utf-8")
+    assert study.main(arguments) == 2
+    assert "is damaged; delete it" in capsys.readouterr().err
+
+
 def test_the_report_is_made_of_the_results(tiny_results):
     results = study.load(tiny_results)
     marks = "".join(f"<!-- table {name} -->\n<!-- end -->\n" for name in study.TABLES)
-    text = study.fill_in(marks, results)
-    assert study.fill_in(text, results) == text
+    tables = study.make_all(results)
+    text = study.fill_in(marks, tables)
+    assert study.fill_in(text, tables) == text
     assert text.count("\n| ") > 15
     for plot in study.PLOTS.values():
         figure = plot(results)
@@ -202,12 +229,12 @@ def test_too_few_results_are_refused(tmp_path, capsys):
 
 def test_tables_of_the_report_are_those_that_the_raw_files_give():
     text = study.README.read_text(encoding="utf-8")
-    assert study.fill_in(text, study.load()) == text
+    assert study.fill_in(text, study.make_all(study.load())) == text
 
 
 def test_results_have_several_seeds_and_the_commands_are_understood():
     results = study.load()
-    assert len({result["seed"] for result in results}) >= 2
+    assert len({result["seed"] for result in results}) >= 5
     for result in results:
         arguments = result["command"].split()[1:]
         assert study.parse_args(arguments).seeds == [result["seed"]]
