@@ -316,11 +316,16 @@ def sort_labels(labels: set[str]) -> list[str]:
     return sorted(labels)
 
 
+def choose_model_name(wish: str, say: Callable = print) -> str:
+    """The full name of the model that `--model` names; for auto, the one that can be had."""
+    return default_model_name(say) if wish == "auto" else resolve_model_name(wish)
+
+
 def load_model(
     args: argparse.Namespace, device: torch.device, say: Callable = print
 ) -> tuple[GPTModel, Any, str]:
     """The model, its tokenizer and its name."""
-    name = default_model_name(say) if args.model == "auto" else resolve_model_name(args.model)
+    name = choose_model_name(args.model, say)
     if args.weights == "random":
         torch.manual_seed(args.seed)
         return GPTModel(MODEL_CONFIGS[name]).to(device), load_tokenizer(name), name

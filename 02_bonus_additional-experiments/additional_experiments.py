@@ -1,7 +1,7 @@
 """The chapter's design choices, one run at a time: fine-tune with one choice changed and measure.
 
     python 02_bonus_additional-experiments/additional_experiments.py --trainable_layers all --seed 1
-    python 02_bonus_additional-experiments/additional_experiments.py --suite main
+    python 02_bonus_additional-experiments/additional_experiments.py --suite main --model gpt-mini
 
 The first command makes one run and writes one JSON file; the second makes all runs of a list
 (see suites.py) over several seeds, and goes on where it stopped. make_tables.py makes the tables.
@@ -48,12 +48,13 @@ from finetune import (
     SHARE,
     Clock,
     choose_max_length,
+    choose_model_name,
     load_model,
     make_datasets,
     number,
     peak_memory_mb,
 )
-from gpt_download import MODEL_CONFIGS, DownloadError, default_model_name
+from gpt_download import MODEL_CONFIGS, DownloadError
 from lora import add_lora
 from message_files import DataError
 from previous_chapters import GPTModel, num_parameters
@@ -88,6 +89,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 LABELS = ["ham", "spam"]
 ALMEIDA_TRAIN_SHARE = 0.3
+DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 FRACTION = number(float, "above 0 and at most 1", lambda value: 0 < value <= 1)
 SMOOTHING = number(float, "between 0 and 1", lambda value: 0 <= value <= 1)
 
@@ -108,7 +110,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=sorted(SUITES),
         help="all rows of a list, each with its own options; options given beside it go to all",
     )
-    what.add_argument("--seeds", type=SEED, nargs="+", help="seeds of a suite; default: 1 2 3 4 5")
+    what.add_argument("--seeds", type=SEED, nargs="+", help="seeds of a suite; 1 to 5 if not given")
     what.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     what.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=" ")
     what.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -258,6 +260,7 @@ def refuse_options_without_effect(args: argparse.Namespace) -> None:
     """An option that is accepted and ignored misleads whoever measures with it."""
     frozen_blocks = args.trainable_layers in ("head", 0, "lora")
     wrong = {
+        "--seeds belongs to --suite: one run has one --seed": args.seeds is not None,
         "--lora_rank and --lora_alpha belong to --trainable_layers lora": (
             args.trainable_layers != "lora" and (args.lora_rank or args.lora_alpha)
         ),
@@ -346,10 +349,11 @@ def read_splits(args: argparse.Namespace) -> tuple[Splits, list[str]]:
 
 
 def take_share(messages: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """A random share of the messages with the same mix of labels, at least one of each."""
+    """A random share of the messages with the same mix of labels, at least one of each; all of
+    them where what is left out could not hold one of each, too."""
     num_labels = messages["label"].nunique()
     size = max(num_labels, round(share * len(messages)))
-    if size > len(messages) - num_labels:  # the rest could not hold every label
+    if size > len(messages) - num_labels:
         return messages
     kept, _ = train_test_split(
         messages, train_size=size, stratify=messages["label"], random_state=seed
@@ -367,7 +371,6 @@ def is_repeated(splits: Splits) -> np.ndarray:
 # Classical models
 # ---------------------------------------------------------------------------------------------
 
-CHARACTER_NGRAMS = {"analyzer": "char_wb", "ngram_range": (2, 5), "lowercase": False}
 BASELINES = {
     "majority": lambda: make_pipeline(CountVectorizer(), DummyClassifier()),
     "naive_bayes": lambda: make_pipeline(CountVectorizer(), MultinomialNB()),
@@ -376,9 +379,7 @@ BASELINES = {
         LogisticRegression(C=100, max_iter=1000),
     ),
     "char_ngrams": ngram_baseline,
-    "char_svm": lambda: make_pipeline(
-        TfidfVectorizer(**CHARACTER_NGRAMS, sublinear_tf=True), LinearSVC()
-    ),
+    "char_svm": lambda: make_pipeline(ngram_baseline()[0], LinearSVC()),
 }
 
 
@@ -691,9 +692,10 @@ def run_suite(args: argparse.Namespace) -> None:
 
     The first seed of most rows runs in a process of its own and measures seconds and memory.
     """
-    rows, reuse, seeds = SUITES[args.suite], Reuse(), args.seeds or [1, 2, 3, 4, 5]
-    if args.model == "auto":  # asked once, and named in every file
-        args.model = default_model_name().split(" (")[0]
+    rows, reuse, start = SUITES[args.suite], Reuse(), time.monotonic()
+    if not all(row.is_classical for row in rows):  # nothing is fetched for classical models
+        args.model = choose_model_name(args.model)
+    seeds, num_made = args.seeds or DEFAULT_SEEDS, 0
     runs = [(row, seed) for row in rows for seed in seeds]
     for row, seed in (bar := tqdm(runs, args.suite, unit="run", disable=args.quiet)):
         bar.set_postfix_str(f"{row.name}, seed {seed}")
@@ -705,6 +707,9 @@ def run_suite(args: argparse.Namespace) -> None:
             run_in_own_process(arguments)
         else:
             run_and_save(own, reuse)
+        num_made += 1
+    seconds = time.monotonic() - start
+    print(f"{args.suite}: {num_made} of {len(runs)} runs made now, in {seconds:,.0f} seconds.")
 
 
 def is_done(args: argparse.Namespace) -> bool:
@@ -717,10 +722,13 @@ def is_done(args: argparse.Namespace) -> bool:
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is damaged; delete it, and it is made again.") from None
     now = configuration(args)
-    changed = [f"{k} was {then.get(k)!r}, not {v!r}" for k, v in now.items() if then.get(k) != v]
+    changed = {k: f"{k} was {then.get(k)!r}, not {v!r}" for k, v in now.items() if then.get(k) != v}
     if changed:
+        remedy = (
+            f"give --model {then.get('model')!r}" if list(changed) == ["model"] else "delete it"
+        )
         raise DataError(
-            f"{path} comes from other options ({'; '.join(changed)}): repeat those, delete it, or "
+            f"{path} comes from other options ({'; '.join(changed.values())}): {remedy}, or "
             f"choose another folder with --results."
         )
     return True

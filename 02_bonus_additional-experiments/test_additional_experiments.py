@@ -15,6 +15,7 @@ import pytest
 import suites
 import torch
 
+import finetune
 from gpt_download import load_mini_tokenizer
 from message_files import DataError
 from previous_chapters import GPTConfig, GPTModel
@@ -45,6 +46,7 @@ def tiny_model(args, device):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     monkeypatch.setattr(experiments, "load_model", tiny_model)
+    monkeypatch.setattr(finetune, "default_model_name", lambda *_: "gpt-mini")
     monkeypatch.setattr(experiments, "read_sms_spam", few_messages)
     monkeypatch.setattr(
         experiments, "published_splits", lambda: split_messages(clean_messages(few_messages()), 9)
@@ -182,6 +184,7 @@ def test_average_embeddings_is_the_mean():
         ("--classifier char_ngrams --dropout 0.5", "--dropout does nothing"),
         ("--trainable_layers 7", "6 blocks"),
         ("--suite main --epochs 1", "--epochs"),
+        ("--seeds 1 2", "--seeds belongs to --suite"),
     ],
 )
 def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys):
@@ -251,6 +254,14 @@ def test_a_share_of_the_training_messages_keeps_both_labels():
     assert splits.train["label"].nunique() == 2
     assert len(splits.train) == max(2, round(0.05 * len(whole.train)))
     assert set(splits.train["text"]) < set(whole.train["text"])
+
+
+@pytest.mark.parametrize("share", ["1", "0.9999", "0.985"])  # of 64; the last leaves one out
+def test_a_share_that_leaves_too_few_takes_all(share):
+    whole, _ = read("")
+    assert len(whole.train) == 64
+    splits, _ = read(f"--train_fraction {share}")
+    assert splits.train.equals(whole.train)
 
 
 def test_figures_name_what_the_paper_names():
@@ -368,6 +379,38 @@ def test_a_result_of_other_options_is_not_taken_for_this_one(tiny_suite, tmp_pat
     experiments.path_of(args).write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match="damaged"):
         experiments.is_done(args)
+
+
+def test_the_models_name_reaches_the_function_that_loads_it(monkeypatch):
+    asked = []
+
+    def load(args, device):
+        asked.append(args.model)
+        return tiny_model(args, device)
+
+    monkeypatch.setattr(experiments, "load_model", load)
+    measure("--model gpt2-medium --trainable_layers head")
+    assert asked == ["gpt2-medium"]
+
+
+def test_a_suite_finds_out_once_which_model_it_measures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(experiments.SUITES, "main", quick(suites.KNOWN[:1]))
+    arguments = ["--suite", "main", "--seeds", "2", "--results", str(tmp_path), "--quiet"]
+    monkeypatch.setattr(experiments, "COST_MEASURED", set())
+    assert experiments.main([*arguments, "--model", "gpt-mini"]) == 0
+    assert "1 of 1 runs made now, in" in capsys.readouterr().out
+    assert experiments.main(arguments) == 0  # gpt-mini is what can be had
+    assert "0 of 1 runs made now" in capsys.readouterr().out
+    monkeypatch.setattr(finetune, "default_model_name", lambda *_: "gpt2-small (124M)")
+    assert experiments.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "give --model 'gpt-mini', or choose another folder with --results" in error
+
+
+def test_a_suite_of_classical_models_fetches_no_weights(tmp_path, monkeypatch):
+    monkeypatch.delattr(finetune, "default_model_name")
+    arguments = ["--suite", "baselines", "--seeds", "1", "--results", str(tmp_path), "--quiet"]
+    assert experiments.main(arguments) == 0
 
 
 def test_a_row_that_fails_ends_the_suite_with_its_message(tmp_path, monkeypatch, capsys):
