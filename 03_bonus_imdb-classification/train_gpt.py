@@ -128,6 +128,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     training.add_argument(
         "--dropout", type=SHARE, default=0.0, help="in the trained layers; not with lora"
     )
+    training.add_argument(
+        "--word-dropout",
+        type=SHARE,
+        default=0.0,
+        help="share of a review's tokens left out whenever it is trained on, others each time; "
+        "not with last_block, whose frozen layers are computed once",
+    )
     return parse_run(parser, argv)
 
 
@@ -196,6 +203,23 @@ def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
     )
 
 
+def drop_words(dataset: SpamDataset, share: float, seed: int) -> SpamDataset:
+    """The data set with a random share of every sequence's tokens left out, but never the last.
+
+    No two epochs then show the same review, and shorter ones take less time (Iyyer et al. 2015,
+    "Deep Unordered Composition Rivals Syntactic Methods for Text Classification", section 3.1).
+    """
+    if share == 0:
+        return dataset
+    generator = torch.Generator().manual_seed(seed)
+    sequences = []
+    for ids in dataset.sequences:
+        kept = torch.rand(len(ids), generator=generator) >= share
+        kept[-1] = True
+        sequences.append(ids[kept])
+    return SpamDataset(sequences, dataset.labels, reading=dataset.reading)
+
+
 def count_rounds(num_reviews: int, batch_size: int) -> int:
     """The fewest rounds of at most `ROUND_REVIEWS` that take equally many updates.
 
@@ -220,6 +244,7 @@ def train_in_rounds(
     config: TrainConfig,
     checkpoint: Path,
     clock: Clock,
+    word_dropout: float = 0.0,
     progress: bool = False,
 ) -> Trainer:
     """Train as the chapter does, but in rounds: an epoch takes too long to lose.
@@ -244,7 +269,9 @@ def train_in_rounds(
     bar = tqdm(total=trainer.num_steps, initial=done, unit="step", disable=not progress)
     while not trainer.finished:
         with clock.stage("training"):
-            trainer.train = rounds[trainer.history.num_epochs % num_rounds]
+            num_done = trainer.history.num_epochs
+            learned = rounds[num_done % num_rounds]
+            trainer.train = drop_words(learned, word_dropout, config.seed * 1009 + num_done)
             trainer.train_epoch(bar)
             trainer.train = probes[0]
             trainer.evaluate_epoch(probes[1])
@@ -290,7 +317,8 @@ def run_options(
     options |= {"precision": config.precision, "data_sha256": fingerprint(Splits(*parts.values()))}
     # None where it is what runs did that do not know the option.
     pooling = None if args.pooling == "last_real" else args.pooling
-    return options | {"pretrain_further": args.pretrain_further or None, "pooling": pooling}
+    options |= {"word_dropout": args.word_dropout or None, "pooling": pooling}
+    return options | {"pretrain_further": args.pretrain_further or None}
 
 
 def check_options(args: argparse.Namespace, name: str) -> None:
@@ -302,6 +330,11 @@ def check_options(args: argparse.Namespace, name: str) -> None:
         )
     if args.dropout and args.trainable == "lora":
         raise DataError("--dropout does nothing with --trainable lora: leave one out.")
+    if args.word_dropout and args.trainable == "last_block":
+        raise DataError(
+            "--word-dropout changes what frozen layers see, and they are computed once: leave it "
+            "out, or take --trainable all or lora."
+        )
     refuse_others_result(args)
 
 
@@ -351,7 +384,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with clock.stage("training"):
             learned = [compute_frozen_layers(model, data, num_frozen) for data in learned]
     say(f"{name} on {device}: {len(parts['train']):,} reviews, {num_trained:,} parameters trained.")
-    trainer = train_in_rounds(model, *learned, config, checkpoint, clock, not args.quiet)
+    trainer = train_in_rounds(
+        model, *learned, config, checkpoint, clock, args.word_dropout, not args.quiet
+    )
     history = trainer.history
     refuse_divergence(history, config)
     if args.trainable == "lora":

@@ -26,7 +26,7 @@ from gpt_download import load_mini_tokenizer
 from long_texts import encode_pieces
 from previous_chapters import GPTConfig, GPTModel
 from text_classifier import TrainConfig, Trainer, open_classifier, predict_logits
-from text_data import SpamDataset
+from text_data import Reading, SpamDataset
 from train_gpt import make_dataset, predict_positive
 
 FOLDER = Path(train_gpt.__file__).parent
@@ -122,6 +122,7 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
         ("--batch-size", 4),
         ("--learning-rate", 1e-5),
         ("--dropout", 0.5),
+        ("--word-dropout", 0.5),
         ("--seed", 2),
         ("--precision", "bfloat16"),
     ],
@@ -196,6 +197,37 @@ def test_rounds_see_every_review_once_an_epoch(tmp_path, monkeypatch):
         assert sorted(chain.from_iterable(epoch)) == everything
 
 
+def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
+    data = SpamDataset([torch.arange(1000), torch.arange(1)], [1, 0], reading=Reading("mean"))
+    some, others = (train_gpt.drop_words(data, 0.25, seed) for seed in (1, 2))
+    for part in (some, others):
+        ids = part.sequences[0]
+        assert 700 < len(ids) < 800
+        assert (ids.diff() > 0).all()  # in their order
+        assert ids[-1] == 999
+        assert part.sequences[1].tolist() == [0]
+        assert (part.labels, part.lengths) == ([1, 0], [len(ids), 1])
+        assert part.reading == data.reading
+    assert some.sequences[0].tolist() != others.sequences[0].tolist()
+    assert torch.equal(train_gpt.drop_words(data, 0.25, 1).sequences[0], some.sequences[0])
+
+
+def test_what_is_measured_loses_no_words(tmp_path, monkeypatch):
+    measured = []
+    before = Trainer.evaluate_epoch
+
+    def note(trainer, validation):
+        measured.append(trainer.train.lengths + validation.lengths)
+        before(trainer, validation)
+
+    monkeypatch.setattr(Trainer, "evaluate_epoch", note)
+    data, config = random_reviews(25), TrainConfig(num_epochs=1)
+    train_gpt.train_in_rounds(
+        tiny_model(), data, data, config, tmp_path / "c", Clock(), word_dropout=0.5
+    )
+    assert [sorted(lengths) for lengths in measured] == [sorted(data.lengths * 2)]
+
+
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(train_gpt, "ROUND_REVIEWS", 10)
     data = random_reviews(25)
@@ -203,7 +235,9 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path, monkeypatch):
 
     def train(name: str) -> GPTModel:
         model = tiny_model()
-        train_gpt.train_in_rounds(model, data, data, config, tmp_path / name, Clock())
+        train_gpt.train_in_rounds(
+            model, data, data, config, tmp_path / name, Clock(), word_dropout=0.3
+        )
         return model
 
     whole = train("whole")
@@ -339,6 +373,7 @@ def test_without_long_reviews_there_is_nothing_to_compare(tmp_path, parts, capsy
     [
         (["--max-length", "513"], "context of gpt-mini, 512"),
         (["--dropout", "0.1", "--trainable", "lora"], "--dropout does nothing"),
+        (["--word-dropout", "0.1", "--trainable", "last_block"], "--word-dropout changes"),
         (["--num-train", "1000"], "only 24 training reviews"),
         (["--num-test", "5"], "with --num-train"),
         (["--num-train", "8", "--num-test", "999"], "there are 24 reviews"),
