@@ -348,8 +348,8 @@ def choose_max_length(
         raise DataError(
             f"--max-length {max_length} must lie between 1 and the model's context of {context}."
         )
-    lengths = [len(ids) for ids in tokenizer.encode_ordinary_batch(list(splits.train["text"]))]
-    chosen = max_length or max(1, min(max(lengths), context))
+    lengths = list(map(len, encode_messages(splits.train["text"], tokenizer, context + 1)))
+    chosen = max_length or min(max(lengths), context)
     num_cut = sum(length > chosen for length in lengths)
     if num_cut:
         say(f"{num_cut} training messages are longer than {chosen} tokens; the rest is not read.")

@@ -526,9 +526,9 @@ FURTHER_PRETRAINING = TrainConfig(learning_rate=5e-4, num_epochs=2, batch_size=1
 
 def encode_for_pretraining(texts: Sequence[str], tokenizer, context_length: int) -> list[Tensor]:
     """Token ids (T,) of each text between two `<|endoftext|>`, cut at the context's length."""
-    end = [tokenizer.eot_token]
-    encoded = tokenizer.encode_ordinary_batch(list(texts))
-    return [torch.tensor((end + ids + end)[:context_length]) for ids in encoded]
+    end = torch.tensor([tokenizer.eot_token])
+    encoded = encode_messages(texts, tokenizer, context_length)
+    return [torch.cat([end, ids, end])[:context_length] for ids in encoded]
 
 
 def continue_pretraining(

@@ -189,12 +189,16 @@ def augment_messages(messages: pd.DataFrame, copies: int, seed: int) -> pd.DataF
 # ---------------------------------------------------------------------------------------------
 
 
+LONGEST_TOKEN = 128  # bytes, in GPT-2's vocabulary; 13 in gpt-mini's
+
+
 def encode_messages(texts: Sequence[str], tokenizer, max_length: int) -> list[Tensor]:
     """Token ids (T,) of each text, at most `max_length`; an empty text becomes `<|endoftext|>`.
 
     Texts are data: a literal `<|endoftext|>` in a message is spelled out in ordinary tokens.
     """
-    encoded = tokenizer.encode_ordinary_batch(list(texts))
+    beginnings = [text[: LONGEST_TOKEN * max_length] for text in texts]  # nothing else is read
+    encoded = tokenizer.encode_ordinary_batch(beginnings)
     return [torch.tensor(ids[:max_length] or [tokenizer.eot_token]) for ids in encoded]
 
 

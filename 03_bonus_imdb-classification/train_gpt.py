@@ -203,7 +203,7 @@ def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
     )
 
 
-def drop_words(dataset: SpamDataset, share: float, seed: int) -> SpamDataset:
+def drop_tokens(dataset: SpamDataset, share: float, seed: int) -> SpamDataset:
     """The data set with a random share of every sequence's tokens left out, but never the last.
 
     No two epochs then show the same review, and shorter ones take less time (Iyyer et al. 2015,
@@ -271,7 +271,7 @@ def train_in_rounds(
         with clock.stage("training"):
             num_done = trainer.history.num_epochs
             learned = rounds[num_done % num_rounds]
-            trainer.train = drop_words(learned, word_dropout, config.seed * 1009 + num_done)
+            trainer.train = drop_tokens(learned, word_dropout, config.seed * 1009 + num_done)
             trainer.train_epoch(bar)
             trainer.train = probes[0]
             trainer.evaluate_epoch(probes[1])

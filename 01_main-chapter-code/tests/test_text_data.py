@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from gpt_download import DownloadError, load_mini_tokenizer
 from message_files import DataError
 from text_data import (
+    LONGEST_TOKEN,
     LOOK_ALIKES,
     SpamDataset,
     augment_messages,
@@ -183,6 +184,25 @@ def test_messages_are_encoded_cut_and_never_empty():
     assert empty.tolist() == [tokenizer.eot_token]
     assert tokenizer.eot_token not in marked  # spelled out, not obeyed
     assert tokenizer.decode(marked.tolist()) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("part", ["see you ", "x", "0", "\u00e9 ", "\U0001f600"])
+@pytest.mark.parametrize("max_length", [1, 2, 100])
+def test_what_is_read_of_a_long_text_is_its_first_tokens(part, max_length):
+    tokenizer, text = load_mini_tokenizer(), part * 20_000
+    [ids] = encode_messages([text], tokenizer, max_length)
+    assert ids.tolist() == tokenizer.encode_ordinary(text)[:max_length]
+
+
+def test_millions_of_spaces_are_read_too():
+    tokenizer = load_mini_tokenizer()
+    [ids] = encode_messages([" " * 3_000_000 + "x"], tokenizer, max_length=5)
+    assert tokenizer.decode(ids.tolist()).isspace()
+
+
+def test_no_token_of_gpt_mini_is_longer_than_the_longest():
+    tokenizer = load_mini_tokenizer()
+    assert max(map(len, tokenizer.token_byte_values())) <= LONGEST_TOKEN
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 9))

@@ -199,7 +199,7 @@ def test_rounds_see_every_review_once_an_epoch(tmp_path, monkeypatch):
 
 def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
     data = SpamDataset([torch.arange(1000), torch.arange(1)], [1, 0], reading=Reading("mean"))
-    some, others = (train_gpt.drop_words(data, 0.25, seed) for seed in (1, 2))
+    some, others = (train_gpt.drop_tokens(data, 0.25, seed) for seed in (1, 2))
     for part in (some, others):
         ids = part.sequences[0]
         assert 700 < len(ids) < 800
@@ -209,7 +209,7 @@ def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
         assert (part.labels, part.lengths) == ([1, 0], [len(ids), 1])
         assert part.reading == data.reading
     assert some.sequences[0].tolist() != others.sequences[0].tolist()
-    assert torch.equal(train_gpt.drop_words(data, 0.25, 1).sequences[0], some.sequences[0])
+    assert torch.equal(train_gpt.drop_tokens(data, 0.25, 1).sequences[0], some.sequences[0])
 
 
 def test_what_is_measured_loses_no_words(tmp_path, monkeypatch):
