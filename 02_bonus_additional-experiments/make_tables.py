@@ -30,6 +30,7 @@ from suites import (
     FURTHER,
     KNOWN,
     LEARNERS,
+    SUITES,
     Row,
 )
 
@@ -351,7 +352,17 @@ def almeida_table(folder: Path = RESULTS) -> str:
     return markdown(header, rows)
 
 
+def suite_table(folder: Path = RESULTS) -> str:
+    """What all runs of the suite took together."""
+    measured = load(SUITES["main"], folder)
+    seconds = [run["processor_seconds"] for row in measured for run in row.runs]
+    cells = [str(len(measured)), str(len(seconds)), f"{sum(seconds):,.0f}"]
+    cells.append(f"{sum(seconds) / 3600:.1f}")
+    return markdown(["rows", "runs", "processor seconds of one thread, in all", "hours"], [cells])
+
+
 TABLES = {
+    "suite": suite_table,
     "known": known_table,
     "further": lambda folder=RESULTS: plain_table(FURTHER, folder),
     "blocks": lambda folder=RESULTS: plain_table(block_rows(), folder),
