@@ -136,7 +136,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=COUNT_OR_NONE,
         default=0,
         metavar="EPOCHS",
-        help="epochs of language modelling on the training texts before the head is put on",
+        help="epochs of language modelling on the training texts and on the ham that balancing "
+        "leaves over, without labels, before the head is put on",
     )
     model.add_argument(
         "--trainable_layers",
@@ -690,7 +691,8 @@ def run_in_own_process(arguments: Sequence[str]) -> None:
 def run_suite(args: argparse.Namespace) -> None:
     """All runs that have no result yet, row by row; the rows that are alike share work.
 
-    The first seed of most rows runs in a process of its own and measures seconds and memory.
+    The first seed of the rows in `COST_MEASURED` runs in a process of its own, for its seconds and
+    memory.
     """
     rows, reuse, start = SUITES[args.suite], Reuse(), time.monotonic()
     if not all(row.is_classical for row in rows):  # nothing is fetched for classical models
@@ -764,6 +766,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif args.seeds:
             raise DataError("--seeds belongs to --suite; a single run has --seed.")
         else:
+            if args.classifier == "gpt":
+                args.model = choose_model_name(args.model)  # as a suite names it in its files
+            if args.row != "trial" and is_done(args):
+                raise DataError(
+                    f"{path_of(args)} is there already: delete it, or choose another folder with "
+                    f"--results, to measure again."
+                )
             print(summary(run_and_save(args)))
     except (DataError, ValueError) as error:
         print(f"additional_experiments.py: {error}", file=sys.stderr)

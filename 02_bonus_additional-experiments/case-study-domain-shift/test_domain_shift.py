@@ -60,10 +60,21 @@ def write_archive(path, files: dict[str, bytes], mode: str) -> None:
 def test_both_layouts_of_the_archives_are_read(tmp_path):
     ours = {"enron-spam/ham/enron1/1.txt": b"Subject: caf\xe9\nhello", "enron-spam/x.txt": b"no"}
     write_archive(tmp_path / "ours" / "enron-spam.tar.xz", ours, "w:xz")
-    theirs = {"enron2/spam/2.spam.txt": b"Subject: buy\r\n", "enron2/Summary.txt": b"no"}
-    write_archive(tmp_path / "theirs" / "enron-spam" / "enron2.tar.gz", theirs, "w:gz")
+    folder = tmp_path / "theirs" / "enron-spam"
+    for i in range(1, 7):
+        theirs = {
+            f"enron{i}/spam/{i}.txt": b"Subject: buy %d\r\n" % i,
+            f"enron{i}/Summary.txt": b"no",
+        }
+        write_archive(folder / f"enron{i}.tar.gz", theirs, "w:gz")
     read = [study.read_emails(tmp_path / name).values.tolist() for name in ("ours", "theirs")]
-    assert read == [[["ham", "Subject: café hello"]], [["spam", "Subject: buy"]]]
+    assert read == [
+        [["ham", "Subject: café hello"]],
+        [["spam", f"Subject: buy {i}"] for i in range(1, 7)],
+    ]
+    (folder / "enron4.tar.gz").unlink()
+    with pytest.raises(DownloadError, match="5 of the six archives"):
+        study.read_emails(tmp_path / "theirs")
 
 
 def test_missing_emails_are_explained(tmp_path, monkeypatch, capsys):
@@ -79,7 +90,9 @@ def test_missing_emails_are_explained(tmp_path, monkeypatch, capsys):
 def test_a_damaged_archive_is_named_in_a_sentence(name, damage, tmp_path):
     path = tmp_path / name
     noise = np.random.default_rng(0).bytes(50_000)
-    write_archive(path, {"ham/1.txt": noise, "ham/2.txt": noise[::-1]}, f"w:{name[-2:]}")
+    files = {"ham/1.txt": noise, "ham/2.txt": noise[::-1]}
+    for i in range(1, 7):  # all six, of which the first is damaged, or the one
+        write_archive(tmp_path / name.replace("enron1", f"enron{i}"), files, f"w:{name[-2:]}")
     whole = path.read_bytes()
     changed = whole[:60_000] + bytes(100) + whole[60_100:]
     damaged = {"cut": whole[:60_000], "changed": changed, "empty": b"", "no archive": noise}
@@ -139,6 +152,8 @@ def test_the_stability_index_grows_with_the_shift():
 def test_two_samples_are_told_apart_only_if_they_differ(parts):
     sms, emails = parts
     apart, p_apart = study.two_sample_test(sms.train["text"][:40], emails.test["text"][:40])
+    few = [*sms.train["text"][:38], *emails.test["text"][:2]]  # a part that comes in one piece
+    assert study.two_sample_test(few, emails.test["text"][2:42])[0] > 0.9
     texts = sms.train["text"].tolist()
     alike, p_alike = study.two_sample_test(texts[::2][:25], texts[1::2][:25])
     assert apart > 0.95

@@ -28,7 +28,7 @@ from evaluation import wilson_interval
 from finetune import COUNT
 from gpt_download import resolve_model_name
 from previous_chapters import GPTModel
-from text_classifier import Classifier, open_classifier, predict_logits
+from text_classifier import Classifier, TrainConfig, open_classifier, predict_logits
 from text_data import (
     SpamDataset,
     balance_classes,
@@ -146,18 +146,18 @@ def run(args: argparse.Namespace) -> dict:
     }
 
 
-def fine_tuned_mini(epochs: int) -> tuple[Classifier, SpamDataset]:
+def fine_tuned_mini(epochs: int, seed: int = TrainConfig.seed) -> tuple[Classifier, SpamDataset]:
     """gpt-mini as `finetune.py --model gpt-mini --pretrain-further 0` trains it, and its test
     messages. (Further pretraining takes a minute or two, and is beside the point here.)"""
     with tempfile.TemporaryDirectory() as folder:
         arguments = ["--model", "gpt-mini", "--epochs", str(epochs), "--quiet", "--output", folder]
-        arguments += ["--pretrain-further", "0", "--device", "cpu"]
+        arguments += ["--pretrain-further", "0", "--device", "cpu", "--seed", str(seed)]
         args = finetune.parse_args(arguments)
         if finetune.run(args)["data"] != finetune.SMS_NAME:
             raise ValueError("The SMS Spam Collection is needed: no result on made-up messages.")
         classifier = open_classifier(folder)
-    messages = balance_classes(clean_messages(read_sms_spam()), args.seed)
-    test = split_messages(messages, args.seed).test
+    messages = balance_classes(clean_messages(read_sms_spam()), seed)
+    test = split_messages(messages, seed).test
     sequences = encode_messages(test["text"], classifier.tokenizer, classifier.max_length)
     return classifier, SpamDataset(sequences, [int(label == "spam") for label in test["label"]])
 

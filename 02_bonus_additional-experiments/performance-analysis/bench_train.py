@@ -399,7 +399,7 @@ def notes(result: dict) -> list[str]:
 
 def runs_in_words(part: dict, epochs: int) -> str:
     if part["fast_runs_epochs"] == epochs:
-        return f"full runs: {len(part['fast_runs'])}, of which the median"
+        return f"each stage is the median of {len(part['fast_runs'])} full runs"
     return f"one run of one epoch, its training multiplied by {epochs}"
 
 

@@ -611,8 +611,9 @@ def evaluate(
     metrics = {
         "run": file.run,
         "api": answer_figures(predicted, labels, len(number)),
-        "input_tokens": sum(answer.input_tokens or 0 for answer in answers),
-        "output_tokens": sum(answer.output_tokens or 0 for answer in answers),
+        # Of all answers in the file, as the cost is: there may be more than these messages.
+        "input_tokens": sum(answer.input_tokens or 0 for answer in file.answers.values()),
+        "output_tokens": sum(answer.output_tokens or 0 for answer in file.answers.values()),
         "cost": file.spent,
     }
     if classifier is not None:
