@@ -18,16 +18,16 @@ from message_files import DataError
 from text_classifier import write_text
 
 
-def as_csv(table: pd.DataFrame, header: bool) -> str:
+def as_csv(table: pd.DataFrame, header: bool, quote_texts: bool = False) -> str:
     """Rows as CSV from which every cell comes back whole.
 
     Python before 3.13 leaves a cell with a bare carriage return without quotes, and its readers
     then end the row there: where one occurs, all texts are quoted.
     """
-    text = table.to_csv(index=False, header=header, lineterminator="\n")
-    if "\r" in text:
-        quoting = csv.QUOTE_NONNUMERIC
-        text = table.to_csv(index=False, header=header, lineterminator="\n", quoting=quoting)
+    quoting = csv.QUOTE_NONNUMERIC if quote_texts else csv.QUOTE_MINIMAL
+    text = table.to_csv(index=False, header=header, lineterminator="\n", quoting=quoting)
+    if "\r" in text and not quote_texts:
+        return as_csv(table, header, quote_texts=True)
     return text
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from text_classifier import Classifier, predict_logits
-from text_data import encode_messages
+from text_data import LONGEST_TOKEN, encode_messages
 
-MAX_PARTS = 48  # a longer message is cut into so many groups of words, to be answered in time
+MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
 MAX_TOKENS_SHOWN = 64  # a larger attention map is no longer legible
 WORD = re.compile(r"\s*\S{1,20}|\s+$")  # of a script without spaces, 20 characters at a time
 
@@ -39,7 +39,8 @@ class Explanation(NamedTuple):
 
 def text_read(classifier: Classifier, text: str) -> str:
     """The beginning of a text that its first `max_length` tokens spell out."""
-    ids = classifier.tokenizer.encode_ordinary(text)[: classifier.max_length]
+    beginning = text[: LONGEST_TOKEN * classifier.max_length]
+    ids = classifier.tokenizer.encode_ordinary(beginning)[: classifier.max_length]
     # A cut within a character leaves bytes that are none; they are dropped.
     return classifier.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
 

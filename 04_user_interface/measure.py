@@ -37,7 +37,7 @@ def start_page(folder: Path, port: int) -> tuple[subprocess.Popen, float]:
         try:
             httpx.get(f"http://127.0.0.1:{port}/").raise_for_status()
             return process, time.perf_counter() - begin
-        except httpx.TransportError:
+        except httpx.HTTPError:  # nobody listens yet, or it is not ready
             time.sleep(0.05)
     if process.poll() is not None:
         raise OSError(f"the page did not start: it ended with exit status {process.returncode}")
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> int:
             print(make_table(args.output))
         else:
             print(make_table())
-    except OSError as error:
+    except (OSError, RuntimeError, httpx.HTTPError) as error:
         print(f"measure.py: {error}", file=sys.stderr)
         return 1
     return 0

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from numbers import Number
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from html_parts import visible
 
 from classify import Survey, classify_file, survey_file
 from growing_file import as_csv
-from message_files import DataError, as_strings
+from message_files import ROWS_AT_ONCE, DataError, as_strings
 from text_classifier import Classifier
 
 FILE_TYPES = [".csv", ".tsv", ".txt", ".jsonl", ".parquet"]
@@ -25,6 +26,8 @@ CHARACTERS_SHOWN = 200  # of a message there
 MAX_COLUMNS = 1_000
 MAX_CELLS = 20_000_000
 MAX_CHARACTERS = 500_000  # of one cell; tiktoken's patterns overflow at a million spaces
+# Bytes of a Parquet file's table; ten times the largest upload, and texts shrink to a third or so.
+MAX_UNPACKED = 500_000_000
 
 # A spreadsheet runs a cell as a formula if it begins with one of these signs (the wide ones in
 # Japanese and Chinese programs); a plain number is harmless.
@@ -38,9 +41,10 @@ def neutralise(cell: object) -> object:
     >>> neutralise("=1+1"), neutralise("-5"), neutralise("Win!")
     ("'=1+1", '-5', 'Win!')
     """
-    if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell):
-        return f"'{cell}"
-    return cell
+    if isinstance(cell, Number):
+        return cell
+    text = str(cell)  # of dates and durations, too
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else cell
 
 
 def as_table_file(path: Path, folder: Path) -> Path:
@@ -98,6 +102,49 @@ def json_keys(line: str) -> Iterable[str]:
     return record if isinstance(record, dict) else ()
 
 
+def check_unpacked(path: Path) -> None:
+    """Raise ``DataError`` for a Parquet file that would fill the memory when it is read."""
+    try:
+        too_large = any(size > MAX_UNPACKED for size in unpacked_sizes(path))
+    except Exception as error:  # pyarrow's errors share no class
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
+    if too_large:
+        raise DataError(
+            f"{path}: unpacked, the table takes more than {MAX_UNPACKED // 10**6:,} MB; leave out "
+            f"the columns that are not needed, or split it."
+        )
+
+
+def unpacked_sizes(path: Path) -> Iterator[int]:
+    """Bytes of a Parquet file's pages, then of the texts in its first rows, in more rows, …"""
+    with pq.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+        columns = [file.metadata.schema.column(i) for i in range(file.metadata.num_columns)]
+        # Numbers that repeat take next to nothing in a page, but 8 bytes each in a table.
+        yield sum(
+            max(chunk.total_uncompressed_size, chunk.num_values * max(8, column.length))
+            for group in groups
+            for chunk, column in zip(map(group.column, range(len(columns))), columns)
+        )
+        texts = [i for i, column in enumerate(columns) if column.physical_type == "BYTE_ARRAY"]
+        names = [columns[i].path for i in texts]
+        num_bytes = 0
+        for i, group in enumerate(groups):
+            # A text that is stored once may stand in all rows. It is no longer than its column's
+            # pages: so many rows are read at a time that not even the longest fill the memory.
+            chunks = map(group.column, texts)
+            most = sum(chunk.total_uncompressed_size * chunk.num_values for chunk in chunks)
+            num_rows = MAX_UNPACKED // 2 * group.num_rows // max(1, most)
+            num_rows = min(max(1, num_rows), ROWS_AT_ONCE)
+            for batch in file.iter_batches(num_rows, row_groups=[i], columns=names):
+                for texts_read in batch.columns:
+                    if pa.types.is_dictionary(texts_read.type):  # pandas' categories
+                        texts_read = texts_read.dictionary_decode()
+                    num_bytes += texts_read.nbytes
+                yield num_bytes
+
+
 def survey_table(path: Path, text_column: str | None) -> Survey:
     """`survey_file`, but a table that is too large is refused before it takes the memory."""
 
@@ -118,8 +165,11 @@ def survey_table(path: Path, text_column: str | None) -> Survey:
                     f"{name!r} is longer than {MAX_CHARACTERS:,} characters."
                 )
 
-    if path.is_file() and num_columns(path) > MAX_COLUMNS:
+    width = num_columns(path) if path.is_file() else 0
+    if width > MAX_COLUMNS:
         raise DataError(f"{path}: the table has more than {MAX_COLUMNS:,} columns.")
+    if width and path.suffix.lower() == ".parquet":
+        check_unpacked(path)
     survey = survey_file(path, text_column, check)
     check_cells(survey.num_rows, len(survey.columns))
     return survey
@@ -160,13 +210,14 @@ def classify_into(
     for piece in classify_file(classifier, table_file, survey):
         safe = piece.rename(columns=neutralise).map(neutralise)
         with output.open("a", encoding="utf-8", newline="") as file:
-            file.write(as_csv(safe, header=done == 0))
+            # In quotes: some spreadsheets would begin a cell, or a formula, at a semicolon.
+            file.write(as_csv(safe, header=done == 0, quote_texts=True))
         if done < ROWS_SHOWN:
             rows = piece[: ROWS_SHOWN - done]
             numbers = range(done + 1, done + len(rows) + 1)
             texts = as_strings(rows[survey.text_column]).map(shorten)
             confidences = (round(float(value), 4) for value in rows.probability)
-            shown.extend(zip(numbers, texts, rows.predicted_label, confidences))
+            shown.extend(zip(numbers, texts, rows.predicted_label.map(visible), confidences))
         done += len(piece)
         counts.update(piece.predicted_label)
         table = pd.DataFrame(shown, columns=["row", "message", "label", "confidence"])

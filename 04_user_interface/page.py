@@ -162,6 +162,11 @@ def read_message(message: Any) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
+def visible_names(classifier: Classifier) -> list[str]:
+    """The classes' names, with invisible signs spelled out."""
+    return [html_parts.visible(name) for name in classifier.label_names]
+
+
 def decide(probabilities: np.ndarray, label_names: list[str], threshold: float) -> str:
     """Of two classes the second one where its probability reaches the threshold, else the first;
     of more classes the likeliest, where it reaches the threshold.
@@ -178,7 +183,7 @@ def decide(probabilities: np.ndarray, label_names: list[str], threshold: float) 
 
 
 def threshold_slider(classifier: Classifier) -> gr.Slider:
-    names = classifier.label_names
+    names = visible_names(classifier)
     if len(names) == 2:
         label = f"Threshold: call it {names[1]!r} from this probability on"
         info = "Higher: fewer false alarms. Lower: fewer messages of that class get through."
@@ -188,7 +193,7 @@ def threshold_slider(classifier: Classifier) -> gr.Slider:
 
 
 def one_message_tab(classifier: Classifier) -> None:
-    names, config = classifier.label_names, classifier.model.cfg
+    names, config = visible_names(classifier), classifier.model.cfg
 
     def show_decision(message: str, threshold: float) -> tuple[str, dict[str, float]]:
         message = read_message(message)
@@ -310,13 +315,11 @@ def one_message_tab(classifier: Classifier) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def as_sentence(error: Exception, path: Path) -> gr.Error:
+def as_sentence(error: Exception, path: Path, folder: str) -> gr.Error:
     """The error for the reader, with the file's name only: where it lies here is nobody's
-    business."""
-    text = str(error)
-    for place in {path, path.with_suffix(".jsonl")}:
-        text = text.replace(str(place), path.name)
-    return refusal(text)
+    business, nor where the table does that was made of it in `folder`."""
+    text = str(error).replace(str(path), path.name)
+    return refusal(text.replace(str(Path(folder) / f"{path.stem}.jsonl"), path.name))
 
 
 def many_messages_tab(classifier: Classifier) -> None:
@@ -330,9 +333,10 @@ def many_messages_tab(classifier: Classifier) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 survey = survey_table(as_table_file(path, Path(folder)), None)
         except DataError as error:
-            raise as_sentence(error, path) from None
+            raise as_sentence(error, path, folder) from None
         found = html_parts.note(f"{path.name}: {survey.num_rows:,} rows.")
-        columns = gr.Dropdown(choices=survey.columns, value=survey.text_column, interactive=True)
+        choices = [(html_parts.visible(name), name) for name in survey.columns]
+        columns = gr.Dropdown(choices=choices, value=survey.text_column, interactive=True)
         return columns, *no_result, found
 
     def show_results(
@@ -354,7 +358,7 @@ def many_messages_tab(classifier: Classifier) -> None:
                     done = f"{state.num_done:,} of {state.num_rows:,} messages classified …"
                     yield html_parts.note(done), state.shown, None
             except DataError as error:
-                raise as_sentence(error, path) from None
+                raise as_sentence(error, path, folder) from None
             yield html_parts.note(final_sentence(state)), state.shown, str(output)
 
     def classify_for_client(file: str, text_column: str = "") -> Iterator[str | None]:
@@ -456,7 +460,7 @@ def many_messages_tab(classifier: Classifier) -> None:
 
 
 def quality_tab(classifier: Classifier, results: SavedResults) -> None:
-    names = classifier.label_names
+    names = visible_names(classifier)
     if classifier.card.get("made_up_data"):
         gr.HTML(html_parts.warning(MADE_UP_WARNING))
     if results.test is None:

@@ -4,12 +4,10 @@ python 04_user_interface/screenshot.py classifier
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
-from trial_page import served
+from trial_page import find_chromium, served
 
 PICTURE = Path(__file__).parent / "screenshot.png"
 MESSAGE = "URGENT! You have won a £900 prize. Call 09061701461 now to claim. Sorry I am late, mum"
@@ -26,7 +24,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError:
+        print(
+            "screenshot.py: the package playwright is missing; install what the page needs with "
+            "`python -m pip install -r 04_user_interface/requirements-extra.txt`.",
+            file=sys.stderr,
+        )
+        return 1
+    chromium = find_chromium()
     if chromium is None:
         print("screenshot.py: Chromium is missing; install it.", file=sys.stderr)
         return 1

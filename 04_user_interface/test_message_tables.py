@@ -5,6 +5,8 @@ from pathlib import Path
 
 import message_tables
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from message_tables import ROWS_SHOWN, classify_into, neutralise, num_columns
@@ -44,6 +46,21 @@ def test_a_formula_becomes_text(cell):
 def test_only_formulas_are_changed(cell):
     expected = f"'{cell}" if cell == "+44 7700" else cell  # a space: no plain number
     assert neutralise(cell) == expected
+
+
+def test_a_duration_is_no_formula_either():
+    assert neutralise(pd.Timedelta(days=-1)) == "'-1 days +00:00:00"
+    assert neutralise(pd.Timedelta(days=1)) == pd.Timedelta(days=1)
+
+
+def test_no_part_of_a_text_begins_a_cell_where_semicolons_do(tiny, tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("text\nhello;=HYPERLINK(1)\n", "utf-8")
+    classified(tiny, path, "text")
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.reader(file, delimiter=";"))
+    assert all(cell[:1] not in "=+-@" for row in rows for cell in row)
+    assert rows[1][0].startswith("hello;=HYPERLINK(1)")
 
 
 def test_no_cell_heading_or_label_of_the_download_is_a_formula(tiny, tmp_path):
@@ -133,6 +150,60 @@ def test_a_parquet_file_of_too_many_columns_is_refused(tiny, tmp_path):
     pd.DataFrame({f"column {i}": ["text"] for i in range(1_001)}).to_parquet(path)
     with pytest.raises(DataError, match="1,000 columns"):
         classified(tiny, path)
+
+
+def repeated(value, num_rows: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array([0] * num_rows, pa.int32()), [value])
+
+
+PARQUET_BOMBS = {
+    "pages of zeros": ({"id": pa.array([0] * 1_000_000)}, {"use_dictionary": False}),
+    "numbers that repeat": ({"id": repeated(0, 1_000_000)}, {}),
+    "a long text": ({"text": repeated("x" * 2_000_000, 50_000)}, {"store_schema": False}),
+    "a text that a cell may hold": ({"text": repeated("x" * 400_000, 50_000)}, {}),
+    "lists": (
+        {"text": pa.ListArray.from_arrays([0, 500, 1_000], repeated("x" * 100_000, 1_000))},
+        {"store_schema": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("bomb", PARQUET_BOMBS)
+def test_a_parquet_file_that_unpacks_hugely_is_refused_first(tiny, tmp_path, monkeypatch, bomb):
+    columns, how = PARQUET_BOMBS[bomb]
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd", **how)
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(message_tables, "MAX_UNPACKED", 7_000_000)
+    monkeypatch.delattr(message_tables, "survey_file")  # the reader must not be reached
+    usual, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(DataError, match=r"in\.parquet: unpacked, .* more than 7 MB; leave out"):
+            classified(tiny, path)
+    finally:
+        pa.set_memory_pool(usual)
+    assert pool.max_memory() < 150_000_000  # two rows of lists; unpacked, the texts take 20 GB
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_an_ordinary_parquet_file_passes_however_it_is_packed(tiny, tmp_path, encoding):
+    path = tmp_path / "in.parquet"
+    texts = [f"message number {i}, and some more of it" for i in range(300)]
+    columns = {"text": texts, "tags": [["a", "b"], []] * 150, "more": [{"a": {"b": "c"}}] * 300}
+    how = {"use_dictionary": ["tags"], "column_encoding": {"text": encoding}}
+    pq.write_table(pa.table(columns), path, row_group_size=70, **how)
+    assert classified(tiny, path)[1]["text"].tolist() == texts
+
+
+def test_a_parquet_file_that_is_cut_short_is_no_parquet_file(tiny, tmp_path):
+    path = tmp_path / "in.parquet"
+    pd.DataFrame({"text": [f"message number {i}" for i in range(1_000)]}).to_parquet(path)
+    content = path.read_bytes()
+    for damaged in (content[:-100], content[:4] + b"?" * 500 + content[504:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="not a Parquet file that can be read"):
+            classified(tiny, path)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,9 @@ def test_a_file_that_cannot_be_used_is_refused_without_telling_where_it_lies(cli
     lines.write_bytes(b"ca\xf1on")
     with pytest.raises(AppError, match=r"^lines\.txt: .*UTF-8"):
         client.predict(handle_file(lines), "", api_name="/classify_file")
+    lines.write_text(f"hello\n{'x' * 500_001}\n", encoding="utf-8")
+    with pytest.raises(AppError, match=r"^lines\.txt: in row 2"):
+        client.predict(handle_file(lines), "", api_name="/classify_file")
 
 
 def test_files_of_the_server_cannot_be_asked_for(client, address):

@@ -5,7 +5,6 @@ With CH06_SCREENSHOTS set to a folder, each test leaves its pictures there to be
 
 import json
 import os
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,14 +15,12 @@ import pytest
 pytest.importorskip("gradio", reason="needs requirements-extra.txt")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs requirements-extra.txt")
 
-from trial_page import made_up_csv, served, train_small  # noqa: E402
+from trial_page import find_chromium, made_up_csv, served, train_small  # noqa: E402
 
 expect = sync_api.expect
 expect.set_options(timeout=60_000)  # a busy machine is no failure
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium"
 )

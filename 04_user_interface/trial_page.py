@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -36,6 +37,12 @@ def train_small(folder: Path, csv: Path) -> Path:
     if finetune.main([*options, "--epochs", "3", "--max-length", "64"]) != 0:
         raise RuntimeError("finetune.py failed")
     return folder
+
+
+def find_chromium() -> str | None:
+    """The browser that is installed here, whatever its command is called."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return next(filter(None, map(shutil.which, names)), None)
 
 
 def free_port() -> int:
