@@ -67,6 +67,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("give texts or --file, not both")
     if not args.file and (args.output or args.text_column is not None):
         parser.error("--output and --text-column belong to --file")
+    if args.output and args.output.resolve() == args.file.resolve():
+        parser.error("--output is --file itself, which would be lost: name another file")
     if args.resume and not args.output:
         parser.error("--resume belongs to --file with --output: only a file can be gone on with")
     return args
@@ -188,6 +190,7 @@ def classify(args: argparse.Namespace) -> None:
         if args.output:
             classify_into_file(classifier, args, survey)
         else:
+            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
             for i, table in enumerate(classify_file(classifier, args.file, survey)):
                 print(as_csv(table, header=i == 0), end="")
     else:
@@ -215,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         if args.output:
-            complain("stopped; repeat the command with --resume to go on.")
+            complain("stopped; if it had begun to write, --resume goes on.")
         return 130
     return 0
 

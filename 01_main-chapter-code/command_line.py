@@ -29,11 +29,12 @@ def standard_output() -> Iterator[None]:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ended; on a CPU, PyTorch says so by a plain ``RuntimeError`` only.
+    """Whether memory ended; on a CPU and on MPS, PyTorch says so by a plain ``RuntimeError``.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes do not match"))
     (True, False)
     """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    signs = ("DefaultCPUAllocator", "MPS backend out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)

@@ -259,7 +259,12 @@ def plot_calibration(result: Calibration) -> Figure:
     fig, ax = plt.subplots(figsize=(4.6, 4.2))
     ax.plot([0, 1], [0, 1], ":", color="gray", label="perfectly calibrated")
     ax.scatter(result.confidence, result.accuracy, 10 + 3 * np.sqrt(result.counts) * 5, alpha=0.7)
-    ax.set(xlabel="confidence", ylabel="share correct", xlim=(0.45, 1.02), ylim=(0, 1.05))
+    ax.set(
+        xlabel="confidence",
+        ylabel="share correct",
+        xlim=(min(0.45, result.confidence.min() - 0.05), 1.02),
+        ylim=(0, 1.05),
+    )
     ax.set_title(f"expected calibration error {result.expected_error:.3f}")
     ax.grid(alpha=0.3)
     ax.legend()

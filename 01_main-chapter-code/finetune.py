@@ -88,6 +88,7 @@ GPT2_LEARNING_RATE = 5e-5
 # them in a minute; for GPT-2 the gain was not measured, and without a GPU they take long.
 FURTHER_EPOCHS = {"gpt-mini": 2}
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
+MAX_BASELINE_CHARACTERS = 20_000_000  # and here, than everything else together
 # Messages times labels. The regression has a coefficient for each label and n-gram, and its
 # optimizer keeps a few dozen copies of them: a gigabyte here, and without a bound all memory.
 MAX_BASELINE_SIZE = 200_000
@@ -397,7 +398,12 @@ def evaluate(
 def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
     """Test accuracy of the n-gram regression on the same messages, where it is quick."""
     num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
-    if num_messages > MAX_BASELINE_MESSAGES or num_messages * num_labels > MAX_BASELINE_SIZE:
+    num_characters = splits.train["text"].str.len().sum()
+    if (
+        num_messages > MAX_BASELINE_MESSAGES
+        or num_characters > MAX_BASELINE_CHARACTERS
+        or num_messages * num_labels > MAX_BASELINE_SIZE
+    ):
         return None
     baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
     correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
@@ -407,10 +413,16 @@ def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
     }
 
 
-def fits_in_memory(datasets: list[SpamDataset], emb_dim: int) -> bool:
-    """Whether the hidden states of all messages may be kept."""
-    num_tokens = sum(sum(dataset.lengths) for dataset in datasets)
-    return num_tokens * emb_dim * 4 <= FROZEN_BYTES_LIMIT
+def fits_in_memory(datasets: list[SpamDataset], model: GPTModel, num_frozen: int) -> bool:
+    """Whether the hidden states that `compute_frozen_layers` would keep may be kept."""
+    last_only = num_frozen == len(model.trf_blocks)  # of each message, where the last token is read
+    num_states = sum(
+        len(dataset)
+        if last_only and dataset.reading.position == "last_real"
+        else sum(dataset.lengths)
+        for dataset in datasets
+    )
+    return num_states * model.cfg.emb_dim * 4 <= FROZEN_BYTES_LIMIT
 
 
 # ---------------------------------------------------------------------------------------------
@@ -525,7 +537,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     num_train = len(job.splits.train)
     say(f"{job.model_name} on {device}: training {args.trainable}, {num_train:,} messages.")
     with clock.stage("frozen_layers"):
-        if fits_in_memory(job.datasets, model.cfg.emb_dim):
+        if fits_in_memory(job.datasets, model, num_frozen):
             job.datasets = [
                 compute_frozen_layers(model, dataset, num_frozen, progress)
                 for dataset in job.datasets
@@ -740,11 +752,12 @@ def results_table(metrics: dict) -> str:
 def closing_words(metrics: dict, output: Path) -> str:
     """What the run took, where its result is, and what to do with it."""
     seconds, peak = sum(metrics["seconds"].values()), metrics["peak_memory_mb"]
+    folder = f'"{output}"' if " " in str(output) else output
     memory = "" if peak is None else f", {peak} MB at most"
     return (
         f"\n{seconds:.0f} seconds{memory}.\n"
         f"The classifier is in {output}; try it:\n"
-        f'  python {Path(__file__).parent.name}/classify.py {output} "a message of yours"'
+        f'  python {Path(__file__).parent.name}/classify.py {folder} "a message of yours"'
     )
 
 
@@ -773,7 +786,11 @@ def main(argv: list[str] | None = None) -> int:
         )
         return 1
     except KeyboardInterrupt:
-        print("\nStopped. Repeat the command with --resume to go on.", file=sys.stderr)
+        print(
+            "\nStopped. Repeat the command with --resume to go on, or without if it had not begun "
+            "to train.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

@@ -61,8 +61,10 @@ def add_lora(
     """Give the named linear layers of every block a correction to train.
 
     What else is trained stays as it was, so freeze the model first. Raises ``ValueError`` if the
-    rank does not fit a layer.
+    rank does not fit a layer, or if the model has corrections already.
     """
+    if any(isinstance(module, LoRALinear) for module in model.modules()):
+        raise ValueError("The model has corrections already: merge them first, or load it anew.")
     for block in model.trf_blocks:
         for name in layers:
             block.set_submodule(name, LoRALinear(block.get_submodule(name), rank, alpha))

@@ -413,6 +413,8 @@ def generate(
         raise ValueError(f"temperature={temperature} must be 0 (greedy) or above.")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} must be at least 1, or None for no limit.")
+    if input_ids.shape[1] == 0:
+        raise ValueError("The prompt is empty: begin with <|endoftext|>.")
     was_training = model.training
     model.eval()
     finished = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)

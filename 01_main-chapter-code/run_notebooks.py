@@ -32,7 +32,7 @@ CHAPTER_NOTEBOOKS = tuple(
 # A path of somebody's machine, but not the part of a web address that looks like one.
 MACHINE_PATH = re.compile(
     r"(?<![\w./:-])/(?:home|root|tmp|work|usr|opt|mnt|media|private|Users|var/folders)/[^\s\"'<>]*"
-    r"|[A-Za-z]:\\(?:Users|Windows|Program Files)[^\s\"'<>]*"
+    r"|[A-Za-z]:[\\/]+(?:Users|Windows|Program Files)[^\s\"'<>]*"
 )
 OBJECT_ADDRESS = re.compile(r"\bat 0x[0-9a-fA-F]{6,}")
 ANSI_CODE = re.compile(r"\x1b\[[0-9;]*m")

@@ -9,12 +9,14 @@ handed to finetune.py. `table` prints the table of the README from those files.
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 from scipy import stats
 from tqdm import tqdm
 
@@ -41,7 +43,7 @@ def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
 
 def run_seeds(name: str, seeds: list[int], options: list[str]) -> Iterator[dict]:
     """Fine-tune once a seed; after each, all figures so far."""
-    command = " ".join(["several_seeds.py run", name, "--seeds", *map(str, seeds), *options])
+    command = shlex.join(["several_seeds.py", "run", name, "--seeds", *map(str, seeds), *options])
     runs = []
     for seed in tqdm(seeds, name):
         with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="fine-tune once a seed; further options: finetune.py's")
     run.add_argument("name", help="name of the result file")
-    run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="at least two")
+    run.add_argument(
+        "--seeds", type=finetune.SEED, nargs="+", default=[1, 2, 3, 4, 5], help="at least two"
+    )
     run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     commands.add_parser("table", help="print the table of all result files")
     args, options = parser.parse_known_args(argv)
@@ -145,8 +149,8 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"table takes no options: leave out {' '.join(options)}")
         print(make_table())
         return 0
-    if len(args.seeds) < 2:
-        parser.error("--seeds needs at least two seeds")
+    if len(set(args.seeds)) < max(2, len(args.seeds)):
+        parser.error("--seeds needs at least two seeds, each once")
     if not args.name or Path(args.name).name != args.name:
         parser.error(f"{args.name!r} cannot name a file; its folder is chosen by --results")
     path = args.results / f"{args.name}.json"
@@ -163,9 +167,13 @@ def main(argv: list[str] | None = None) -> int:
     except (DownloadError, OSError) as error:
         print(f"several_seeds.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nStopped; the seeds that are done are kept in {unfinished}.", file=sys.stderr)
+        return 130
     print(table_row(result))
     return 0
 
 
 if __name__ == "__main__":
+    matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())

@@ -107,7 +107,7 @@ def set_dropout(model: GPTModel, rate: float) -> None:
 
 
 def train_mode(model: GPTModel) -> None:
-    """Switch dropout on where something is trained; frozen parts stay in evaluation mode."""
+    """Switch dropout on in the parts that are trained whole; the others stay in evaluation mode."""
     model.eval()
     for part in (*model.trf_blocks, model.final_norm, model.out_head):
         part.train(all(p.requires_grad for p in part.parameters()))
@@ -596,7 +596,8 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     tensors = {f"weight.{name}": p for name, p in trainer.parameters.items()}
     tensors |= {f"best.{name}": p for name, p in trainer.best_weights.items()}
     tensors |= flatten_optimizer_state(trainer.optimizer, "optimizer.")
-    state = {"history": asdict(trainer.history), "config": asdict(trainer.config)}
+    config = asdict(trainer.config) | {"updates an epoch": trainer.steps_per_epoch}
+    state = {"history": asdict(trainer.history), "config": config}
     save_tensors(tensors, path, {"state": json.dumps(state)})
 
 
@@ -606,18 +607,19 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
             state = json.loads(file.metadata()["state"])
-        tensors = load_file(path)
+        # In memory of their own: Windows would not replace a file that tensors are mapped on.
+        tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and start anew.") from error
-    now = asdict(trainer.config)
+    now = asdict(trainer.config) | {"updates an epoch": trainer.steps_per_epoch}
     changed = [
         f"{k}: {state['config'].get(k)} then, {v} now"
         for k, v in now.items()
         if state["config"].get(k) != v
     ]
-    saved = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
-    if saved != set(trainer.parameters):
-        changed.append("other layers were trained")
+    saved = {name: t.shape for name, t in tensors.items() if name.startswith("weight.")}
+    if saved != {f"weight.{name}": p.shape for name, p in trainer.parameters.items()}:
+        changed.append("other layers were trained, or of another size")
     if changed:
         raise ValueError(
             f"{path} belongs to a run with other options ({'; '.join(changed)}); repeat those "

@@ -28,7 +28,7 @@ from long_texts import Cut, encode_pieces
 from message_files import DataError
 from text_classifier import open_classifier, pick_device
 from train_gpt import make_dataset, predict_positive
-from training_runs import exit_status
+from training_runs import exit_status, run_name
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("name", help="name of the run whose classifier is taken")
+    parser.add_argument("name", type=run_name, help="name of the run whose classifier is taken")
     parser.add_argument("--num-reviews", type=COUNT, default=2000, help="long reviews drawn")
     parser.add_argument("--seed", type=SEED, default=1, help="which reviews are drawn")
     parser.add_argument(
@@ -68,7 +68,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Everything from opening the classifier to writing the result; returns the result."""
     device = pick_device(args.device)
     classifier = open_classifier(args.runs / args.name, device)
-    options, tokenizer = classifier.card["training"], classifier.tokenizer
+    options, tokenizer = classifier.card.get("training", {}), classifier.tokenizer
+    if not {"cut", "precision"} <= options.keys():
+        raise DataError(f"{args.runs / args.name} is no classifier that train_gpt.py made.")
     test = read_parts(args.data)["test"]
     lengths = [len(ids) for ids in tokenizer.encode_ordinary_batch(test["text"].tolist())]
     long = test[np.array(lengths) > classifier.max_length]

@@ -52,7 +52,10 @@ def choose_train(
         raise DataError(
             f"--num-train {num_train}: there are only {len(parts['train'])} training reviews."
         )
-    return parts | {"train": parts["train"].sample(num_train, random_state=seed)}
+    drawn = parts["train"].sample(num_train, random_state=seed)
+    if drawn["label"].nunique() < len(LABELS):
+        raise DataError(f"--num-train {num_train}: the sample has one class only; take more.")
+    return parts | {"train": drawn}
 
 
 def result_lines(result: dict[str, Any]) -> str:

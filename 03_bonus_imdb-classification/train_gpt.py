@@ -104,8 +104,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=COUNT_OR_NONE,
         metavar="EPOCHS",
         default=0,
-        help="epochs of language modelling on the training reviews, each cut at --max-length, "
-        "before the head is put on",
+        help="epochs of language modelling on the training reviews, the first --max-length tokens "
+        "of each, before the head is put on",
     )
     model.add_argument(
         "--trainable",
@@ -220,21 +220,20 @@ def drop_tokens(dataset: SpamDataset, share: float, seed: int) -> SpamDataset:
     return SpamDataset(sequences, dataset.labels, reading=dataset.reading)
 
 
-def count_rounds(num_reviews: int, batch_size: int) -> int:
-    """The fewest rounds of at most `ROUND_REVIEWS` that take equally many updates.
+def divide_into_rounds(num_reviews: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices of reviews in random order, in equal rounds of at most `ROUND_REVIEWS`: (R, N).
 
-    Rounds differ by one review at most, which must not make a batch more: schedule and seeds
-    are counted by the updates of a round.
+    Schedule and seeds are counted by the updates of a round, so all rounds are of one size: where
+    the reviews cannot be divided by R, fewer than R of them are in two rounds.
 
-    >>> count_rounds(22152, 16)
-    4
-    >>> count_rounds(12001, 16)  # three rounds would be of 251, 250 and 250 updates
-    4
+    >>> divide_into_rounds(22152, np.random.default_rng(1)).shape
+    (4, 5538)
+    >>> divide_into_rounds(7001, np.random.default_rng(1)).shape
+    (2, 3501)
     """
     num_rounds = -(-num_reviews // ROUND_REVIEWS)
-    while num_reviews % num_rounds and num_reviews // num_rounds % batch_size == 0:
-        num_rounds += 1
-    return num_rounds
+    size = -(-num_reviews // num_rounds)
+    return np.resize(rng.permutation(num_reviews), (num_rounds, size))
 
 
 def train_in_rounds(
@@ -254,9 +253,8 @@ def train_in_rounds(
     are probed, since to classify them whole each time would take longer than to train.
     """
     rng = np.random.default_rng(config.seed)
-    num_rounds = count_rounds(len(train), config.batch_size)
-    rounds = np.array_split(rng.permutation(len(train)), num_rounds)
-    rounds = [subset(train, indices) for indices in rounds]
+    rounds = [subset(train, indices) for indices in divide_into_rounds(len(train), rng)]
+    num_rounds = len(rounds)
     probes = [
         subset(dataset, rng.permutation(len(dataset))[:PROBE_REVIEWS])
         for dataset in (train, validation)
@@ -380,7 +378,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
             datasets[part] = make_dataset(pieces[part], label_numbers(parts[part]), args.pooling)
     learned = [datasets["train"], datasets["validation"]]
-    if fits_in_memory(learned, model.cfg.emb_dim):
+    if fits_in_memory(learned, model, num_frozen):
         with clock.stage("training"):
             learned = [compute_frozen_layers(model, data, num_frozen) for data in learned]
     say(f"{name} on {device}: {len(parts['train']):,} reviews, {num_trained:,} parameters trained.")

@@ -10,7 +10,9 @@ from typing import Any, get_args
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 
+from command_line import is_out_of_memory
 from download_prepare_dataset import REVIEWS
 from finetune import COUNT, SEED, Clock
 from gpt_download import DownloadError
@@ -86,7 +88,9 @@ def parse_run(parser: argparse.ArgumentParser, argv: list[str] | None) -> argpar
     """The options, with what follows from them: the command, and the folder of the run's state."""
     args = parser.parse_args(argv)
     args.command = recorded_command(parser.prog, argv)
-    runs = args.runs / "trials" if args.validation_only else args.runs
+    # Apart, as the results are: a small run must not take the place of the whole one.
+    kind = "trials" if args.validation_only else "curve" if args.num_train is not None else ""
+    runs = args.runs / kind
     args.output = runs / args.name  # where the chapter's functions look for the state
     return args
 
@@ -139,7 +143,12 @@ def exit_status(prog: str, command: Callable[[], Any], when_stopped: str) -> int
     except (DownloadError, OSError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except SafetensorError as error:
+        print(f"{prog}: a file could not be read or written: {error}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         print(
             f"{prog}: out of memory; try a smaller --batch-size or --max-length. {error}",
             file=sys.stderr,

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import tiktoken
@@ -41,6 +42,7 @@ from previous_chapters import (
     token_ids_to_text,
 )
 from text_classifier import (
+    file_sha256,
     flatten_optimizer_state,
     load_optimizer_state,
     pick_device,
@@ -54,6 +56,7 @@ TOKENS_PER_STEP = 8192
 SHORT_WINDOW, SHARE_SHORT = 128, 0.75
 WARMUP_STEPS = 100
 SHARE_DECAY = 0.4  # the last part of the run, in which the learning rate falls to zero
+TOKENS_NOTE = "tokens.json"  # in --work: what the kept tokens were made of
 STEPS_PER_CHECKPOINT = 200
 STEPS_PER_EVALUATION = 200
 SAMPLE_PROMPTS = ("Have you seen ", "I am going to the ", "Congratulations", "The old man ")
@@ -118,7 +121,7 @@ def byte_values() -> dict[str, int]:
 def write_tiktoken_file(tokens: list[bytes], path: Path) -> None:
     """One line a token: its bytes in base64, a space, its rank."""
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
-    path.write_text("".join(lines), encoding="ascii")
+    write_text("".join(lines), path)
 
 
 def encode_documents(documents: list[str], tokenizer: tiktoken.Encoding) -> np.ndarray:
@@ -127,26 +130,36 @@ def encode_documents(documents: list[str], tokenizer: tiktoken.Encoding) -> np.n
     return np.concatenate([np.array([*doc, tokenizer.eot_token], np.uint16) for doc in ids])
 
 
+def mixed_documents(paths: list[Path], seed: int) -> list[str]:
+    """Documents of all sources in random order: every part of an epoch resembles the whole."""
+    documents = [document for path in tqdm(paths, "reading") for document in read_documents(path)]
+    order = np.random.default_rng(seed).permutation(len(documents))
+    return [documents[i] for i in order]
+
+
 def load_tokens(args: argparse.Namespace) -> tuple[tiktoken.Encoding, Tensor, Tensor]:
-    """The tokenizer (trained if there is none yet), training tokens and held-out tokens."""
-    vocabulary_file = args.output / "vocabulary.tiktoken"
-    train_file, valid_file = args.work / "train.npy", args.work / "valid.npy"
-    if not (vocabulary_file.exists() and train_file.exists() and valid_file.exists()):
-        paths = sorted((args.corpus / "train").glob("*.txt"))
-        if not paths or not (args.corpus / "valid.txt").exists():
-            raise DataError(f"--corpus {args.corpus} must hold train/*.txt and valid.txt.")
-        documents = [doc for path in tqdm(paths, "reading") for doc in read_documents(path)]
-        # Documents of all sources are mixed, so that every part of an epoch resembles the whole.
-        order = np.random.default_rng(args.seed).permutation(len(documents))
-        documents = [documents[i] for i in order]
-        if not vocabulary_file.exists():
-            tokens = train_vocabulary(documents, MODEL_CONFIGS["gpt-mini"].vocab_size)
-            write_tiktoken_file(tokens, vocabulary_file)
-        tokenizer = load_mini_tokenizer(args.output)
-        np.save(train_file, encode_documents(documents, tokenizer))
-        valid_documents = read_documents(args.corpus / "valid.txt")
-        np.save(valid_file, encode_documents(valid_documents, tokenizer))
+    """The tokenizer (trained if there is none yet), training tokens and held-out tokens.
+
+    The tokens are kept in `--work`, with a note of what they were made of.
+    """
+    paths, valid_text = sorted((args.corpus / "train").glob("*.txt")), args.corpus / "valid.txt"
+    if not paths or not valid_text.exists():
+        raise DataError(f"--corpus {args.corpus} must hold train/*.txt and valid.txt.")
+    vocabulary = args.output / "vocabulary.tiktoken"
+    if not vocabulary.exists():
+        documents = mixed_documents(paths, args.seed)
+        tokens = train_vocabulary(documents, MODEL_CONFIGS["gpt-mini"].vocab_size)
+        write_tiktoken_file(tokens, vocabulary)
     tokenizer = load_mini_tokenizer(args.output)
+    train_file, valid_file = args.work / "train.npy", args.work / "valid.npy"
+    made_of = {path.name: file_sha256(path) for path in (*paths, valid_text, vocabulary)}
+    text = json.dumps(made_of | {"seed": args.seed}, indent=1)
+    note = args.work / TOKENS_NOTE
+    if not note.exists() or note.read_text(encoding="utf-8") != text:
+        note.unlink(missing_ok=True)
+        np.save(train_file, encode_documents(mixed_documents(paths, args.seed), tokenizer))
+        np.save(valid_file, encode_documents(read_documents(valid_text), tokenizer))
+        write_text(text, note)
     train, valid = (torch.from_numpy(np.load(f).astype(np.int64)) for f in (train_file, valid_file))
     return tokenizer, train, valid
 
@@ -233,6 +246,12 @@ def pretrain(args: argparse.Namespace) -> None:
     cfg = MODEL_CONFIGS["gpt-mini"]
     refuse_small_corpus(train_tokens, valid_tokens, cfg.context_length)
     num_steps = max(1, int(args.tokens) // TOKENS_PER_STEP)
+    run = {  # what must be the same when it is gone on with
+        "--tokens": num_steps * TOKENS_PER_STEP,
+        "--learning-rate": args.learning_rate,
+        "--seed": args.seed,
+        "corpus or vocabulary": file_sha256(args.work / TOKENS_NOTE),
+    }
 
     torch.manual_seed(args.seed)
     model = GPTModel(cfg).to(device)
@@ -241,7 +260,7 @@ def pretrain(args: argparse.Namespace) -> None:
     log = {"steps": [], "train_loss": [], "held_out_steps": [], "held_out_loss": []}
     first_step, seconds = 0, 0.0
     if checkpoint.exists():
-        first_step, seconds, log = load_checkpoint(checkpoint, model, optimizers)
+        first_step, seconds, log = load_checkpoint(checkpoint, model, optimizers, run)
         print(f"Going on from step {first_step} of {num_steps}.")
     loss_function = torch.compile(batch_loss) if args.compile else batch_loss
 
@@ -272,30 +291,41 @@ def pretrain(args: argparse.Namespace) -> None:
             tqdm.write(f"step {step + 1}: held-out loss {log['held_out_loss'][-1]:.3f}")
         if (step + 1) % STEPS_PER_CHECKPOINT == 0 or step + 1 == num_steps:
             seconds = time.perf_counter() - start
-            save_checkpoint(checkpoint, model, optimizers, step + 1, seconds, log)
-    write_results(args, model, tokenizer, num_steps, seconds, log)
+            save_checkpoint(checkpoint, model, optimizers, step + 1, seconds, log, run)
+    write_results(args, device, model, tokenizer, num_steps, seconds, log)
 
 
-def save_checkpoint(path: Path, model, optimizers, step: int, seconds: float, log: dict) -> None:
+def save_checkpoint(
+    path: Path, model, optimizers, step: int, seconds: float, log: dict, run: dict
+) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in gpt2_state_dict(model).items()}
     for i, optimizer in enumerate(optimizers):
         tensors |= flatten_optimizer_state(optimizer, f"optimizer{i}.")
-    progress = json.dumps({"step": step, "seconds": seconds, "log": log})
+    progress = json.dumps({"step": step, "seconds": seconds, "log": log, "run": run})
     save_tensors(tensors, path, {"progress": progress})
 
 
-def load_checkpoint(path: Path, model, optimizers) -> tuple[int, float, dict]:
+def load_checkpoint(path: Path, model, optimizers, run: dict) -> tuple[int, float, dict]:
+    """Go on from a checkpoint. Raises ``DataError`` if it belongs to another run."""
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+    then = progress.get("run", {})
+    if changed := [name for name, value in run.items() if then.get(name) != value]:
+        raise DataError(
+            f"{path} is of a run with another {' and another '.join(changed)}; repeat that run's "
+            f"options, or take a new folder for --work."
+        )
     tensors = load_file(path)
     names = [name for name in tensors if name.startswith("model.")]
     load_weights_into_gpt(model, {name.removeprefix("model."): tensors[name] for name in names})
     for i, optimizer in enumerate(optimizers):
         load_optimizer_state(optimizer, tensors, f"optimizer{i}.")
-    with safe_open(path, "pt") as file:
-        progress = json.loads(file.metadata()["progress"])
     return progress["step"], progress["seconds"], progress["log"]
 
 
-def write_results(args, model: GPTModel, tokenizer, num_steps: int, seconds: float, log) -> None:
+def write_results(
+    args, device, model: GPTModel, tokenizer, num_steps: int, seconds: float, log
+) -> None:
     """The model in fp16 under GPT-2's tensor names, and what the model card quotes."""
     tensors = {name: tensor.half().cpu() for name, tensor in gpt2_state_dict(model).items()}
     save_tensors(tensors, args.output / "model.safetensors", {"format": "pt"})
@@ -311,7 +341,7 @@ def write_results(args, model: GPTModel, tokenizer, num_steps: int, seconds: flo
         "vocabulary": tokenizer.n_vocab,
         "tokens_seen": num_steps * TOKENS_PER_STEP,
         "seconds": round(seconds),
-        "device": str(args.device),
+        "device": str(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "held_out_loss": log["held_out_loss"][-1],
@@ -355,4 +385,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())

@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from hypothesis import settings
@@ -16,6 +17,8 @@ from hypothesis import settings
 from gpt_download import load_mini_tokenizer
 from previous_chapters import GPTConfig, GPTModel
 from text_classifier import Classifier, add_classification_head, save_classifier
+
+matplotlib.use("Agg")  # as the commands do: no window, wherever the tests run
 
 # A slow machine is no failure.
 settings.register_profile("chapter", deadline=None, max_examples=50)

@@ -1009,6 +1009,7 @@ def test_other_files_are_classified_alike(tiny_classifier_folder, tmp_path, caps
         (("--file", "in.csv", "--text-column", "txt"), ["in.csv", "'txt'", "'id', 'body'"]),
         (("--file", "in.csv", "a text"), ["not both"]),
         (("a text", "--output", "out.csv"), ["--output", "--file"]),
+        (("--file", "in.csv", "--output", "./in.csv"), ["--output is --file itself"]),
         (("a text", "--text-column", "body"), ["--text-column", "--file"]),
         (("a text", "--text-column", ""), ["--text-column", "--file"]),
         (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),

@@ -22,7 +22,9 @@ def test_table_of_results_is_the_one_that_the_raw_files_give():
 
 
 def test_results_are_of_real_messages_over_five_seeds():
-    for path in several_seeds.RESULTS.glob("*.json"):
+    paths = list(several_seeds.RESULTS.glob("*.json"))
+    assert len(paths) >= 3
+    for path in paths:
         runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
         assert len({run["seed"] for run in runs}) >= 5
         assert {run["data"] for run in runs} == {finetune.SMS_NAME}
@@ -145,6 +147,8 @@ def test_seeds_that_are_done_are_kept_when_the_next_one_fails(tmp_path, monkeypa
         (["run", "a", "--output", "x"], "--results"),
         (["run", "a", "--outp=x"], "--results"),
         (["run", "a", "--seed", "3"], "--seeds"),
+        (["run", "a", "--seeds", "1", "1"], "each once"),
+        (["run", "a", "--seeds", "1", "4294967296"], "2**32"),
         (["run", "a", "--results", "{file}"], "cannot be written"),
         (["run", "a", "--modle", "x"], "--modle"),
     ],

@@ -181,12 +181,14 @@ def small_recipe(monkeypatch):
     monkeypatch.setattr(pretrain, "WARMUP_STEPS", 3)
 
 
-def test_recipe_learns_writes_its_results_and_resumes_exactly(corpus, tmp_path, small_recipe):
-    def run(name: str) -> Path:
+def test_recipe_learns_writes_its_results_and_resumes_exactly(
+    corpus, tmp_path, small_recipe, capsys
+):
+    def run(name: str, *options: str) -> Path:
         output = tmp_path / name
         arguments = ["--corpus", str(corpus), "--output", str(output), "--device", "cpu"]
-        arguments += ["--work", str(tmp_path / f"{name}-work")]
-        pretrain.main([*arguments, "--tokens", f"{20 * 256}"])
+        arguments += ["--work", str(tmp_path / f"{name}-work"), "--tokens", f"{20 * 256}"]
+        assert pretrain.main([*arguments, *options]) == (2 if options else 0)
         return output
 
     whole = run("whole")
@@ -212,10 +214,17 @@ def test_recipe_learns_writes_its_results_and_resumes_exactly(corpus, tmp_path, 
         patch.setattr(pretrain, "save_checkpoint", stop_after_ten)
         with pytest.raises(Stopped):
             run("halves")
+    for option, value in (("--tokens", "9999"), ("--seed", "5"), ("--learning-rate", "0.1")):
+        run("halves", option, value)
+        assert "is of a run with another " in capsys.readouterr().err
     halves = run("halves")
+    assert "Going on from step 10 of 20" in capsys.readouterr().out
     expected, resumed = (load_file(o / "model.safetensors") for o in (whole, halves))
     assert set(expected) == set(resumed)
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+    (corpus / "train" / "b.txt").write_text(TEXT, encoding="utf-8")
+    run("halves", "--compile")
+    assert "another corpus or vocabulary" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,12 @@ def test_layers_can_be_chosen(model):
     assert corrected == {"att.W_query", "att.W_value"}
 
 
+def test_corrections_are_not_corrected_again(model):
+    add_lora(model, rank=2, alpha=4)
+    with pytest.raises(ValueError, match="corrections already"):
+        add_lora(model, rank=2, alpha=4)
+
+
 @pytest.mark.parametrize("rank", [0, 17])
 def test_a_rank_that_does_not_fit_is_refused(model, rank):
     with pytest.raises(ValueError, match=r"rank=\d+ must lie between 1 and 16"):

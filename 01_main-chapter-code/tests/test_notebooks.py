@@ -426,6 +426,8 @@ def test_command_explains_wrong_options(arguments):
     [
         (f"saved in /{HOME}/ann/x", f"/{HOME}/ann/x"),
         (r"C:\Users\ann\x", r"C:\Users\ann\x"),
+        ("WindowsPath('C:/Users/ann/x')", "C:/Users/ann/x"),
+        (r"'C:\\Users\\ann'", r"C:\\Users\\ann"),
         ("https://example.org/home/ann", None),
         ("and/or/tmp/x", None),
         ("1/2", None),

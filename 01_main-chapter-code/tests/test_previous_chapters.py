@@ -347,6 +347,11 @@ def test_a_cache_and_last_positions_do_not_go_together():
         attention(x, last_positions=torch.tensor([1, 2]), cache=KeyValueCache())
 
 
+def test_nothing_is_generated_from_nothing():
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        generate(random_model(), torch.empty(1, 0, dtype=torch.long), 3)
+
+
 def test_a_full_cache_is_refused(input_ids):
     model = random_model()
     caches = [KeyValueCache() for _ in model.trf_blocks]

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pandas as pd
+import pyarrow
 import pytest
 from imdb_samples import (
     NUM_PER_LABEL,
@@ -360,6 +361,9 @@ def test_the_real_reviews_are_all_there(tmp_path, monkeypatch, capsys):
     assert (parts["test"]["label"] == "pos").sum() == 12_500
     films = {name: set(part["film"]) for name, part in parts.items()}
     assert not films["train"] & films["validation"]
+    assert not (films["train"] | films["validation"]) & films["test"]
     readme = (Path(prepare.__file__).parent / "README.md").read_text(encoding="utf-8")
     for line in printed.splitlines()[-3:]:
-        assert " ".join(line.split(",")[0].split()) in " ".join(readme.split())
+        if pyarrow.__version__ != "26.0.1":  # others may write other bytes for the same table
+            line = line.partition(", SHA-256")[0]
+        assert " ".join(line.split()) in " ".join(readme.split())

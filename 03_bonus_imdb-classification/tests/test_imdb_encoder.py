@@ -143,11 +143,11 @@ def test_the_longest_input_is_one_that_the_encoder_reads(kind):
 
 def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
     assert train_encoder.newest_checkpoint(tmp_path) is None
-    for step, whole in ((900, True), (1000, True), (1100, False)):
+    for step, state in ((900, "{}"), (1000, "{}"), (1100, None), (1200, ""), (1300, '{"epo')):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        if whole:
-            (folder / train_encoder.TRAINER_STATE_NAME).write_text("{}", encoding="utf-8")
+        if state is not None:
+            (folder / train_encoder.TRAINER_STATE_NAME).write_text(state, encoding="utf-8")
     newest = tmp_path / "checkpoint-1000"
     assert train_encoder.newest_checkpoint(tmp_path) == str(newest)
     assert list(tmp_path.iterdir()) == [newest]
@@ -256,3 +256,18 @@ def test_the_real_minilm_is_found_without_the_hub():
         "film",
         "[SEP]",
     ]
+
+
+def test_a_folder_is_taken_whatever_its_name(tmp_path, monkeypatch):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text("{}", encoding="utf-8")
+    assert train_encoder.locate_encoder("bert") == train_encoder.ENCODERS["bert"]
+    monkeypatch.chdir(tmp_path)
+    assert train_encoder.locate_encoder("bert") == "bert"
+
+
+def test_a_classifier_is_no_pretrained_encoder(tmp_path, encoder, parts, capsys):
+    result_of(tmp_path, parts, encoder)
+    trained = tmp_path / "runs" / "tiny"
+    assert train_encoder.main(arguments(tmp_path / "again", parts, trained)) == 2
+    assert "is a classifier already" in capsys.readouterr().err

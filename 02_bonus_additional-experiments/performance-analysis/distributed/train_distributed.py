@@ -383,7 +383,7 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
         f"{args.trainable}, {len(job.splits.train):,} messages."
     )
     with clock.stage("frozen_layers"):
-        if args.strategy == "ddp" and finetune.fits_in_memory(job.datasets, job.model.cfg.emb_dim):
+        if args.strategy == "ddp" and finetune.fits_in_memory(job.datasets, job.model, num_frozen):
             job.datasets = [
                 compute_frozen_layers_together(job.model, dataset, num_frozen, progress)
                 for dataset in job.datasets
