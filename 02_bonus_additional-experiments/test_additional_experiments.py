@@ -381,6 +381,23 @@ def test_a_result_of_other_options_is_not_taken_for_this_one(tiny_suite, tmp_pat
         experiments.is_done(args)
 
 
+def test_a_measured_row_is_not_overwritten(tmp_path, capsys):
+    arguments = ["--trainable_layers", "head", "--epochs", "1", "--quiet"]
+    arguments += ["--results", str(tmp_path)]
+    assert experiments.main([*arguments, "--row", "mine"]) == 0
+    [path] = (tmp_path / "mine").iterdir()
+    before = path.read_bytes()
+    assert json.loads(before)["configuration"]["model"] == "gpt-mini"  # found out, not "auto"
+    for options, said in (([], "is there already"), (["--dropout", "0"], "is there already")):
+        assert experiments.main([*arguments, "--row", "mine", *options]) == 2
+        assert said in capsys.readouterr().err
+    assert experiments.main([*arguments, "--row", "mine", "--batch_size", "4"]) == 2
+    assert "comes from other options" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    for _ in range(2):  # a trial may be repeated
+        assert experiments.main(arguments) == 0
+
+
 def test_the_models_name_reaches_the_function_that_loads_it(monkeypatch):
     asked = []
 

@@ -57,6 +57,29 @@ def test_equal_answers_differ_by_nothing():
     assert (result.difference, result.low, result.high, result.p_value) == (0, 0, 0, 1)
 
 
+def test_few_seeds_that_disagree_leave_a_wide_interval():
+    ours = measured("ours", {1: [1] * 8, 2: [1, 0] * 4, 3: [0, 0, 0, 1] * 2})
+    theirs = measured("theirs", {seed: [0] * 8 for seed in (1, 2, 3)})
+    result = make_tables.compare(ours, theirs)
+    shares = np.array([1, 0.5, 0.25])
+    half = 4.303 * shares.std(ddof=1) / 3**0.5  # Student's t, two degrees of freedom
+    assert (result.low, result.high) == pytest.approx(
+        (shares.mean() - half, shares.mean() + half), abs=1e-3
+    )
+
+
+def test_seeds_that_agree_by_luck_leave_the_luck_of_the_messages():
+    ours = measured("ours", {seed: [1, 1, 0, 0] for seed in (1, 2, 3)})
+    theirs = measured("theirs", {seed: [0, 0, 1, 0] for seed in (1, 2, 3)})
+    result = make_tables.compare(ours, theirs)
+    assert result.low < 0 < result.difference == pytest.approx(0.25) < result.high
+
+
+def test_a_row_without_files_is_named(tmp_path):
+    with pytest.raises(ValueError, match="last-block needs the files of 5 seeds"):
+        make_tables.load_one(suites.KNOWN[0], tmp_path)
+
+
 def test_a_clear_difference_excludes_zero_and_a_small_one_does_not():
     rng = np.random.default_rng(0)
     right = {seed: (rng.random(200) < 0.8).astype(int).tolist() for seed in range(5)}
