@@ -596,8 +596,7 @@ def save_checkpoint(trainer: Trainer, path: Path) -> None:
     tensors = {f"weight.{name}": p for name, p in trainer.parameters.items()}
     tensors |= {f"best.{name}": p for name, p in trainer.best_weights.items()}
     tensors |= flatten_optimizer_state(trainer.optimizer, "optimizer.")
-    config = asdict(trainer.config) | {"updates an epoch": trainer.steps_per_epoch}
-    state = {"history": asdict(trainer.history), "config": config}
+    state = {"history": asdict(trainer.history), "config": asdict(trainer.config)}
     save_tensors(tensors, path, {"state": json.dumps(state)})
 
 
@@ -611,7 +610,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
         tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete it and start anew.") from error
-    now = asdict(trainer.config) | {"updates an epoch": trainer.steps_per_epoch}
+    now = asdict(trainer.config)
     changed = [
         f"{k}: {state['config'].get(k)} then, {v} now"
         for k, v in now.items()

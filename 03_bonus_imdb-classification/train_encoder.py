@@ -127,7 +127,9 @@ def locate_encoder(name: str) -> str:
     """The folder or the Hub's name of an encoder. Raises ``DataError`` for a folder without one."""
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise DataError(f"--model {name}: this folder holds no encoder: no config.json in it.")
+            raise DataError(
+                f"--model {name}: this folder holds no encoder: config.json is missing."
+            )
         return name
     if name == "minilm" and (package := find_spec(MINILM_PACKAGE)):
         return str(Path(package.origin).parent / "model")

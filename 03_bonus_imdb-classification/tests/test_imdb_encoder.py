@@ -74,7 +74,8 @@ def arguments(folder: Path, parts: Path, encoder: Path, *options) -> list[str]:
 
 def result_of(folder: Path, parts: Path, encoder: Path, *options) -> dict:
     assert train_encoder.main(arguments(folder, parts, encoder, *options)) == 0
-    return json.loads((folder / "runs" / "tiny" / "metrics.json").read_text(encoding="utf-8"))
+    runs = folder / "runs" / ("curve" if "--num-train" in options else "")
+    return json.loads((runs / "tiny" / "metrics.json").read_text(encoding="utf-8"))
 
 
 def test_result_and_probabilities_are_written(tmp_path, parts, encoder):
@@ -108,7 +109,7 @@ def test_every_option_changes_the_result(tmp_path, parts, encoder, option, value
     def outcome(folder: Path, *options) -> torch.Tensor:
         result_of(folder, parts, encoder, "--learning-rate", 3e-3, *options)
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder / "runs" / "tiny"
+            folder / "runs" / ("curve" if "--num-train" in options else "") / "tiny"
         )
         return torch.nn.utils.parameters_to_vector(model.parameters())
 

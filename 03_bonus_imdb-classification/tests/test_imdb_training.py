@@ -47,8 +47,10 @@ def gpt_arguments(folder: Path, parts: Path, name: str, *options) -> list[str]:
 
 def gpt_result(folder: Path, parts: Path, *options, name: str = "tiny") -> dict:
     assert train_gpt.main(gpt_arguments(folder, parts, name, *options)) == 0
-    trial = "trials" if "--validation-only" in options else ""
-    metrics = folder / "runs" / trial / name / "metrics.json"
+    kind = (
+        "trials" if "--validation-only" in options else "curve" if "--num-train" in options else ""
+    )
+    metrics = folder / "runs" / kind / name / "metrics.json"
     return json.loads(metrics.read_text(encoding="utf-8"))
 
 
