@@ -210,7 +210,7 @@ def test_finetunes_options_are_all_known():
     data = {"data", "text_column", "label_column", "protocol", "balance", "augment", "max_length"}
     training = {"epochs", "batch_size", "learning_rate", "schedule", "warmup_share", "dropout"}
     training |= {"max_grad_norm", "weight_decay", "patience", "seed", "pretrain_further"}
-    run = {"model", "weights", "trainable", "output", "device", "resume", "quiet"}
+    run = {"model", "weights", "trainable", "pooling", "output", "device", "resume", "quiet"}
     new = options - data - training - run
     assert not new, f"teach train_distributed.py what to do with {new}"
 
