@@ -763,9 +763,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.suite:
             refuse_options_beside_a_suite(argv)
             run_suite(args)
-        elif args.seeds:
-            raise DataError("--seeds belongs to --suite; a single run has --seed.")
         else:
+            refuse_options_without_effect(args)
             if args.classifier == "gpt":
                 args.model = choose_model_name(args.model)  # as a suite names it in its files
             if args.row != "trial" and is_done(args):
