@@ -7,6 +7,7 @@ dimensions, C classes, N messages of a data set.
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -570,15 +571,21 @@ def load_optimizer_state(
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """A safetensors file that is either whole or not there: it is renamed when complete."""
+    """A safetensors file that is either whole or not there: it is moved here when complete."""
+    # safetensors begins each file under a random name. In a folder of our own, what a killed run
+    # left of it is found again and removed.
     partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
     try:
-        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, partial, metadata)
-        partial.chmod(0o644)  # safetensors keeps its files from everybody else
-        partial.replace(path)
+        whole = partial / path.name
+        save_file({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, whole, metadata)
+        whole.chmod(0o644)  # safetensors keeps its files from everybody else
+        whole.replace(path)
     except SafetensorError as error:  # a full disk, among others
-        partial.unlink(missing_ok=True)
         raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(text: str, path: Path) -> None:

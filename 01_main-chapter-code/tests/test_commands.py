@@ -715,6 +715,7 @@ def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_pa
     process.wait()
     check_folder_is_whole(output)
     assert resume(data, output) == expected
+    assert {path.suffix for path in output.iterdir()} == {".json", ".png", ".safetensors"}
 
 
 def test_ctrl_c_says_how_to_go_on(messages_csv, tmp_path, capsys, monkeypatch):

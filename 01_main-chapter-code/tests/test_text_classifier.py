@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -31,6 +34,7 @@ from text_classifier import (
     pick_device,
     predict_logits,
     save_classifier,
+    save_tensors,
     set_dropout,
     train_classifier_simple,
     train_mode,
@@ -366,6 +370,31 @@ def test_resumed_training_equals_undisturbed_training(tmp_path, stop_after):
     assert len(calls) == max(0, expected.num_epochs - stop_after)  # gone on with, not done anew
     for (name, a), b in zip(undisturbed.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    killed = textwrap.dedent(
+        """
+        import os, sys
+        from pathlib import Path
+        import torch
+        import text_classifier
+
+        def begins_to_write(tensors, path, metadata):
+            (Path(path).parent / ".tmpAbCdEf").write_bytes(b"half")
+            os._exit(9)
+
+        text_classifier.save_file = begins_to_write
+        text_classifier.save_tensors({"a": torch.ones(3)}, Path(sys.argv[1]), {})
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", killed, weights]).returncode == 9
+    assert not weights.exists()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()]
+    save_tensors({"a": torch.ones(3)}, weights, {})
+    assert list(tmp_path.iterdir()) == [weights]
+    assert load_file(weights)["a"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_checkpoint_of_another_run_is_refused(tmp_path):
