@@ -159,7 +159,11 @@ def read_logits(model: GPTModel, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def compute_frozen_layers(
-    model: GPTModel, dataset: SpamDataset, num_frozen: int, progress: bool = False
+    model: GPTModel,
+    dataset: SpamDataset,
+    num_frozen: int,
+    progress: bool = False,
+    precision: Precision = "float32",
 ) -> SpamDataset:
     """The data set with the frozen blocks' output in place of the token ids.
 
@@ -175,8 +179,9 @@ def compute_frozen_layers(
     bar = tqdm(total=len(dataset), desc="frozen layers", unit="msg", disable=not progress)
     for indices, batch in _evaluation_batches(dataset, device):
         x = model.embed(batch.inputs)
-        for block in model.trf_blocks[:num_frozen]:
-            x = block(x, visible=None if dataset.reading.causal else batch.real)
+        with compute_in(precision, device):
+            for block in model.trf_blocks[:num_frozen]:
+                x = block(x, visible=None if dataset.reading.causal else batch.real)
         for i, states, last in zip(indices, x, batch.last_positions.tolist(), strict=True):
             hidden[i] = (states[last : last + 1] if last_only else states[: last + 1]).clone()
         bar.update(len(indices))

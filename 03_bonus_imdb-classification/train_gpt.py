@@ -380,7 +380,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     learned = [datasets["train"], datasets["validation"]]
     if fits_in_memory(learned, model, num_frozen):
         with clock.stage("training"):
-            learned = [compute_frozen_layers(model, data, num_frozen) for data in learned]
+            learned = [
+                compute_frozen_layers(model, data, num_frozen, precision=config.precision)
+                for data in learned
+            ]
     say(f"{name} on {device}: {len(parts['train']):,} reviews, {num_trained:,} parameters trained.")
     trainer = train_in_rounds(
         model, *learned, config, checkpoint, clock, args.word_dropout, not args.quiet

@@ -32,6 +32,12 @@ class NotHere(Exception):
     """This machine or installation cannot do it; the message says why."""
 
 
+def need_bf16(device: torch.device) -> None:
+    """Raise ``NotHere`` on a processor that would only imitate bfloat16, slowly."""
+    if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise NotHere("the processor has no bf16 instructions")
+
+
 # ---------------------------------------------------------------------------------------------
 # Timing
 # ---------------------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import matplotlib.pyplot as plt
 import torch
@@ -17,6 +18,7 @@ from bench_common import (
     interleave,
     machine,
     matrix_rate,
+    need_bf16,
     random_classifier,
     reasons,
 )
@@ -29,7 +31,13 @@ import finetune
 from finetune import COUNT
 from gpt_download import load_pretrained, load_tokenizer, resolve_model_name
 from previous_chapters import MODEL_CONFIGS
-from text_classifier import TrainConfig, add_classification_head, freeze_all_but
+from text_classifier import (
+    Precision,
+    TrainConfig,
+    add_classification_head,
+    compute_in,
+    freeze_all_but,
+)
 from text_data import SpamDataset, encode_messages, published_splits
 
 # Of finetune.py's run; the n-gram baseline that it also fits is no part of the GPT's training.
@@ -73,8 +81,11 @@ def run(args: argparse.Namespace) -> dict:
         "last_block": last_block,
         "all_layers": all_layers,
         "largest_difference_of_losses": {
-            trainable: compare_losses(trainable, args.check_steps)
-            for trainable in ("last_block", "all")
+            precision: {
+                trainable: compare_losses(trainable, args.check_steps, precision)
+                for trainable in ("last_block", "all")
+            }
+            for precision in get_args(Precision)
         },
         **machine(args.device),
     }
@@ -110,46 +121,84 @@ def compare(
     job = TrainingJob(model, parts, TrainConfig.batch_size, num_frozen)
     ways = ladder(any_frozen=num_frozen > 0)
     epochs_in_full = args.epochs if trainable == "last_block" else 1
-    rates, full_runs, trainer_runs, not_here = [], [], [], {}
+    not_here: dict[str, str] = {}
+    precisions = usable_precisions(args.device, not_here)
+    rates, full_runs = ({precision: [] for precision in precisions} for _ in range(2))
+    trainer_runs = []
 
-    def run_in_full() -> None:
-        full_runs.append(run_chapter(args, trainable, epochs_in_full))
+    def measure_rate(precision: Precision) -> None:
+        with compute_in(precision, args.device):
+            rates[precision].append(matrix_rate(model.cfg, args.device, 1.0))
+
+    def run_in_full(precision: Precision) -> None:
+        full_runs[precision].append(run_chapter(args, trainable, epochs_in_full, precision))
 
     functions, samples = timed_functions(job, ways, args.sample, args.epochs)
-    functions["matrix rate"] = lambda: rates.append(matrix_rate(model.cfg, args.device, 1.0))
+    functions |= {f"matrix rate, {p}": partial(measure_rate, p) for p in precisions}
     try:
         trainer = make_trainer(args, job, trainable, folder)
         functions[TRAINER] = lambda: trainer_runs.append((trainer.train(), trainer.evaluate()))
     except NotHere as reason:
         not_here[TRAINER] = str(reason)
+    in_full = {f"finetune.py in full, {p}": partial(run_in_full, p) for p in precisions}
     if trainable == "last_block":
-        functions["finetune.py in full"] = run_in_full
+        functions |= in_full
     rounds = interleave(functions, args.repetitions, args.device, warm_up=False)
-    if not full_runs:
-        run_in_full()
+    if trainable != "last_block":
+        for function in in_full.values():
+            function()
 
-    stages = {stage: statistics.median(run[stage] for run in full_runs) for stage in full_runs[0]}
-    stages["training"] *= args.epochs / epochs_in_full
-    rungs = [estimate(way, rounds, samples, stages) for way in ways]
-    plain, fast = rungs[0]["seconds"], sum(stages[stage] for stage in COUNTED_STAGES)
-    rate, lengths = statistics.median(rates), [part.lengths for part in parts]
-    floor = floor_operations(model.cfg, lengths, args.epochs, num_frozen) / rate
+    stages = {p: medians(runs, args.epochs / epochs_in_full) for p, runs in full_runs.items()}
+    rungs = [estimate(way, rounds, samples, stages["float32"]) for way in ways]
+    plain, lengths = rungs[0]["seconds"], [part.lengths for part in parts]
+    operations = floor_operations(model.cfg, lengths, args.epochs, num_frozen)
+    figures = {
+        p: {"fast_runs": full_runs[p], **against_the_floor(stages[p], rates[p], operations, plain)}
+        for p in precisions
+    }
     return {
         "ways": rungs,
         "batches_timed_in_a_round": samples["step, plain"].num_timed,
-        "trainer": trainer_figures(job, trainer_runs, stages, args),
+        "trainer": trainer_figures(job, trainer_runs, stages["float32"], args),
         "not_here": not_here,
         "plain_seconds": plain,
-        "fast_seconds": fast,
-        "fast_seconds_by_stage": stages,
-        "fast_runs": full_runs,
         "fast_runs_epochs": epochs_in_full,
+        **figures["float32"],
+        "bfloat16": figures.get("bfloat16"),
+        "rounds": rounds,
+    }
+
+
+def usable_precisions(device: torch.device, not_here: dict[str, str]) -> list[Precision]:
+    """All that the device has instructions for; `not_here` gets the reason of what is left out."""
+    try:
+        need_bf16(device)
+    except NotHere as reason:
+        not_here["finetune.py --precision bfloat16"] = str(reason)
+        return ["float32"]
+    return ["float32", "bfloat16"]
+
+
+def medians(runs: list[dict[str, float]], times_training: float) -> dict[str, float]:
+    """Seconds of each stage, the training multiplied where only a part of its epochs was run."""
+    stages = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+    return stages | {"training": stages["training"] * times_training}
+
+
+def against_the_floor(
+    stages: dict[str, float], rates: list[float], operations: float, plain: float
+) -> dict:
+    """What `finetune.py` took, beside the plain way and beside its operations at the measured
+    rate."""
+    seconds, rate = sum(stages[stage] for stage in COUNTED_STAGES), statistics.median(rates)
+    return {
+        "fast_seconds": seconds,
+        "fast_seconds_by_stage": stages,
         "matrix_gflops": rate / 1e9,
         "matrix_gflops_of_rounds": [value / 1e9 for value in rates],
-        "floor_seconds": floor,
-        "speedup": plain / fast,
-        "times_floor": fast / floor,
-        "rounds": rounds,
+        "floor_seconds": operations / rate,
+        "speedup": plain / seconds,
+        "times_floor": seconds / (operations / rate),
     }
 
 
@@ -224,12 +273,14 @@ def evaluated(of_parts: Sequence, epochs: int) -> list[tuple[int, Any]]:
     return [(part, of_parts[part]) for part in [0, 1] * epochs + [0, 1, 2]]
 
 
-def run_chapter(args: argparse.Namespace, trainable: str, epochs: int) -> dict[str, float]:
+def run_chapter(
+    args: argparse.Namespace, trainable: str, epochs: int, precision: Precision
+) -> dict[str, float]:
     """Seconds of each stage of `finetune.py`, from reading the file to the final accuracies."""
     with tempfile.TemporaryDirectory() as folder:
         options = ["--model", args.model, "--weights", "random", "--protocol", "published"]
         options += ["--trainable", trainable, "--epochs", str(epochs), "--output", folder]
-        options += ["--device", args.device.type, "--quiet"]
+        options += ["--precision", precision, "--device", args.device.type, "--quiet"]
         return finetune.run(finetune.parse_args(options))["seconds"]
 
 
@@ -318,23 +369,26 @@ def trainer_figures(
 # ---------------------------------------------------------------------------------------------
 
 
-def compare_losses(trainable: str, num_steps: int) -> float:
+def compare_losses(trainable: str, num_steps: int, precision: Precision) -> float:
     """Largest difference between the losses of the plain way and of all improvements, over the
-    same batches in the same order, on the pretrained gpt-mini.
+    same batches in the same order, on the pretrained gpt-mini. The plain way is float32.
 
     (Grouping by length changes which messages share a batch, and so the course of the training,
     though not what is computed of a batch: both ways get the grouped batches here.)
     """
     parts, losses = read_parts("gpt-mini"), []
     fast = ladder(any_frozen=trainable != "all")[-1]
-    for way in (Way("plain"), fast):
+    for way, its_precision in ((Way("plain"), "float32"), (fast, precision)):
         model, _ = load_pretrained("gpt-mini")
         torch.manual_seed(0)
         add_classification_head(model, 2)
         job = TrainingJob(model, parts, TrainConfig.batch_size, freeze_all_but(model, trainable))
         job.optimizer.param_groups[0]["lr"] = 5e-4
         batches = job.train_batches(fast)[:num_steps]
-        losses.append([job.step(job.make_batch(rows, way), way).item() for rows in batches])
+        losses.append([])
+        for rows in batches:
+            with compute_in(its_precision, job.device):  # anew: it keeps the weights that it rounds
+                losses[-1].append(job.step(job.make_batch(rows, way), way).item())
     return max(abs(a - b) for a, b in zip(*losses, strict=True))
 
 
@@ -357,6 +411,8 @@ def seconds_by_name(part: dict) -> dict[str, float]:
     """Seconds of all that was compared."""
     seconds = {RUNGS[way["name"]]: way["seconds"] for way in part["ways"]}
     seconds |= {"`finetune.py`": part["fast_seconds"], "floor": part["floor_seconds"]}
+    if part["bfloat16"]:
+        seconds["`finetune.py --precision bfloat16`"] = part["bfloat16"]["fast_seconds"]
     if part["trainer"]:
         seconds["`transformers`' Trainer, grouped by length"] = part["trainer"]["seconds"]
     return seconds
@@ -382,17 +438,30 @@ def notes(result: dict) -> list[str]:
     ]
     for key, trained in TRAINED.items():
         part = result[key]
+        rounded = part["bfloat16"]
         lines.append(
             f"{trained.capitalize()}: `finetune.py` is {part['speedup']:.1f} times faster than the "
             f"plain way and takes {part['times_floor']:.2f} times the floor at "
-            f"{part['matrix_gflops']:.0f} GFLOP/s; {runs_in_words(part, result['epochs'])}."
+            f"{part['matrix_gflops']:.0f} GFLOP/s"
+            + (
+                f"; with `--precision bfloat16` it is {rounded['speedup']:.1f} times faster and "
+                f"takes {rounded['fast_seconds'] / part['floor_seconds']:.2f} times that floor, "
+                f"but {rounded['times_floor']:.2f} times its own, at "
+                f"{rounded['matrix_gflops']:.0f} GFLOP/s"
+                if rounded
+                else ""
+            )
+            + f"; {runs_in_words(part, result['epochs'])}."
         )
         lines += reasons(part["not_here"])
-    differences = result["largest_difference_of_losses"]
+    differences = [
+        f"{'last block' if trainable == 'last_block' else 'all layers'} {value:.0e} in {precision}"
+        for precision, values in result["largest_difference_of_losses"].items()
+        for trainable, value in values.items()
+    ]
     lines.append(
-        "Largest difference between the losses of the plain way and of all improvements: "
-        + ", ".join(f"{TRAINED.get(k, 'all layers')} {v:.0e}" for k, v in differences.items())
-        + "."
+        "Largest difference between the losses of the plain way (float32) and of all "
+        f"improvements: {', '.join(differences)}."
     )
     return lines
 

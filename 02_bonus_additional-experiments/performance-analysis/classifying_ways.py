@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from bench_common import NotHere
+from bench_common import NotHere, need_bf16
 from hugging_face import hugging_face_inputs, hugging_face_twin
 from torch import Tensor, nn
 
@@ -88,11 +88,7 @@ def compiled(model: GPTModel) -> Classify:
 def in_bf16(model: GPTModel) -> Classify:
     """All weights, embeddings too, and activations in bfloat16: 8 bits of precision, half the
     memory."""
-    if (
-        model.tok_emb.weight.device.type == "cpu"
-        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
-        raise NotHere("the processor has no bf16 instructions")
+    need_bf16(model.tok_emb.weight.device)
     return from_scratch(copy.deepcopy(model).to(torch.bfloat16))
 
 

@@ -140,10 +140,16 @@ def test_training_figures_add_up(results):
         assert part["floor_seconds"] == pytest.approx(operations / part["matrix_gflops"] / 1e9)
         assert part["times_floor"] == pytest.approx(part["fast_seconds"] / part["floor_seconds"])
         assert part["times_floor"] > 1
+        if rounded := part["bfloat16"]:
+            floor = operations / rounded["matrix_gflops"] / 1e9
+            assert rounded["times_floor"] == pytest.approx(rounded["fast_seconds"] / floor)
+            assert rounded["speedup"] == pytest.approx(plain["seconds"] / rounded["fast_seconds"])
     assert result["plain_seconds"] == result["last_block"]["plain_seconds"]
     assert [way["name"] for way in result["last_block"]["ways"]] == names
     assert [way["name"] for way in result["all_layers"]["ways"]] == names[:4] + names[-1:]
-    assert max(result["largest_difference_of_losses"].values()) < 1e-4
+    differences = result["largest_difference_of_losses"]
+    assert max(differences["float32"].values()) < 1e-4
+    assert 1e-4 < max(differences["bfloat16"].values()) < 0.1
 
 
 def test_the_trainer_gets_other_rows_to_evaluate_than_to_train_on():

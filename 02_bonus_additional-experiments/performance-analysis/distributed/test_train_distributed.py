@@ -209,7 +209,14 @@ def test_finetunes_options_are_all_known():
     assert options == set(vars(train_distributed.parse_args([]))) - {"strategy"}
     data = {"data", "text_column", "label_column", "protocol", "balance", "augment", "max_length"}
     training = {"epochs", "batch_size", "learning_rate", "schedule", "warmup_share", "dropout"}
-    training |= {"max_grad_norm", "weight_decay", "patience", "seed", "pretrain_further"}
+    training |= {
+        "max_grad_norm",
+        "weight_decay",
+        "patience",
+        "seed",
+        "pretrain_further",
+        "precision",
+    }
     run = {"model", "weights", "trainable", "pooling", "output", "device", "resume", "quiet"}
     new = options - data - training - run
     assert not new, f"teach train_distributed.py what to do with {new}"

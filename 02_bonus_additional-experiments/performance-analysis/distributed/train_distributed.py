@@ -44,6 +44,7 @@ from previous_chapters import GPTModel
 from text_classifier import (
     TOKENS_AT_ONCE,
     History,
+    Precision,
     Trainer,
     add_classification_head,
     compute_frozen_layers,
@@ -150,7 +151,11 @@ def pretrain_further_on_first(
 
 
 def compute_frozen_layers_together(
-    model: GPTModel, dataset: SpamDataset, num_frozen: int, progress: bool = False
+    model: GPTModel,
+    dataset: SpamDataset,
+    num_frozen: int,
+    progress: bool = False,
+    precision: Precision = "float32",
 ) -> SpamDataset:
     """`compute_frozen_layers`: each process computes its share and sends it to all others."""
     if num_frozen == 0:
@@ -158,7 +163,7 @@ def compute_frozen_layers_together(
     rank, size = dist.get_rank(), dist.get_world_size()
     sequences, labels = (share_of(x, rank, size) for x in (dataset.sequences, dataset.labels))
     own = SpamDataset(sequences, labels, reading=dataset.reading)
-    own = compute_frozen_layers(model, own, num_frozen, progress)
+    own = compute_frozen_layers(model, own, num_frozen, progress, precision)
     num_positions: list[list[int]] = [[] for _ in range(size)]  # kept of each message
     dist.all_gather_object(num_positions, [len(states) for states in own.sequences])
     hidden: list[Tensor | None] = [None] * len(dataset)
@@ -385,7 +390,9 @@ def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     with clock.stage("frozen_layers"):
         if args.strategy == "ddp" and finetune.fits_in_memory(job.datasets, job.model, num_frozen):
             job.datasets = [
-                compute_frozen_layers_together(job.model, dataset, num_frozen, progress)
+                compute_frozen_layers_together(
+                    job.model, dataset, num_frozen, progress, args.precision
+                )
                 for dataset in job.datasets
             ]
     with clock.stage("training"):
