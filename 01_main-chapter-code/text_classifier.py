@@ -85,8 +85,11 @@ def freeze_all_but(model: GPTModel, trainable: Trainable | int) -> int:
     """Train only the named part, and return how many blocks, from the first on, are frozen.
 
     A number stands for that many of the last blocks. The final norm is trained along with the
-    last block, the embeddings with `all` only.
+    last block, the embeddings with `all` only. Raises ``ValueError`` for an unknown name.
     """
+    if isinstance(trainable, str) and trainable not in get_args(Trainable):
+        known = ", ".join(get_args(Trainable))
+        raise ValueError(f"trainable={trainable!r} must be a number or one of {known}.")
     num_layers = len(model.trf_blocks)
     if trainable == "all":
         model.requires_grad_(True)

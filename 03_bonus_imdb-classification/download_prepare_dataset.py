@@ -62,11 +62,6 @@ def read_files(source: Path) -> Iterator[tuple[str, bytes]]:
     elif source.is_file():
         try:
             yield from _read_archive(source)
-        except tarfile.FilterError as error:
-            raise DataError(
-                f"{source} is not to be trusted: one of its members would be written outside its "
-                f"folder ({error}); fetch the archive anew from {IMDB_ARCHIVE.urls[0]}."
-            ) from None
         except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise DataError(
                 f"{source} is truncated or damaged ({error}); delete it and run this again."
@@ -94,14 +89,18 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 def _read_archive(path: Path) -> Iterator[tuple[str, bytes]]:
     with tarfile.open(path) as archive:
         for member in archive:
+            name = PurePosixPath(member.name)
             # Nothing is extracted; but an archive that tries to leave its folder is no honest one.
-            tarfile.data_filter(member, str(path.parent))
-            name = str(PurePosixPath(member.name))
-            if not _is_needed(name):
+            if ".." in name.parts or not (member.isreg() or member.isdir()):
+                raise DataError(
+                    f"{path} is not to be trusted, since {name} is a link, a device or outside "
+                    f"its folder; fetch the archive anew from {IMDB_ARCHIVE.urls[0]}."
+                )
+            if not _is_needed(str(name)):
                 continue
-            if not member.isreg() or member.size > MAX_FILE_BYTES:
-                raise tarfile.ReadError(f"{name} is no ordinary file of a review's size")
-            yield name, archive.extractfile(member).read()
+            if member.size > MAX_FILE_BYTES:
+                raise tarfile.ReadError(f"{name} is larger than a review's file")
+            yield str(name), archive.extractfile(member).read()
 
 
 # ---------------------------------------------------------------------------------------------

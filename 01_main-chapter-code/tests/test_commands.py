@@ -24,6 +24,7 @@ from conftest import (
     write_csv,
 )
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 import classify
 import finetune
@@ -310,6 +311,7 @@ def test_the_same_command_gives_the_same_result(base_run, unbalanced_csv, tmp_pa
         ("--max-grad-norm", "0.1"),
         ("--weight-decay", "0.5"),
         ("--dropout", "0.2"),
+        ("--precision", "bfloat16"),
         ("--seed", "7"),
     ],
     ids=" ".join,
@@ -320,15 +322,27 @@ def test_an_option_acts(base_run, unbalanced_csv, tmp_path, options):
     assert changed["metrics"]["history"] != base_run["metrics"]["history"]
 
 
-def test_a_folder_is_read_the_way_it_was_trained(unbalanced_csv, tmp_path):
-    observed = observe(unbalanced_csv, tmp_path, "--pooling", "mean")["metrics"]
-    splits = split_messages(clean_messages(read_messages(unbalanced_csv, "text", "label")), 123)
-    classifier = open_classifier(tmp_path)
+def classify_again(data: Path, folder: Path, metrics: dict, **changes) -> tuple[Tensor, Tensor]:
+    """Probabilities of the test messages by the saved folder, and those in its metrics."""
+    splits = split_messages(clean_messages(read_messages(data, "text", "label")), 123)
+    classifier = replace(open_classifier(folder), **changes)
     again = classify_texts(classifier, list(splits.test["text"]))
-    expected = torch.tensor(observed["test_predictions"]["probabilities"])
+    return again, torch.tensor(metrics["test_predictions"]["probabilities"])
+
+
+def test_a_folder_is_read_the_way_it_was_trained(unbalanced_csv, tmp_path):
+    metrics = observe(unbalanced_csv, tmp_path, "--pooling", "mean")["metrics"]
+    again, expected = classify_again(unbalanced_csv, tmp_path, metrics)
     torch.testing.assert_close(again, expected, atol=1e-5, rtol=0)
-    by_last = classify_texts(replace(classifier, pooling="last_real"), list(splits.test["text"]))
+    by_last, _ = classify_again(unbalanced_csv, tmp_path, metrics, pooling="last_real")
     assert (by_last - expected).abs().max() > 1e-3
+
+
+def test_figures_in_bfloat16_are_nearly_those_of_the_folder(unbalanced_csv, tmp_path):
+    """Classifying computes in float32, whatever the training rounded."""
+    metrics = observe(unbalanced_csv, tmp_path, "--precision", "bfloat16")["metrics"]
+    again, measured = classify_again(unbalanced_csv, tmp_path, metrics)
+    assert 1e-5 < (again - measured).abs().max() < 0.05
 
 
 def test_patience_stops_early_and_keeps_the_best(unbalanced_csv, tmp_path):

@@ -131,6 +131,21 @@ def test_only_the_named_part_is_trained_and_the_rest_stays_bit_identical(
         assert torch.equal(parameter, before[name]) != name.startswith(parts), name
 
 
+def test_an_unknown_part_to_train_is_named():
+    with pytest.raises(ValueError, match="'last_blok' must be a number or one of head"):
+        freeze_all_but(tiny_model(), "last_blok")
+
+
+def test_frozen_layers_in_bfloat16_are_rounded_and_kept_in_float32():
+    model, dataset = tiny_model(), tiny_dataset()
+    exact = compute_frozen_layers(model, dataset, 2)
+    rounded = compute_frozen_layers(model, dataset, 2, precision="bfloat16")
+    for a, b in zip(exact.sequences, rounded.sequences, strict=True):
+        assert b.dtype == torch.float32
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, atol=0.02, rtol=0.02)
+
+
 def test_number_of_trained_parameters():
     model = tiny_model(num_classes=5, trainable="head")
     assert num_parameters(model, trainable_only=True) == 16 * 5 + 5

@@ -396,6 +396,7 @@ def compare_losses(trainable: str, num_steps: int, precision: Precision) -> floa
 # What is shown
 # ---------------------------------------------------------------------------------------------
 
+FLOOR = "floor, in float32"
 TRAINED = {"last_block": "last block", "all_layers": "all layers"}
 RUNGS = {
     "plain": "plain: pad to 120 tokens, attention by hand, all blocks at every step",
@@ -410,9 +411,10 @@ RUNGS = {
 def seconds_by_name(part: dict) -> dict[str, float]:
     """Seconds of all that was compared."""
     seconds = {RUNGS[way["name"]]: way["seconds"] for way in part["ways"]}
-    seconds |= {"`finetune.py`": part["fast_seconds"], "floor": part["floor_seconds"]}
+    seconds["`finetune.py`"] = part["fast_seconds"]
     if part["bfloat16"]:
         seconds["`finetune.py --precision bfloat16`"] = part["bfloat16"]["fast_seconds"]
+    seconds[FLOOR] = part["floor_seconds"]
     if part["trainer"]:
         seconds["`transformers`' Trainer, grouped by length"] = part["trainer"]["seconds"]
     return seconds
@@ -478,7 +480,7 @@ def plot(result: dict, folder: Path) -> None:
         seconds = seconds_by_name(result[key])
         names = [name.replace("`", "").partition(":")[0] for name in seconds]
         colors = ["#b0b0b0" if n.startswith(("plain", "transf")) else "#e6761b" for n in names]
-        colors = ["#4c72b0" if n == "floor" else c for n, c in zip(names, colors, strict=True)]
+        colors = ["#4c72b0" if n == FLOOR else c for n, c in zip(names, colors, strict=True)]
         drawn = ax.barh(names, list(seconds.values()), color=colors)
         ax.bar_label(drawn, fmt="%.0f", padding=3)
         ax.set_xscale("log")
