@@ -233,8 +233,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--precision",
         choices=get_args(Precision),
         default=defaults["precision"],
-        help="of matrix products; bfloat16 rounds them to 8 bits and is faster where the processor "
-        "has instructions for it",
+        help="of matrix products; bfloat16 (16 bits, 8 of them significant) is faster where the "
+        "processor has instructions for it, and slower elsewhere",
     )
     training.add_argument(
         "--seed", type=SEED, default=defaults["seed"], help="split, new head, order, dropout"
@@ -563,8 +563,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     refuse_divergence(history, job.config)
     with clock.stage("evaluation"):
-        predict = partial(predict_logits, model, precision=args.precision)
-        figures = evaluate(predict, job.datasets)
+        figures = evaluate(partial(predict_logits, model), job.datasets)
     return write_results(args, job, figures, history, clock, {"device": str(device)})
 
 
@@ -687,7 +686,8 @@ def prepare_folder(args: argparse.Namespace, options: dict, say: Callable) -> Pa
 
 
 def changed_options(then: dict, now: dict) -> list[str]:
-    """What was different; an option that was not there yet counts as None."""
+    """What was different; an option that was not there yet has the value that all runs had."""
+    then = {"precision": "float32", "pooling": "last_real"} | then
     return [f"{k} was {then.get(k)!r}" for k, v in now.items() if then.get(k) != v]
 
 

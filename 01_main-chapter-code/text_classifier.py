@@ -85,11 +85,8 @@ def freeze_all_but(model: GPTModel, trainable: Trainable | int) -> int:
     """Train only the named part, and return how many blocks, from the first on, are frozen.
 
     A number stands for that many of the last blocks. The final norm is trained along with the
-    last block, the embeddings with `all` only. Raises ``ValueError`` for an unknown name.
+    last block, the embeddings with `all` only.
     """
-    if isinstance(trainable, str) and trainable not in get_args(Trainable):
-        known = ", ".join(get_args(Trainable))
-        raise ValueError(f"trainable={trainable!r} must be a number or one of {known}.")
     num_layers = len(model.trf_blocks)
     if trainable == "all":
         model.requires_grad_(True)
@@ -583,6 +580,8 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     # safetensors begins each file under a random name. In a folder of our own, what a killed run
     # left of it is found again and removed.
     partial = path.with_name(path.name + ".partial")
+    if partial.is_file():  # from before it was a folder
+        partial.unlink()
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:

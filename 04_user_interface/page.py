@@ -617,6 +617,7 @@ def model_card(classifier: Classifier, folder: Path) -> dict[str, str]:
         "epochs",
         "batch_size",
         "learning_rate",
+        "precision",
         "balance",
         "seed",
     )

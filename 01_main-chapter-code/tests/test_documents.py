@@ -32,15 +32,27 @@ def test_results_are_of_real_messages_over_five_seeds():
 
 def test_quoted_speed_is_the_measured_one():
     result = json.loads((BENCHMARK / "train.json").read_text(encoding="utf-8"))
-    quoted = (
+    rounded, all_layers = result["last_block"]["bfloat16"], result["all_layers"]
+    quoted = [
         f"{result['speedup']:.1f} times faster than the plain way, "
-        f"{result['times_floor']:.2f} times the floor"
-    )
+        f"{result['times_floor']:.2f} times the floor",
+        f"{rounded['speedup']:.1f} times and {rounded['times_floor']:.2f} times that floor",
+        f"all blocks at every step and evaluation | {result['plain_seconds']:,.0f} |",
+        f"the final accuracies | {result['fast_seconds']:.0f} |",
+        f"`--precision bfloat16` | {rounded['fast_seconds']:.0f} |",
+        f"in float32 ({result['matrix_gflops']:.0f} GFLOP/s) | {result['floor_seconds']:.0f} |",
+    ]
     for readme in (TOP / "README.md", BENCHMARK.parent.parent / "README.md"):
         text = readme.read_text(encoding="utf-8")
-        assert quoted in text
-        assert f"| {result['plain_seconds']:,.0f} |" in text
-        assert f"| {result['fast_seconds']:.0f} |" in text
+        assert [words for words in quoted if words not in text] == []
+    top = (TOP / "README.md").read_text(encoding="utf-8")
+    assert (
+        f"the chapter's way is {all_layers['speedup']:.1f} times faster than the plain one, "
+        f"{all_layers['bfloat16']['speedup']:.1f} times in bfloat16"
+    ) in top
+    chapter = (TOP / "01_main-chapter-code" / "README.md").read_text(encoding="utf-8")
+    seconds = result["fast_seconds"], rounded["fast_seconds"]
+    assert "a training of {:.0f} seconds took {:.0f}".format(*seconds) in chapter
 
 
 def test_the_two_commands_stand_at_the_top():

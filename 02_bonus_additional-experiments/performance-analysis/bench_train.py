@@ -123,18 +123,14 @@ def compare(
     epochs_in_full = args.epochs if trainable == "last_block" else 1
     not_here: dict[str, str] = {}
     precisions = usable_precisions(args.device, not_here)
-    rates, full_runs = ({precision: [] for precision in precisions} for _ in range(2))
-    trainer_runs = []
-
-    def measure_rate(precision: Precision) -> None:
-        with compute_in(precision, args.device):
-            rates[precision].append(matrix_rate(model.cfg, args.device, 1.0))
+    full_runs: dict[Precision, list] = {precision: [] for precision in precisions}
+    rates, trainer_runs = [], []
 
     def run_in_full(precision: Precision) -> None:
         full_runs[precision].append(run_chapter(args, trainable, epochs_in_full, precision))
 
     functions, samples = timed_functions(job, ways, args.sample, args.epochs)
-    functions |= {f"matrix rate, {p}": partial(measure_rate, p) for p in precisions}
+    functions["matrix rate"] = lambda: rates.append(matrix_rate(model.cfg, args.device, 1.0))
     try:
         trainer = make_trainer(args, job, trainable, folder)
         functions[TRAINER] = lambda: trainer_runs.append((trainer.train(), trainer.evaluate()))
@@ -150,11 +146,11 @@ def compare(
 
     stages = {p: medians(runs, args.epochs / epochs_in_full) for p, runs in full_runs.items()}
     rungs = [estimate(way, rounds, samples, stages["float32"]) for way in ways]
-    plain, lengths = rungs[0]["seconds"], [part.lengths for part in parts]
-    operations = floor_operations(model.cfg, lengths, args.epochs, num_frozen)
+    plain, rate = rungs[0]["seconds"], statistics.median(rates)
+    lengths = [part.lengths for part in parts]
+    floor = floor_operations(model.cfg, lengths, args.epochs, num_frozen) / rate
     figures = {
-        p: {"fast_runs": full_runs[p], **against_the_floor(stages[p], rates[p], operations, plain)}
-        for p in precisions
+        p: {"fast_runs": full_runs[p], **compared(stages[p], plain, floor)} for p in precisions
     }
     return {
         "ways": rungs,
@@ -163,6 +159,9 @@ def compare(
         "not_here": not_here,
         "plain_seconds": plain,
         "fast_runs_epochs": epochs_in_full,
+        "matrix_gflops": rate / 1e9,
+        "matrix_gflops_of_rounds": [value / 1e9 for value in rates],
+        "floor_seconds": floor,
         **figures["float32"],
         "bfloat16": figures.get("bfloat16"),
         "rounds": rounds,
@@ -185,20 +184,14 @@ def medians(runs: list[dict[str, float]], times_training: float) -> dict[str, fl
     return stages | {"training": stages["training"] * times_training}
 
 
-def against_the_floor(
-    stages: dict[str, float], rates: list[float], operations: float, plain: float
-) -> dict:
-    """What `finetune.py` took, beside the plain way and beside its operations at the measured
-    rate."""
-    seconds, rate = sum(stages[stage] for stage in COUNTED_STAGES), statistics.median(rates)
+def compared(stages: dict[str, float], plain: float, floor: float) -> dict:
+    """What `finetune.py` took, beside the plain way and the floor, both of float32."""
+    seconds = sum(stages[stage] for stage in COUNTED_STAGES)
     return {
         "fast_seconds": seconds,
         "fast_seconds_by_stage": stages,
-        "matrix_gflops": rate / 1e9,
-        "matrix_gflops_of_rounds": [value / 1e9 for value in rates],
-        "floor_seconds": operations / rate,
         "speedup": plain / seconds,
-        "times_floor": seconds / (operations / rate),
+        "times_floor": seconds / floor,
     }
 
 
@@ -447,9 +440,7 @@ def notes(result: dict) -> list[str]:
             f"{part['matrix_gflops']:.0f} GFLOP/s"
             + (
                 f"; with `--precision bfloat16` it is {rounded['speedup']:.1f} times faster and "
-                f"takes {rounded['fast_seconds'] / part['floor_seconds']:.2f} times that floor, "
-                f"but {rounded['times_floor']:.2f} times its own, at "
-                f"{rounded['matrix_gflops']:.0f} GFLOP/s"
+                f"takes {rounded['times_floor']:.2f} times that floor"
                 if rounded
                 else ""
             )

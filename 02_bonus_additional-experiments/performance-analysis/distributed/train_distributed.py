@@ -242,7 +242,7 @@ class DistributedTrainer(Trainer):
         return len(counting) if self.weights is None else self.weights.cpu()[counting].sum().item()
 
     @torch.no_grad()
-    def predict_logits(self, dataset: SpamDataset) -> Tensor:
+    def predict_logits(self, dataset: SpamDataset, precision: Precision = "float32") -> Tensor:
         """Logits (N, C) of all messages, on every process; each row is computed by one of them.
 
         The processes take one batch each at a time. In the last round, those for which none is
@@ -257,7 +257,7 @@ class DistributedTrainer(Trainer):
             has_own = start + rank < len(batches)
             indices = batches[start + rank if has_own else start]
             batch = batch_of(dataset, indices).to(self.device)
-            with compute_in(self.config.precision, self.device):
+            with compute_in(precision, self.device):
                 own_logits = self.module(read_logits, batch).float()  # (B, C)
             if has_own:
                 logits[indices] = own_logits
@@ -268,7 +268,8 @@ class DistributedTrainer(Trainer):
         """As in the chapter, on logits that all processes computed together."""
         history = self.history
         for name, dataset in (("train", self.train), ("validation", validation)):
-            logits, labels = self.predict_logits(dataset), torch.tensor(dataset.labels)
+            logits = self.predict_logits(dataset, self.config.precision)
+            labels = torch.tensor(dataset.labels)
             accuracy = (logits.argmax(dim=-1) == labels).float().mean().item()
             getattr(history, f"{name}_loss").append(F.cross_entropy(logits, labels).item())
             getattr(history, f"{name}_accuracy").append(accuracy)
