@@ -426,7 +426,7 @@ def tables(result: dict) -> list[Table]:
 def notes(result: dict) -> list[str]:
     num_timed, way = result["last_block"]["batches_timed_in_a_round"], result["last_block"]["ways"]
     lines = [
-        f"Shape: {result['model']}. Each row but `finetune.py` and the floor is an estimate: the "
+        f"Shape: {result['model']}. Each row of a way is an estimate: the "
         f"median of {result['repetitions']} rounds of {num_timed} of the {way[0]['steps']:,} steps "
         f"and of {num_timed} of the {way[0]['evaluation_batches']:,} evaluation batches of the "
         f"plain way (fewer, larger ones where messages are grouped)."
@@ -454,7 +454,7 @@ def notes(result: dict) -> list[str]:
     ]
     lines.append(
         "Largest difference between the losses of the plain way (float32) and of all "
-        f"improvements: {', '.join(differences)}."
+        f"improvements, on the pretrained gpt-mini: {', '.join(differences)}."
     )
     return lines
 
