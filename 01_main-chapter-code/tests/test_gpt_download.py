@@ -502,7 +502,7 @@ def test_a_refusing_and_an_unresolvable_hub_are_noticed_soon(tmp_path):
 def test_offline_mode_gives_the_message_at_once_and_asks_nobody(hub, server, tmp_path):
     endpoint = hub.url("").rstrip("/")
     outcome = fetch_from_hub(endpoint, tmp_path, {"model": "good"}, HF_HUB_OFFLINE="1")[0]
-    assert outcome["seconds"] < 1
+    assert outcome["seconds"] < 3  # importing takes most of it
     assert "HF_HUB_OFFLINE" in outcome["error"]
     assert hub.requests == []
 
