@@ -482,7 +482,7 @@ def test_a_full_disk_leaves_nothing_of_the_weights_behind(hub, cache, tmp_path):
 def test_a_hub_that_falls_silent_halfway_is_given_up(hub, cache, tmp_path):
     outcome = fetch_from_hub(hub.url("").rstrip("/"), tmp_path, {"model": "halfway"}, patience=1)[0]
     assert "error" in outcome
-    assert outcome["seconds"] < 20  # six attempts of a second each, and the pauses between them
+    assert outcome["seconds"] < 60  # six attempts of a second each; longer pauses between them
     assert not outcome["exists"]
 
 
