@@ -2,9 +2,11 @@
 
     python 01_main-chapter-code/several_seeds.py run default --seeds 1 2 3 4 5 --model gpt-mini
     python 01_main-chapter-code/several_seeds.py table
+    python 01_main-chapter-code/several_seeds.py compare 1-default 2-without-further-pretraining
 
 `run NAME` keeps the figures of every seed in `results/NAME.json`; what it does not know itself is
-handed to finetune.py. `table` prints the table of the README from those files.
+handed to finetune.py. `table` prints the table of the README from those files, `compare` the
+difference between two of them, or between one and the n-grams.
 """
 
 import argparse
@@ -105,6 +107,35 @@ def make_table(folder: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
+def paired_difference(first: dict, second: dict | None = None) -> str:
+    """Points by which the first result's accuracy exceeds the second's, or that of the n-grams on
+    the same messages, paired by seed: the mean, and its 95% interval (Student's t).
+
+    Raises ``DataError`` unless both have the same seeds and data.
+    """
+    others = second["runs"] if second else [run["ngram_baseline"] for run in first["runs"]]
+    if not all(others):
+        raise DataError("the n-grams were not measured there, since the data are too large")
+    if second and [(r["seed"], r["data"]) for r in first["runs"]] != [
+        (r["seed"], r["data"]) for r in others
+    ]:
+        raise DataError("the two results have other seeds or data, and cannot be paired")
+    differences = [
+        100 * (run["test"]["accuracy"] - (other["test"] if second else other)["accuracy"])
+        for run, other in zip(first["runs"], others, strict=True)
+    ]
+    mean, _, low, high = mean_and_interval(differences)
+    return f"{mean:.1f} points ({low:.1f} to {high:.1f})"
+
+
+def read_result(name: str, folder: Path = RESULTS) -> dict:
+    """What `run NAME` kept; raises ``DataError`` where there is no such file."""
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such result; `run {name}` makes it.")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown.
 
@@ -143,11 +174,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     commands.add_parser("table", help="print the table of all result files")
+    compare = commands.add_parser("compare", help="print a difference, paired by seed")
+    compare.add_argument("first", help="name of a result file")
+    compare.add_argument("second", nargs="?", help="of another; default: the n-grams beside it")
     args, options = parser.parse_known_args(argv)
+    if args.command != "run" and options:
+        parser.error(f"{args.command} takes no options: leave out {' '.join(options)}")
     if args.command == "table":
-        if options:
-            parser.error(f"table takes no options: leave out {' '.join(options)}")
         print(make_table())
+        return 0
+    if args.command == "compare":
+        try:
+            second = read_result(args.second) if args.second else None
+            print(paired_difference(read_result(args.first), second))
+        except DataError as error:
+            print(f"several_seeds.py: {error}", file=sys.stderr)
+            return 2
         return 0
     if len(set(args.seeds)) < max(2, len(args.seeds)):
         parser.error("--seeds needs at least two seeds, each once")

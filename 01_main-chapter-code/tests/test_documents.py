@@ -118,6 +118,22 @@ def test_help_of_every_command_explains_its_options(capsys):
         assert option in help_text
 
 
+def test_differences_are_paired_by_seed(capsys):
+    readme = (TOP / "README.md").read_text(encoding="utf-8")
+    bare, random = "2-without-further-pretraining", "3-random-weights"
+    for names in (("1-default", bare), (bare, random)):
+        assert several_seeds.main(["compare", *names]) == 0
+        assert capsys.readouterr().out.strip() in readme
+    assert several_seeds.main(["compare", "4-all-layers-mean"]) == 0
+    assert capsys.readouterr().out.startswith("0.0 points (")
+    result = several_seeds.read_result(random)
+    shifted = {"runs": [run | {"seed": run["seed"] + 1} for run in result["runs"]]}
+    with pytest.raises(several_seeds.DataError, match="cannot be paired"):
+        several_seeds.paired_difference(result, shifted)
+    assert several_seeds.main(["compare", "absent"]) == 2
+    assert "absent.json: there is no such result" in capsys.readouterr().err
+
+
 def test_several_seeds_keeps_every_run_and_averages_them(tmp_path, capsys, messages_csv):
     options = ["--data", str(messages_csv), "--model", "gpt-mini", "--trainable", "head"]
     arguments = ["run", "trial", "--seeds", "1", "2", "--results", str(tmp_path)]
