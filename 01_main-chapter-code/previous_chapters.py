@@ -15,57 +15,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast_paths import KeyValueCache, select_positions  # noqa: F401
+from gpt2_weights import check_state_dict, gpt2_state_dict, load_weights_into_gpt  # noqa: F401
+
 END_OF_TEXT = "<|endoftext|>"
+
+Mask = Tensor | None  # an attention mask (B, T): True at real tokens
+Cache = KeyValueCache | None
+Caches = list[KeyValueCache] | None  # one for each block
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a GPT model.
+    """The shape of a GPT model. Raises ``ValueError`` if the heads do not divide the embedding."""
 
-    Raises ``ValueError`` if a size is not positive or the heads do not divide the embedding.
-    """
-
-    vocab_size: int = 50257
-    """Number of tokens, `<|endoftext|>` included."""
-    context_length: int = 1024
-    """Longest sequence, in tokens."""
-    emb_dim: int = 768
-    """Length of the vector that represents a token."""
-    num_heads: int = 12
-    """Attention heads in each block."""
-    num_layers: int = 12
-    """Transformer blocks."""
-    drop_rate: float = 0.0
-    """Share of activations zeroed in training (embedding, attention, residual)."""
+    vocab_size: int = 50257  # tokens, <|endoftext|> included
+    context_length: int = 1024  # longest sequence, in tokens
+    emb_dim: int = 768  # length of the vector that represents a token
+    n_heads: int = 12  # attention heads in each block
+    n_layers: int = 12  # transformer blocks
+    drop_rate: float = 0.0  # fraction of activations zeroed in training
+    qkv_bias: bool = True  # whether queries, keys and values have biases, as GPT-2's have
+    causal: bool = True  # whether a token sees only itself and those before it
+    tied_head: bool = True  # whether the LM head is the token embedding's matrix, as GPT-2's is
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "emb_dim", "num_heads", "num_layers"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-        if self.emb_dim % self.num_heads:
-            raise ValueError(
-                f"emb_dim={self.emb_dim} cannot be split among num_heads={self.num_heads}; "
-                f"choose a number of heads that divides it."
-            )
-        if not isinstance(self.drop_rate, (int, float)) or not 0 <= self.drop_rate < 1:
-            raise ValueError(f"drop_rate={self.drop_rate!r} must lie in [0, 1).")
+        if self.emb_dim % self.n_heads:
+            raise ValueError(f"n_heads={self.n_heads} must divide emb_dim={self.emb_dim}.")
 
 
 MODEL_CONFIGS = {
-    "gpt-mini": GPTConfig(
-        vocab_size=4096, context_length=512, emb_dim=256, num_heads=4, num_layers=6
-    ),
-    "gpt2-small (124M)": GPTConfig(emb_dim=768, num_heads=12, num_layers=12),
-    "gpt2-medium (355M)": GPTConfig(emb_dim=1024, num_heads=16, num_layers=24),
-    "gpt2-large (774M)": GPTConfig(emb_dim=1280, num_heads=20, num_layers=36),
-    "gpt2-xl (1558M)": GPTConfig(emb_dim=1600, num_heads=25, num_layers=48),
+    "gpt-mini": GPTConfig(vocab_size=4096, context_length=512, emb_dim=256, n_heads=4, n_layers=6),
+    "gpt2-small (124M)": GPTConfig(emb_dim=768, n_heads=12, n_layers=12),
+    "gpt2-medium (355M)": GPTConfig(emb_dim=1024, n_heads=16, n_layers=24),
+    "gpt2-large (774M)": GPTConfig(emb_dim=1280, n_heads=20, n_layers=36),
+    "gpt2-xl (1558M)": GPTConfig(emb_dim=1600, n_heads=25, n_layers=48),
 }
 
 
-# ---------------------------------------------------------------------------------------------
-# Chapter 3: attention
-# ---------------------------------------------------------------------------------------------
+# --- Chapter 3: attention ------------------------------------------------------------------------
 
 
 def causal_mask(query_positions: Tensor, num_keys: int) -> Tensor:
@@ -94,145 +82,86 @@ def attention_by_hand(
     return weights @ values, weights
 
 
-class KeyValueCache:
-    """The keys and values that one block has made so far, so that no token's are made twice.
-
-    For generating text: there, each step adds one token, and those before it never change.
-    """
-
-    def __init__(self) -> None:
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
-
-    @property
-    def num_tokens(self) -> int:
-        return 0 if self.keys is None else self.keys.shape[2]
-
-    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add those of T new tokens, (B, H, T, D/H) each; returns those of all tokens."""
-        if self.keys is not None:
-            keys = torch.cat([self.keys, keys], dim=2)
-            values = torch.cat([self.values, values], dim=2)
-        self.keys, self.values = keys, values
-        return keys, values
-
-
 class MultiHeadAttention(nn.Module):
-    """Causal self-attention with H heads: each token gathers from itself and those before it."""
+    """Self-attention with H heads: each token gathers from itself and those before it, or from all
+    if not `causal`. Masks are made as needed, so that nothing has the size of `context_length`."""
 
-    def __init__(self, cfg: GPTConfig):
+    uses_positions = False  # GPT-2 adds them to the embeddings; a Llama turns queries and keys
+
+    def __init__(
+        self, d_in, d_out, context_length, dropout, num_heads, qkv_bias=False, causal=True
+    ):
         super().__init__()
-        self.num_heads = cfg.num_heads
-        self.head_dim = cfg.emb_dim // cfg.num_heads
-        self.W_query = nn.Linear(cfg.emb_dim, cfg.emb_dim)
-        self.W_key = nn.Linear(cfg.emb_dim, cfg.emb_dim)
-        self.W_value = nn.Linear(cfg.emb_dim, cfg.emb_dim)
-        self.out_proj = nn.Linear(cfg.emb_dim, cfg.emb_dim)
-        self.dropout = nn.Dropout(cfg.drop_rate)
+        self.num_heads = num_heads
+        self.head_dim = d_out // num_heads
+        self.causal = causal
+        self.W_query = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_key = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.W_value = nn.Linear(d_in, d_out, bias=qkv_bias)
+        self.out_proj = nn.Linear(d_out, d_out)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(
-        self,
-        x: Tensor,
-        last_positions: Tensor | None = None,
-        return_weights: bool = False,
-        visible: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """(B, T, D) -> (B, T, D), or (B, 1, D) if only `last_positions` (B,) shall look around.
+    def forward(self, x: Tensor, attention_mask: Mask = None, cache: Cache = None) -> Tensor:
+        """(B, T, D) -> (B, T, D).
 
-        With `visible` (B, T) there is no causal mask: every token looks at all those for which it
-        is True, earlier or later. With a `cache`, the tokens of x follow those that it holds, look
-        at them too, and are added to it.
-
-        With `return_weights`, the attention is computed by hand, without dropout, and its weights
-        (B, H, T, T) come back too; otherwise the same result is computed faster.
+        Padding stands on the right, where causal attention never looks: only the other kind needs
+        an `attention_mask`. With a `cache`, the tokens follow those that it holds and are added.
         """
-        if cache is not None and last_positions is not None:
-            raise ValueError("A cache is for generating, where every new token looks around.")
-        num_earlier = 0 if cache is None else cache.num_tokens
-        num_keys = num_earlier + x.shape[1]
-        x_query = x if last_positions is None else select_positions(x, last_positions)
-        queries = self._split_heads(self.W_query(x_query))  # (B, H, T or 1, D/H)
-        if visible is not None:
-            mask = visible[:, None, None, :]  # (B, 1, 1, T)
-        elif last_positions is None:
-            positions = torch.arange(num_earlier, num_keys, device=x.device)
-            mask = causal_mask(positions, num_keys)  # (T, T_keys)
-        else:
-            mask = causal_mask(last_positions.view(-1, 1, 1), num_keys)  # (B, 1, 1, T)
-            if not return_weights and is_plain(self.W_key) and is_plain(self.W_value):
-                return self._merge_heads(self._look_from_one_position(queries, x, mask))
-
-        keys = self._split_heads(self.W_key(x))  # (B, H, T, D/H)
-        values = self._split_heads(self.W_value(x))  # (B, H, T, D/H)
+        num_earlier = cache.num_tokens if cache is not None else 0
+        positions = torch.arange(num_earlier, num_earlier + x.shape[1], device=x.device)
+        queries = self.queries(x, positions)  # (B, H, T, D/H)
+        keys, values = self.keys(x, positions), self.values(x)
         if cache is not None:
             keys, values = cache.extend(keys, values)  # (B, H, T_keys, D/H)
-        if return_weights:
-            context, weights = attention_by_hand(queries, keys, values, mask)
-            return self._merge_heads(context), weights
-        is_causal = last_positions is None and visible is None and num_earlier == 0
-        context = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=None if is_causal else mask,
-            is_causal=is_causal,  # the kernel makes the (T, T) mask itself
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-        return self._merge_heads(context)
+        in_kernel = self.causal and num_earlier == 0  # the kernel makes the (T, T) mask itself
+        mask = None if in_kernel else self.mask(positions, keys.shape[2], attention_mask)
+        return self.merge_heads(self.attend(queries, keys, values, mask))
 
-    def _look_from_one_position(self, queries: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-        """Attention of one query a message, without making a key and a value for every token.
+    def by_hand(self, x: Tensor, attention_mask: Mask = None) -> tuple[Tensor, Tensor]:
+        """The same result step by step, without dropout, and the attention weights (B, H, T, T);
+        `forward` uses PyTorch's fused kernel."""
+        positions = torch.arange(x.shape[1], device=x.device)
+        queries, keys = self.queries(x, positions), self.keys(x, positions)
+        mask = self.mask(positions, x.shape[1], attention_mask)
+        context, weights = attention_by_hand(queries, keys, self.values(x), mask)
+        return self.merge_heads(context), weights
 
-        With keys k = K x + b, a score q.k equals (q K).x + q.b: the matrix moves over to the query,
-        of which there is one, away from the T tokens. Likewise a weighted sum of values V x + c is
-        V (weighted sum of x) + c times the sum of the weights. Two products with (D, D) matrices a
-        token become two with (H, D).
+    def queries(self, x: Tensor, positions: Tensor) -> Tensor:
+        """(B, T, D) -> (B, H, T, D/H). GPT-2's do not depend on the `positions`."""
+        return self.split_heads(self.W_query(x))
 
-        Takes queries (B, H, 1, D/H), x (B, T, D), mask (B, 1, 1, T); gives (B, H, 1, D/H).
-        """
-        q = queries.squeeze(2)  # (B, H, D/H)
-        key_weight, key_bias = self._by_head(self.W_key)  # (H, D/H, D), (H, D/H)
-        value_weight, value_bias = self._by_head(self.W_value)
+    def keys(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self.split_heads(self.W_key(x))
 
-        q_times_key = torch.einsum("bhk,hkd->bhd", q, key_weight)  # (B, H, D)
-        scores = q_times_key @ x.transpose(1, 2) + (q * key_bias).sum(-1, keepdim=True)  # (B, H, T)
-        scores = (scores / math.sqrt(self.head_dim)).masked_fill(~mask.squeeze(2), -torch.inf)
-        weights = self.dropout(torch.softmax(scores, dim=-1))
-        context = torch.einsum("bhd,hkd->bhk", weights @ x, value_weight)  # (B, H, D/H)
-        context = context + weights.sum(dim=-1, keepdim=True) * value_bias
-        return context.unsqueeze(2)
+    def values(self, x: Tensor) -> Tensor:
+        return self.split_heads(self.W_value(x))
 
-    def _by_head(self, layer: nn.Linear) -> tuple[Tensor, Tensor]:
-        """A layer's weight (H, D/H, D) and bias (H, D/H), cut among the heads."""
-        shape = (self.num_heads, self.head_dim)
-        return layer.weight.unflatten(0, shape), layer.bias.unflatten(0, shape)
+    def mask(self, positions: Tensor, num_keys: int, attention_mask: Mask) -> Tensor:
+        """True where a query may look, in a shape that broadcasts to (B, H, T, T_keys)."""
+        if self.causal:
+            return causal_mask(positions, num_keys)
+        if attention_mask is None:
+            return torch.ones(1, 1, 1, num_keys, dtype=torch.bool, device=positions.device)
+        return attention_mask[:, None, None, :]
 
-    def _split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)  # (B, H, T, D/H)
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Context vectors (B, H, T, D/H); without a mask, token t looks at the first t."""
+        dropout = self.dropout.p if self.training else 0.0
+        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, mask is None)
 
-    def _merge_heads(self, context: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, H, T, D/H)
+
+    def merge_heads(self, context: Tensor) -> Tensor:
         return self.out_proj(context.transpose(1, 2).flatten(-2))  # (B, T, D)
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Whether a layer is its weight and bias and no more: neither adapted nor quantised."""
-    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
-
-
-def select_positions(x: Tensor, positions: Tensor) -> Tensor:
-    """One position of each sequence: (B, T, D) and (B,) -> (B, 1, D)."""
-    return x[torch.arange(len(x), device=x.device), positions].unsqueeze(1)
-
-
-# ---------------------------------------------------------------------------------------------
-# Chapter 4: the model
-# ---------------------------------------------------------------------------------------------
+# --- Chapter 4: the model ------------------------------------------------------------------------
 
 
 class LayerNorm(nn.Module):
-    """Gives every token's vector mean 0 and variance 1, then scales and shifts it by learned
-    amounts (Ba, Kiros, Hinton 2016)."""
+    """Mean 0 and variance 1 for every token's vector, then a learned scale and shift (Ba, Kiros,
+    Hinton 2016)."""
 
     eps = 1e-5  # keeps the division safe where the variance is 0
 
@@ -268,11 +197,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(cfg.emb_dim, 4 * cfg.emb_dim),
-            GELU(),
-            nn.Linear(4 * cfg.emb_dim, cfg.emb_dim),
-        )
+        dim = cfg.emb_dim
+        self.layers = nn.Sequential(nn.Linear(dim, 4 * dim), GELU(), nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -283,46 +209,74 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, cfg: GPTConfig):
         super().__init__()
-        self.att = MultiHeadAttention(cfg)
+        sizes = (cfg.emb_dim, cfg.emb_dim, cfg.context_length)
+        self.att = MultiHeadAttention(*sizes, cfg.drop_rate, cfg.n_heads, cfg.qkv_bias, cfg.causal)
         self.ff = FeedForward(cfg)
         self.norm1 = LayerNorm(cfg.emb_dim)
         self.norm2 = LayerNorm(cfg.emb_dim)
         self.drop_resid = nn.Dropout(cfg.drop_rate)
 
-    def forward(
-        self,
-        x: Tensor,
-        last_positions: Tensor | None = None,
-        visible: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-    ) -> Tensor:
-        """(B, T, D) -> (B, T, D), or (B, 1, D) if only `last_positions` (B,) are wanted.
+    def forward(self, x: Tensor, attention_mask: Mask = None, cache: Cache = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        return self.add_to_stream(x, self.att(self.norm1(x), attention_mask, cache))
 
-        One position still attends to all those before it, but the queries, the output
-        projection and the feed-forward network are computed for that position alone.
-        """
-        shortcut = x if last_positions is None else select_positions(x, last_positions)
-        attended = self.att(self.norm1(x), last_positions, visible=visible, cache=cache)
-        x = shortcut + self.drop_resid(attended)
+    def add_to_stream(self, x: Tensor, attended: Tensor) -> Tensor:
+        """x, plus what attention gave, plus what the feed-forward network makes of both."""
+        x = x + self.drop_resid(attended)
         return x + self.drop_resid(self.ff(self.norm2(x)))
 
 
-class GPTModel(nn.Module):
-    """GPT-2: embeddings, a stack of transformer blocks, a final norm and an output head."""
+class Decoder(nn.Module):
+    """Token embeddings `tok_emb`, a stack of blocks `trf_blocks`, a `final_norm` and an output head
+    `out_head`. A subclass makes these parts, then calls `init_weights`."""
 
-    def __init__(self, cfg: GPTConfig):
+    def __init__(self, cfg):
         super().__init__()
         self.cfg = cfg
-        self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
-        self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
-        self.drop_emb = nn.Dropout(cfg.drop_rate)
-        self.trf_blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.num_layers))
-        self.final_norm = LayerNorm(cfg.emb_dim)
-        self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
-        self.out_head.weight = self.tok_emb.weight  # tied: one matrix reads and writes tokens
-        self._init_weights()
+        self.register_load_state_dict_pre_hook(check_state_dict)
 
-    def _init_weights(self) -> None:
+    @property
+    def device(self) -> torch.device:
+        return self.tok_emb.weight.device
+
+    def embed(self, input_ids: Tensor, num_earlier: int = 0) -> Tensor:
+        """Token embeddings (B, T) -> (B, T, D) of tokens that `num_earlier` others precede. Raises
+        ``ValueError`` if they do not fit the context."""
+        num_tokens, context = num_earlier + input_ids.shape[1], self.cfg.context_length
+        if num_tokens > context:
+            raise ValueError(f"{num_tokens} tokens do not fit the context of {context}: cut them.")
+        return self.tok_emb(input_ids)
+
+    def run_blocks(
+        self, x: Tensor, attention_mask: Mask = None, start=0, stop=None, caches: Caches = None
+    ) -> Tensor:
+        """(B, T, D) -> (B, T, D) through the blocks from `start` up to, not including, `stop`."""
+        for i in range(len(self.trf_blocks))[start:stop]:
+            x = self.trf_blocks[i](x, attention_mask, caches[i] if caches else None)
+        return x
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Mask = None, caches: Caches = None
+    ) -> Tensor:
+        """Token ids (B, T) -> logits (B, T, V).
+
+        `attention_mask` is True at real tokens, to whose right padding may stand. With `caches`,
+        the tokens follow those that the caches hold.
+        """
+        x = self.embed(input_ids, caches[0].num_tokens if caches else 0)
+        x = self.run_blocks(x, attention_mask, caches=caches)
+        return self.out_head(self.final_norm(x))
+
+    @torch.no_grad()
+    def attention_maps(self, input_ids: Tensor) -> Tensor:
+        """Who looks at whom, for plotting: token ids (B, T) -> (layers, B, H, T, T)."""
+        x, maps = self.embed(input_ids), []
+        for i, block in enumerate(self.trf_blocks):
+            maps.append(block.att.by_hand(block.norm1(x))[1])
+            x = self.run_blocks(x, start=i, stop=i + 1)
+        return torch.stack(maps)
+
+    def init_weights(self) -> None:
         """GPT-2's start: normal with deviation 0.02, smaller where blocks add to the residual
         stream, so that its variance does not grow with the number of blocks."""
         for name, parameter in self.named_parameters():
@@ -330,41 +284,31 @@ class GPTModel(nn.Module):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
                 adds_to_stream = name.endswith(("out_proj.weight", "layers.2.weight"))
-                std = 0.02 / math.sqrt(2 * self.cfg.num_layers) if adds_to_stream else 0.02
+                std = 0.02 / math.sqrt(2 * self.cfg.n_layers) if adds_to_stream else 0.02
                 nn.init.normal_(parameter, std=std)
 
+
+class GPTModel(Decoder):
+    """GPT-2: positions are learned. Takes a `GPTConfig` or a dictionary of its fields."""
+
+    def __init__(self, cfg: GPTConfig | Mapping):
+        super().__init__(GPTConfig(**cfg) if isinstance(cfg, Mapping) else cfg)
+        cfg = self.cfg
+        self.tok_emb = nn.Embedding(cfg.vocab_size, cfg.emb_dim)
+        self.pos_emb = nn.Embedding(cfg.context_length, cfg.emb_dim)
+        self.drop_emb = nn.Dropout(cfg.drop_rate)
+        self.trf_blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.n_layers))
+        self.final_norm = LayerNorm(cfg.emb_dim)
+        self.out_head = nn.Linear(cfg.emb_dim, cfg.vocab_size, bias=False)
+        if cfg.tied_head:
+            self.out_head.weight = self.tok_emb.weight  # one matrix reads and writes tokens
+        self.init_weights()
+
     def embed(self, input_ids: Tensor, num_earlier: int = 0) -> Tensor:
-        """Token plus position embedding: (B, T) -> (B, T, D), after `num_earlier` tokens.
-
-        Raises ``ValueError`` if the sequences are longer than the context.
-        """
-        num_tokens = num_earlier + input_ids.shape[1]
-        if num_tokens > self.cfg.context_length:
-            raise ValueError(
-                f"The input has {num_tokens} tokens but the model's context holds "
-                f"{self.cfg.context_length}; shorten the input."
-            )
-        positions = torch.arange(num_earlier, num_tokens, device=input_ids.device)
-        return self.drop_emb(self.tok_emb(input_ids) + self.pos_emb(positions))
-
-    def forward(self, input_ids: Tensor, caches: list[KeyValueCache] | None = None) -> Tensor:
-        """Token ids (B, T) -> logits (B, T, V).
-
-        With `caches`, one for each block, the tokens follow those that the caches hold.
-        """
-        x = self.embed(input_ids, caches[0].num_tokens if caches else 0)
-        for i, block in enumerate(self.trf_blocks):
-            x = block(x, cache=caches[i] if caches else None)
-        return self.out_head(self.final_norm(x))
-
-    @torch.no_grad()
-    def attention_maps(self, input_ids: Tensor) -> Tensor:
-        """Who looks at whom, for plotting: token ids (B, T) -> (layers, B, H, T, T)."""
-        x, maps = self.embed(input_ids), []
-        for block in self.trf_blocks:
-            maps.append(block.att(block.norm1(x), return_weights=True)[1])
-            x = block(x)
-        return torch.stack(maps)
+        """Token plus position embeddings: (B, T) -> (B, T, D)."""
+        tokens = super().embed(input_ids, num_earlier)
+        positions = torch.arange(num_earlier, num_earlier + tokens.shape[1], device=tokens.device)
+        return self.drop_emb(tokens + self.pos_emb(positions))
 
 
 def num_parameters(model: nn.Module, trainable_only: bool = False) -> int:
@@ -372,9 +316,7 @@ def num_parameters(model: nn.Module, trainable_only: bool = False) -> int:
     return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
 
 
-# ---------------------------------------------------------------------------------------------
-# Chapters 2 and 5: tokens, generating text, measuring a language model
-# ---------------------------------------------------------------------------------------------
+# --- Chapters 2 and 5: tokens, generating text, measuring a language model -----------------------
 
 
 def text_to_token_ids(text: str, tokenizer) -> Tensor:
@@ -389,8 +331,17 @@ def token_ids_to_text(token_ids: Tensor, tokenizer) -> str:
 
 
 @torch.no_grad()
+def generate_text_simple(model, idx: Tensor, max_new_tokens: int, context_size: int) -> Tensor:
+    """The plain loop: the likeliest token each time, (B, T) -> (B, T + max_new_tokens)."""
+    for _ in range(max_new_tokens):
+        logits = model(idx[:, -context_size:])[:, -1]  # (B, V)
+        idx = torch.cat([idx, logits.argmax(dim=-1, keepdim=True)], dim=1)
+    return idx
+
+
+@torch.no_grad()
 def generate(
-    model: GPTModel,
+    model: Decoder,
     input_ids: Tensor,
     max_new_tokens: int,
     temperature: float = 0.0,
@@ -401,18 +352,13 @@ def generate(
 ) -> Tensor:
     """Continue each of B prompts token by token: (B, T) -> (B, up to T + max_new_tokens).
 
-    `temperature=0` always takes the likeliest token (greedy); above 0 the next token is drawn
-    from softmax(logits / temperature), among the `top_k` likeliest if that is given. A sequence
-    that produced `eos_id` is finished: it is filled with `eos_id` while others go on, and the
-    loop ends when all are finished. Sampling is repeatable with a seeded `generator`.
+    `temperature=0` takes the likeliest token (greedy); above 0 the next token is drawn from
+    softmax(logits / temperature), among the `top_k` likeliest if that is given, repeatably with a
+    seeded `generator`. A sequence that produced `eos_id` is filled with it while others go on.
 
-    With `use_cache`, each step computes its new token only. Once the text outgrows the context,
-    every token's position shifts at every step, and all are computed anew in any case.
+    With `use_cache`, each step computes its new token only, until the text outgrows the context:
+    then every token's position shifts at every step.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} must be 0 (greedy) or above.")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k} must be at least 1, or None for no limit.")
     if input_ids.shape[1] == 0:
         raise ValueError("The prompt is empty: begin with <|endoftext|>.")
     was_training = model.training
@@ -424,7 +370,7 @@ def generate(
             caches = None
         num_done = caches[0].num_tokens if caches else 0
         context = input_ids[:, num_done:][:, -model.cfg.context_length :]
-        logits = model(context, caches)[:, -1]  # (B, V)
+        logits = model(context, caches=caches)[:, -1]  # (B, V)
         next_ids = _next_token(logits, temperature, top_k, generator)  # (B,)
         if eos_id is not None:
             next_ids = torch.where(finished, eos_id, next_ids)
@@ -447,140 +393,27 @@ def _next_token(logits: Tensor, temperature: float, top_k: int | None, generator
 
 
 @torch.no_grad()
-def calc_text_loss(model: GPTModel, tokenizer, text: str, batch_size: int = 8) -> float:
+def calc_text_loss(model: Decoder, tokenizer, text: str) -> float:
     """Mean cross-entropy of the next token over a text, in nats per token.
 
-    The text is cut into windows of the model's context, each token but the first predicted
-    exactly once; a window's first tokens see less context than its last. Raises ``ValueError``
-    for a text of fewer than two tokens.
+    The text is cut into windows of at most 1,024 tokens, each token but the first predicted exactly
+    once; a window's first tokens see less than its last. Raises ``ValueError`` for an empty text.
     """
-    ids = text_to_token_ids(text, tokenizer).squeeze(0)
-    if len(ids) < 2:
-        raise ValueError("The text has fewer than two tokens: there is no next token to predict.")
+    ids = text_to_token_ids(text, tokenizer).squeeze(0).to(model.device)
+    num_targets = len(ids) - 1
+    if num_targets < 1:
+        raise ValueError("The text has fewer than two tokens: there is no next token.")
     was_training = model.training
     model.eval()
-    device = model.tok_emb.weight.device
-    context = min(model.cfg.context_length, len(ids) - 1)
-    num_full = (len(ids) - 1) // context * context  # tokens that fill whole windows
-    inputs = list(ids[:num_full].view(-1, context).split(batch_size))
-    targets = list(ids[1 : num_full + 1].view(-1, context).split(batch_size))
-    if num_full < len(ids) - 1:
-        inputs.append(ids[num_full:-1].unsqueeze(0))
-        targets.append(ids[num_full + 1 :].unsqueeze(0))
-    total = 0.0
-    for input_ids, target_ids in zip(inputs, targets, strict=True):
-        logits = model(input_ids.to(device))  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1), target_ids.flatten().to(device))
-        total += loss.item() * target_ids.numel()
+    window, total = min(model.cfg.context_length, 1024), 0.0
+    for start in range(0, num_targets, window):
+        inputs, targets = ids[start:-1][:window], ids[start + 1 :][:window]
+        logits = model(inputs.unsqueeze(0)).squeeze(0)  # (T, V)
+        total += F.cross_entropy(logits, targets, reduction="sum").item()
     model.train(was_training)
-    return total / (len(ids) - 1)
+    return total / num_targets
 
 
-def calc_perplexity(model: GPTModel, tokenizer, text: str) -> float:
-    """exp(mean loss per token): the number of equally likely tokens the model hesitates among.
-
-    It depends on the vocabulary: compare it only between models with the same tokenizer.
-    """
+def calc_perplexity(model: Decoder, tokenizer, text: str) -> float:
+    """exp(mean loss per token); comparable only between models with the same tokenizer."""
     return math.exp(calc_text_loss(model, tokenizer, text))
-
-
-# ---------------------------------------------------------------------------------------------
-# Chapter 5: GPT-2's tensors into this model, and back
-# ---------------------------------------------------------------------------------------------
-
-# GPT-2 stores the weights of its linear layers as (in, out); torch.nn.Linear wants (out, in).
-_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-_BLOCK_NAMES = {
-    "ln_1.weight": "norm1.scale",
-    "ln_1.bias": "norm1.shift",
-    "attn.c_proj.weight": "att.out_proj.weight",
-    "attn.c_proj.bias": "att.out_proj.bias",
-    "ln_2.weight": "norm2.scale",
-    "ln_2.bias": "norm2.shift",
-    "mlp.c_fc.weight": "ff.layers.0.weight",
-    "mlp.c_fc.bias": "ff.layers.0.bias",
-    "mlp.c_proj.weight": "ff.layers.2.weight",
-    "mlp.c_proj.bias": "ff.layers.2.bias",
-}
-
-
-def gpt2_state_dict(gpt: GPTModel) -> dict[str, Tensor]:
-    """The model's weights under GPT-2's tensor names and in GPT-2's shapes, without the head.
-
-    GPT-2 keeps queries, keys and values in one matrix `c_attn` of shape (D, 3D).
-    """
-    tensors = {
-        "wte.weight": gpt.tok_emb.weight,
-        "wpe.weight": gpt.pos_emb.weight,
-        "ln_f.weight": gpt.final_norm.scale,
-        "ln_f.bias": gpt.final_norm.shift,
-    }
-    for i, block in enumerate(gpt.trf_blocks):
-        parameters = dict(block.named_parameters())
-        for theirs, ours in _BLOCK_NAMES.items():
-            tensors[f"h.{i}.{theirs}"] = parameters[ours]
-        qkv = (block.att.W_query, block.att.W_key, block.att.W_value)
-        tensors[f"h.{i}.attn.c_attn.weight"] = torch.cat([layer.weight for layer in qkv])
-        tensors[f"h.{i}.attn.c_attn.bias"] = torch.cat([layer.bias for layer in qkv])
-    return {
-        name: (tensor.T if name.endswith(_TRANSPOSED) else tensor).detach().contiguous()
-        for name, tensor in tensors.items()
-    }
-
-
-@torch.no_grad()
-def load_weights_into_gpt(gpt: GPTModel, params: Mapping[str, Tensor]) -> None:
-    """Copy GPT-2's tensors into `gpt`, whose head must still be the tied language-model head.
-
-    Names may carry the prefix `transformer.`; causal-mask buffers (`attn.bias`,
-    `attn.masked_bias`) are ignored, and `lm_head.weight` is accepted where it equals the token
-    embedding. Any dtype is converted to the model's. Raises ``ValueError`` naming every
-    missing, unexpected and misshapen tensor at once; the model is then unchanged.
-    """
-    if gpt.out_head.weight is not gpt.tok_emb.weight:
-        raise ValueError("Load GPT-2's weights before the output head is replaced, not after.")
-    given = _without_prefix_and_buffers(params)
-    head = given.pop("lm_head.weight", None)
-    expected = {name: tuple(tensor.shape) for name, tensor in gpt2_state_dict(gpt).items()}
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in given]
-    problems += [f"unexpected: {name}" for name in given if name not in expected]
-    problems += [
-        f"wrong shape: {name} is {tuple(given[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in given and tuple(given[name].shape) != shape
-    ]
-    if head is not None and "wte.weight" in given and not torch.equal(head, given["wte.weight"]):
-        problems.append("not tied: lm_head.weight differs from wte.weight")
-    if problems:
-        raise ValueError(
-            f"These weights do not fit the model ({len(problems)} problems):\n  "
-            + "\n  ".join(problems)
-        )
-
-    gpt.tok_emb.weight.copy_(given["wte.weight"])
-    gpt.pos_emb.weight.copy_(given["wpe.weight"])
-    gpt.final_norm.scale.copy_(given["ln_f.weight"])
-    gpt.final_norm.shift.copy_(given["ln_f.bias"])
-    for i, block in enumerate(gpt.trf_blocks):
-        parameters = dict(block.named_parameters())
-        for theirs, ours in _BLOCK_NAMES.items():
-            tensor = given[f"h.{i}.{theirs}"]
-            parameters[ours].copy_(tensor.T if theirs in _TRANSPOSED else tensor)
-        qkv = (block.att.W_query, block.att.W_key, block.att.W_value)
-        weights = given[f"h.{i}.attn.c_attn.weight"].T.chunk(3)  # (D, 3D) -> three (D, D)
-        biases = given[f"h.{i}.attn.c_attn.bias"].chunk(3)
-        for layer, weight, bias in zip(qkv, weights, biases, strict=True):
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
-
-
-def _without_prefix_and_buffers(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    given: dict[str, Tensor] = {}
-    for name, tensor in params.items():
-        short = name.removeprefix("transformer.")
-        if short.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # the causal mask, which this model computes itself
-        if short in given:
-            raise ValueError(f"The weights hold {short} twice, with and without 'transformer.'.")
-        given[short] = tensor
-    return given

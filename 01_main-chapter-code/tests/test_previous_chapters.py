@@ -13,21 +13,20 @@ from previous_chapters import (
     MODEL_CONFIGS,
     GPTConfig,
     GPTModel,
-    KeyValueCache,
     LayerNorm,
     MultiHeadAttention,
     calc_perplexity,
     calc_text_loss,
     generate,
+    generate_text_simple,
     gpt2_state_dict,
     load_weights_into_gpt,
     num_parameters,
-    select_positions,
     text_to_token_ids,
     token_ids_to_text,
 )
 
-TINY = GPTConfig(vocab_size=100, context_length=16, emb_dim=32, num_heads=4, num_layers=3)
+TINY = GPTConfig(vocab_size=100, context_length=16, emb_dim=32, n_heads=4, n_layers=3)
 
 
 def random_model(cfg: GPTConfig = TINY, seed: int = 0) -> GPTModel:
@@ -50,62 +49,26 @@ def input_ids():
 
 def test_fused_attention_equals_attention_by_hand():
     torch.manual_seed(0)
-    attention = MultiHeadAttention(TINY).eval()
-    x = torch.randn(2, 9, TINY.emb_dim)
-    by_hand, weights = attention(x, return_weights=True)
+    attention = MultiHeadAttention(20, 32, context_length=16, dropout=0.0, num_heads=4).eval()
+    x = torch.randn(2, 9, 20)
+    by_hand, weights = attention.by_hand(x)
     torch.testing.assert_close(attention(x), by_hand, atol=1e-6, rtol=0)
     assert weights.shape == (2, 4, 9, 9)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 9))
     assert weights.triu(1).abs().max() == 0  # nobody looks ahead
 
 
-def test_attention_at_one_position_equals_attention_at_all():
+def test_attention_without_causal_mask_looks_at_all_real_tokens():
     torch.manual_seed(0)
-    attention = MultiHeadAttention(TINY).eval()
-    x, last = torch.randn(3, 9, TINY.emb_dim), torch.tensor([8, 0, 4])
-    expected = attention(x)[torch.arange(3), last].unsqueeze(1)
-    torch.testing.assert_close(attention(x, last), expected, atol=1e-6, rtol=0)
-    by_hand, weights = attention(x, last, return_weights=True)
-    torch.testing.assert_close(by_hand, expected, atol=1e-6, rtol=0)
-    assert weights[1, :, 0, 1:].abs().max() == 0
-
-
-@pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_one_position_without_keys_and_values_of_its_own_equals_the_taught_way(dropout):
-    """Outputs and all gradients, with the same weights dropped."""
-    attention = MultiHeadAttention(dataclasses.replace(TINY, drop_rate=dropout)).train()
-    torch.manual_seed(0)
-    for parameter in attention.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    x, last = torch.randn(3, 9, TINY.emb_dim), torch.tensor([8, 0, 4])
-    direction = torch.randn(3, 1, TINY.emb_dim)
-
-    def taught_way(x):
-        queries = attention._split_heads(attention.W_query(select_positions(x, last)))
-        keys, values = (attention._split_heads(f(x)) for f in (attention.W_key, attention.W_value))
-        scores = queries @ keys.transpose(-2, -1) / keys.shape[-1] ** 0.5
-        scores = scores.masked_fill(torch.arange(9) > last.view(-1, 1, 1, 1), -torch.inf)
-        weights = F.dropout(scores.softmax(-1).squeeze(2), dropout).unsqueeze(2)
-        return attention._merge_heads(weights @ values)
-
-    results = []
-    for way in (taught_way, lambda x: attention(x, last)):
-        torch.manual_seed(1)  # for dropout
-        given = x.clone().requires_grad_()
-        output = way(given)
-        wanted = [given, *attention.parameters()]
-        results.append([output, *torch.autograd.grad((output * direction).sum(), wanted)])
-    for expected, actual in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
-
-
-def test_an_adapted_layer_makes_keys_and_values_itself():
-    torch.manual_seed(0)
-    attention = MultiHeadAttention(TINY).eval()
-    x, last = torch.randn(3, 9, TINY.emb_dim), torch.tensor([8, 0, 4])
-    attention.W_value = torch.nn.Sequential(attention.W_value, torch.nn.Tanh())
-    expected = attention(x)[torch.arange(3), last].unsqueeze(1)
-    torch.testing.assert_close(attention(x, last), expected, atol=1e-6, rtol=0)
+    attention = MultiHeadAttention(32, 32, 16, 0.0, num_heads=4, causal=False).eval()
+    x = torch.randn(2, 9, 32)
+    attention_mask = torch.arange(9) < torch.tensor([[9], [4]])  # (2, 9)
+    by_hand, weights = attention.by_hand(x, attention_mask)
+    output = attention(x, attention_mask)
+    torch.testing.assert_close(output, by_hand, atol=1e-6, rtol=0)
+    assert weights[0].min() > 0
+    assert weights[1, ..., 4:].max() == 0
+    torch.testing.assert_close(output[1:, :4], attention(x[1:, :4]), atol=1e-6, rtol=0)
 
 
 def test_fused_norm_and_activation_equal_those_by_hand():
@@ -118,18 +81,9 @@ def test_fused_norm_and_activation_equal_those_by_hand():
     torch.testing.assert_close(GELU()(x), GELU.by_hand(x), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"emb_dim": 30}, "emb_dim=30"),
-        ({"num_layers": 0}, "num_layers=0"),
-        ({"num_heads": 2.0}, "num_heads=2.0"),
-        ({"drop_rate": 1.0}, "drop_rate=1.0"),
-    ],
-)
-def test_impossible_configuration_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        dataclasses.replace(TINY, **changes)
+def test_heads_must_divide_the_embedding():
+    with pytest.raises(ValueError, match="n_heads=4 must divide emb_dim=30"):
+        dataclasses.replace(TINY, emb_dim=30)
 
 
 # --- the whole model --------------------------------------------------------------------------
@@ -145,7 +99,7 @@ def test_later_tokens_never_change_earlier_logits(input_ids):
 
 
 def test_too_long_an_input_is_refused():
-    with pytest.raises(ValueError, match=r"17 tokens .* 16"):
+    with pytest.raises(ValueError, match=r"17 tokens .* context of 16"):
         random_model()(torch.zeros(1, 17, dtype=torch.long))
 
 
@@ -162,7 +116,6 @@ def test_too_long_an_input_is_refused():
 def test_number_of_parameters(name, millions):
     with torch.device("meta"):
         model = GPTModel(MODEL_CONFIGS[name])
-    model.out_head.weight = model.tok_emb.weight
     assert num_parameters(model) == pytest.approx(millions * 1e6, abs=1e4)
 
 
@@ -175,8 +128,8 @@ def hugging_face_twin(model: GPTModel):
             vocab_size=cfg.vocab_size,
             n_positions=cfg.context_length,
             n_embd=cfg.emb_dim,
-            n_layer=cfg.num_layers,
-            n_head=cfg.num_heads,
+            n_layer=cfg.n_layers,
+            n_head=cfg.n_heads,
         )
     ).eval()
     tensors = gpt2_state_dict(model)
@@ -191,7 +144,7 @@ def hugging_face_twin(model: GPTModel):
 def test_logits_equal_an_independent_gpt2(name):
     """The structure of each configuration (layers, heads) at a small width."""
     shape = MODEL_CONFIGS[name]
-    cfg = dataclasses.replace(shape, vocab_size=211, context_length=40, emb_dim=4 * shape.num_heads)
+    cfg = dataclasses.replace(shape, vocab_size=211, context_length=40, emb_dim=4 * shape.n_heads)
     model = random_model(cfg)
     twin = hugging_face_twin(model)
     ids = torch.randint(cfg.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
@@ -253,14 +206,67 @@ def test_every_wrong_tensor_is_named_at_once_and_nothing_is_changed():
     assert "missing: wpe.weight (16, 32)" in message
     assert "wrong shape: h.2.mlp.c_fc.weight is (5, 7), expected (32, 128)" in message
     assert "unexpected: h.3.surprise" in message
-    assert "not tied: lm_head.weight" in message
+    assert "unexpected: lm_head.weight (differs from wte.weight)" in message
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_names_given_twice_are_refused():
-    tensors = state_with() | {"transformer.wte.weight": torch.zeros(100, 32)}
-    with pytest.raises(ValueError, match=r"wte\.weight twice"):
-        load_weights_into_gpt(GPTModel(TINY), tensors)
+def nested(params: dict[str, torch.Tensor]) -> dict:
+    """GPT-2's tensors as nested dictionaries of arrays, as its first checkpoints are read."""
+    leaves = {"weight": "w", "bias": "b"}
+    tree = {"blocks": [{} for _ in range(TINY.n_layers)]}
+    for name, tensor in params.items():
+        *path, leaf = name.split(".")
+        if path == ["ln_f"]:
+            tree["g" if leaf == "weight" else "b"] = tensor.numpy()
+        elif path in (["wte"], ["wpe"]):
+            tree[path[0]] = tensor.numpy()
+        else:
+            node = tree["blocks"][int(path[1])]
+            for part in path[2:]:
+                node = node.setdefault(part, {})
+            is_norm = path[-1].startswith("ln_")
+            node["g" if is_norm and leaf == "weight" else leaves[leaf]] = tensor.numpy()
+    return tree
+
+
+def test_a_nested_dictionary_of_arrays_loads_too(input_ids):
+    model = GPTModel(TINY).eval()
+    load_weights_into_gpt(model, nested(state_with()))
+    assert torch.equal(model(input_ids), random_model(seed=5)(input_ids))
+
+
+UNTIED = dataclasses.replace(TINY, tied_head=False, qkv_bias=False)
+
+
+def test_a_model_with_its_own_head_and_without_biases_survives_the_round_trip(input_ids):
+    original, model = random_model(UNTIED), GPTModel(dataclasses.asdict(UNTIED)).eval()
+    assert not torch.equal(original.out_head.weight, original.tok_emb.weight)
+    load_weights_into_gpt(model, gpt2_state_dict(original))
+    assert torch.equal(model(input_ids), original(input_ids))
+
+
+def test_an_untied_head_starts_as_the_token_embedding_where_the_weights_have_none():
+    model = GPTModel(dataclasses.replace(TINY, tied_head=False))
+    load_weights_into_gpt(model, state_with())
+    assert torch.equal(model.out_head.weight, model.tok_emb.weight)
+    assert model.out_head.weight is not model.tok_emb.weight
+
+
+def test_a_state_dict_with_mask_buffers_loads(input_ids):
+    state = random_model().state_dict()
+    for i in range(TINY.n_layers):
+        state[f"trf_blocks.{i}.att.mask"] = torch.ones(16, 16).triu(1)
+    model = GPTModel(TINY).eval()
+    model.load_state_dict(state)
+    assert torch.equal(model(input_ids), random_model()(input_ids))
+
+
+def test_a_head_of_its_own_is_never_silently_tied():
+    state = random_model(dataclasses.replace(TINY, tied_head=False)).state_dict()
+    with pytest.raises(ValueError, match="tied_head=False"):
+        GPTModel(TINY).load_state_dict(state)
+    state["out_head.weight"] = state["tok_emb.weight"].clone()
+    GPTModel(TINY).load_state_dict(state)
 
 
 def test_weights_are_not_loaded_under_a_new_head():
@@ -280,12 +286,15 @@ def test_greedy_generation_takes_the_likeliest_token_each_time(input_ids):
         logits = model(expected)[:, -1]
         expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
     assert torch.equal(generate(model, input_ids[:, :3], 5), expected)
+    assert torch.equal(generate_text_simple(model, input_ids[:, :3], 5, 16), expected)
     assert torch.equal(generate(model, input_ids[:, :3], 5, temperature=2.0, top_k=1), expected)
 
 
 def test_generation_goes_on_beyond_the_context(input_ids):
-    longer = generate(random_model(), input_ids, max_new_tokens=20)
+    model = random_model()
+    longer = generate(model, input_ids, max_new_tokens=20)
     assert longer.shape == (3, 32)
+    assert torch.equal(longer, generate_text_simple(model, input_ids, 20, TINY.context_length))
 
 
 def test_each_sequence_ends_at_its_own_end_of_text(input_ids):
@@ -318,53 +327,9 @@ def test_sampling_is_seeded_and_follows_temperature_and_top_k():
     torch.testing.assert_close(counts, F.softmax(kept / 0.5, -1), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("num_given", [1, 12])
-def test_generation_with_and_without_cache_is_the_same_even_beyond_the_context(
-    input_ids, num_given
-):
-    model, prompts = random_model(), input_ids[:, :num_given]
-    plain = generate(model, prompts, 20, use_cache=False)
-    assert plain.shape[1] > TINY.context_length
-    assert torch.equal(generate(model, prompts, 20), plain)
-
-
-def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(input_ids):
-    model = random_model()
-    caches = [KeyValueCache() for _ in model.trf_blocks]
-    computed = []
-    model.trf_blocks[0].att.W_key.register_forward_hook(
-        lambda module, inputs, output: computed.append(output.shape[1])
-    )
-    pieces = [model(part, caches) for part in input_ids.split([5, 1, 4, 2], dim=1)]
-    assert computed == [5, 1, 4, 2]
-    assert caches[-1].num_tokens == 12
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
-
-
-def test_a_cache_and_last_positions_do_not_go_together():
-    attention, x = MultiHeadAttention(TINY), torch.randn(2, 3, TINY.emb_dim)
-    with pytest.raises(ValueError, match="cache is for generating"):
-        attention(x, last_positions=torch.tensor([1, 2]), cache=KeyValueCache())
-
-
 def test_nothing_is_generated_from_nothing():
     with pytest.raises(ValueError, match="The prompt is empty"):
         generate(random_model(), torch.empty(1, 0, dtype=torch.long), 3)
-
-
-def test_a_full_cache_is_refused(input_ids):
-    model = random_model()
-    caches = [KeyValueCache() for _ in model.trf_blocks]
-    model(input_ids, caches)
-    with pytest.raises(ValueError, match=r"17 tokens .* 16"):
-        model(input_ids[:, :5], caches)
-
-
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": 0}])
-def test_impossible_sampling_is_refused(wrong, input_ids):
-    name, value = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match=f"{name}={value}"):
-        generate(random_model(), input_ids, 1, **wrong)
 
 
 def test_generation_leaves_the_training_mode_as_it_was(input_ids):
@@ -375,7 +340,7 @@ def test_generation_leaves_the_training_mode_as_it_was(input_ids):
 
 def test_text_loss_predicts_every_token_once():
     tokenizer = load_mini_tokenizer()
-    cfg = dataclasses.replace(MODEL_CONFIGS["gpt-mini"], context_length=8, num_layers=1)
+    cfg = dataclasses.replace(MODEL_CONFIGS["gpt-mini"], context_length=8, n_layers=1)
     model = random_model(cfg)
     text = "The quick brown fox jumps over the lazy dog, and then sleeps the whole day long."
     ids = text_to_token_ids(text, tokenizer)[0]
@@ -387,7 +352,7 @@ def test_text_loss_predicts_every_token_once():
         losses += [-log_probabilities[i, t].item() for i, t in enumerate(targets)]
     assert len(losses) == len(ids) - 1
     expected = sum(losses) / len(losses)
-    assert calc_text_loss(model, tokenizer, text, batch_size=2) == pytest.approx(expected, abs=1e-5)
+    assert calc_text_loss(model, tokenizer, text) == pytest.approx(expected, abs=1e-5)
     assert calc_perplexity(model, tokenizer, text) == pytest.approx(math.exp(expected), rel=1e-4)
     with pytest.raises(ValueError, match="fewer than two tokens"):
         calc_text_loss(model, tokenizer, "a")
