@@ -1,15 +1,91 @@
-"""What finetune.py and classify.py share as commands: standard output, and memory that ends."""
+"""What all commands share: options from a dataclass, standard output, and the exit status."""
 
+import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import torch
+from safetensors import SafetensorError
+
+from gpt_download import DownloadError
+from options import Options, choices_of, plain_types_of
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows an option's default where there is one to speak of."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        spoken_of = action.default is not None and action.default is not False
+        return super()._get_help_string(action) if spoken_of else action.help
+
+
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog, description=description, formatter_class=HelpFormatter, allow_abbrev=False
+    )
+
+
+def add_options(
+    parser: argparse.ArgumentParser, config_class: type[Options], leave_out: Sequence[str] = ()
+) -> None:
+    """One option for each field of a dataclass, under its name with dashes."""
+    annotations, groups = get_type_hints(config_class), {}
+    for entry in dataclasses.fields(config_class):
+        if entry.name in leave_out:
+            continue
+        title = entry.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title or None)
+        _add_option(groups[title], entry, annotations[entry.name])
+
+
+def _add_option(group, entry: dataclasses.Field, annotation: Any) -> None:
+    name, kinds = "--" + entry.name.replace("_", "-"), plain_types_of(annotation)
+    about = {"help": entry.metadata["help"], "default": entry.default}
+    if bool in kinds:
+        if entry.default:
+            group.add_argument("--no-" + name[2:], dest=entry.name, action="store_false", **about)
+        else:
+            group.add_argument(name, action="store_true", **about)
+        return
+    choices = choices_of(annotation)
+    if choices and not set(kinds) - {type(None)}:
+        group.add_argument(name, choices=choices, **about)
+        return
+    kind = next(kind for kind in kinds if kind is not type(None))
+    metavar = "{" + ",".join([*choices, "N"]) + "}" if choices else None
+    group.add_argument(name, type=_reader(kind, choices, entry), metavar=metavar, **about)
+
+
+def _reader(kind: type, choices: Sequence[Any], entry: dataclasses.Field) -> Callable[[str], Any]:
+    """A reader of one option's text, which says what is allowed where it is out of range."""
+    allowed = entry.metadata["allowed"]
+
+    def read(text: str) -> Any:
+        if text in choices:
+            return text
+        value = kind(text)
+        if allowed is not None and not allowed.holds(value):
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {allowed.says}")
+        return value
+
+    read.__name__ = {int: "whole number", float: "number"}.get(kind, "value")  # for "invalid ..."
+    return read
+
+
+def config_from(args: argparse.Namespace, config_class: type[Options]) -> Any:
+    """The dataclass that the options describe. Raises ``ValueError`` if they contradict."""
+    names = [entry.name for entry in dataclasses.fields(config_class)]
+    return config_class(**{name: getattr(args, name) for name in names if hasattr(args, name)})
 
 
 @contextmanager
-def standard_output() -> Iterator[None]:
+def standard_output():
     """Standard output for a command to print to. Raises ``OSError`` where it cannot be written.
 
     A character that the terminal cannot show is spelled out, not an error.
@@ -28,8 +104,42 @@ def standard_output() -> Iterator[None]:
             raise
 
 
+def printable(text: str) -> str:
+    """Text that stays on its line and does nothing to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def run_command(prog: str, command: Callable[[], Any], when_stopped: str = "Stopped.") -> int:
+    """Do `command`; 0 if it went well, else one sentence on standard error.
+
+    2: wrong data, a wrong option or a file that is not there; 1: a failure; 130: interrupted.
+    """
+    try:
+        with standard_output():
+            command()
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        return 0
+    except (ValueError, FileNotFoundError) as error:
+        return _complain(prog, error, 2)
+    except (DownloadError, OSError, SafetensorError) as error:
+        return _complain(prog, error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _complain(prog, f"out of memory; try a smaller batch or length. {error}", 1)
+    except KeyboardInterrupt:
+        return _complain(prog, when_stopped, 130)
+    return 0
+
+
+def _complain(prog: str, error: Exception | str, status: int) -> int:
+    lines = map(printable, str(error).split("\n"))
+    print(f"{prog}:", "\n".join(lines), file=sys.stderr)
+    return status
+
+
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ended; on a CPU and on MPS, PyTorch says so by a plain ``RuntimeError``.
+    """Whether memory ran out; on a CPU and on MPS, PyTorch says so by a plain ``RuntimeError``.
 
     >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("shapes do not match"))
     (True, False)
@@ -38,3 +148,8 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     signs = ("DefaultCPUAllocator", "MPS backend out of memory")
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return f'"{path}"' if " " in str(path) else str(path)

@@ -159,7 +159,7 @@ def calibration(probabilities: np.ndarray, labels: Sequence[int], num_bins: int 
     return Calibration(mean_confidence, share_correct, counts[filled], float(error))
 
 
-def test_figures(probabilities: np.ndarray, labels: Sequence[int]) -> dict:
+def test_metrics(probabilities: np.ndarray, labels: Sequence[int]) -> dict:
     """What a report on a test set needs: accuracy with interval, macro F1, MCC, the matrix."""
     matrix = confusion_matrix(labels, probabilities.argmax(axis=1), probabilities.shape[1])
     return {
@@ -172,7 +172,7 @@ def test_figures(probabilities: np.ndarray, labels: Sequence[int]) -> dict:
     }
 
 
-test_figures.__test__ = False  # the name is no test for pytest
+test_metrics.__test__ = False  # the name is no test for pytest
 
 
 # ---------------------------------------------------------------------------------------------

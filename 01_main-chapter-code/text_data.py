@@ -1,7 +1,7 @@
 """The messages: reading, cleaning, balancing, splitting, augmenting, and batches of them.
 
 Messages travel as a pandas DataFrame with the columns `text` (str) and `label` (str).
-Shapes in comments: B messages in a batch, T tokens in the longest of them, D embedding dimensions.
+Shapes in comments: B messages in a batch, T tokens in the longest of them, C classes.
 """
 
 import csv
@@ -10,7 +10,7 @@ import random
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ from gpt_download import SMS_SPAM_ZIP, fetch
 from message_files import DataError
 
 SAMPLE_MESSAGES = Path(__file__).parent / "gpt-mini" / "sample-messages.tsv"
-SPLIT_SHARES = (0.7, 0.1, 0.2)  # training, validation, test
+SPLIT_FRACTIONS = (0.7, 0.1, 0.2)  # training, validation, test
 
 
 # ---------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def split_messages(messages: pd.DataFrame, seed: int) -> Splits:
     rng = np.random.default_rng(seed)
     parts: list[list[np.ndarray]] = [[], [], []]
     for label, group in messages.groupby("label"):
-        num_validation, num_test = (max(1, round(s * len(group))) for s in SPLIT_SHARES[1:])
+        num_validation, num_test = (max(1, round(f * len(group))) for f in SPLIT_FRACTIONS[1:])
         num_train = len(group) - num_validation - num_test
         if num_train < 1:
             raise DataError(
@@ -120,8 +120,8 @@ def published_splits(zip_path: Path | None = None) -> Splits:
     spam = messages[messages["label"] == "spam"]
     ham = messages[messages["label"] == "ham"].sample(len(spam), random_state=123)
     shuffled = pd.concat([ham, spam]).sample(frac=1, random_state=123).reset_index(drop=True)
-    first = int(len(shuffled) * SPLIT_SHARES[0])
-    second = first + int(len(shuffled) * SPLIT_SHARES[1])
+    first = int(len(shuffled) * SPLIT_FRACTIONS[0])
+    second = first + int(len(shuffled) * SPLIT_FRACTIONS[1])
     parts = (shuffled[:first], shuffled[first:second], shuffled[second:])
     return Splits(*(part.reset_index(drop=True) for part in parts))
 
@@ -144,27 +144,27 @@ def class_weights(labels: Sequence[int], num_classes: int) -> Tensor:
 LOOK_ALIKES = {"a": "@4", "e": "3", "i": "1!", "l": "1", "o": "0", "s": "$5", "t": "7"}
 
 
-def drop_words(text: str, rng: random.Random, share: float = 0.1) -> str:
-    """Leave out about `share` of the words, but never all of them."""
+def drop_words(text: str, rng: random.Random, fraction: float = 0.1) -> str:
+    """Leave out about a `fraction` of the words, but never all of them."""
     words = text.split()
-    kept = [word for word in words if rng.random() >= share]
+    kept = [word for word in words if rng.random() >= fraction]
     return " ".join(kept) if kept else text
 
 
-def swap_words(text: str, rng: random.Random, share: float = 0.1) -> str:
-    """Swap about `share` of the words with their right neighbours."""
+def swap_words(text: str, rng: random.Random, fraction: float = 0.1) -> str:
+    """Swap about a `fraction` of the words with their right neighbours."""
     words = text.split()
     for i in range(len(words) - 1):
-        if rng.random() < share:
+        if rng.random() < fraction:
             words[i], words[i + 1] = words[i + 1], words[i]
     return " ".join(words)
 
 
-def write_look_alikes(text: str, rng: random.Random, share: float = 0.1) -> str:
-    """Replace about `share` of the letters that have one by a look-alike: `free` -> `fr3e`."""
+def write_look_alikes(text: str, rng: random.Random, fraction: float = 0.1) -> str:
+    """Replace about a `fraction` of the letters that have one by a look-alike: `free` -> `fr3e`."""
     return "".join(
         rng.choice(LOOK_ALIKES[character.lower()])
-        if character.lower() in LOOK_ALIKES and rng.random() < share
+        if character.lower() in LOOK_ALIKES and rng.random() < fraction
         else character
         for character in text
     )
@@ -188,8 +188,8 @@ def augment_messages(messages: pd.DataFrame, copies: int, seed: int) -> pd.DataF
 # Data set and loaders
 # ---------------------------------------------------------------------------------------------
 
-
-LONGEST_TOKEN = 128  # bytes, in GPT-2's vocabulary; 13 in gpt-mini's
+LONGEST_TOKEN = 128  # bytes, in GPT-2's vocabulary; fewer in the others'
+IGNORED = -100  # the label of a message whose class nobody knows; PyTorch's losses skip it
 
 
 def encode_messages(texts: Sequence[str], tokenizer, max_length: int) -> list[Tensor]:
@@ -197,7 +197,8 @@ def encode_messages(texts: Sequence[str], tokenizer, max_length: int) -> list[Te
 
     Texts are data: a literal `<|endoftext|>` in a message is spelled out in ordinary tokens.
     """
-    beginnings = [text[: LONGEST_TOKEN * max_length] for text in texts]  # nothing else is read
+    # Very long texts are truncated before tokenising: only these characters can matter.
+    beginnings = [text[: LONGEST_TOKEN * max_length] for text in texts]
     encoded = tokenizer.encode_ordinary_batch(beginnings)
     return [torch.tensor(ids[:max_length] or [tokenizer.eot_token]) for ids in encoded]
 
@@ -211,50 +212,16 @@ def pad_messages(sequences: Sequence[Tensor], num_tokens: int, pad_id: int) -> l
     return [F.pad(ids, (0, max(0, num_tokens - len(ids))), value=pad_id) for ids in sequences]
 
 
-Pooling = Literal["last_real", "mean"]
-
-
-class Reading(NamedTuple):
-    """Where a message's class is read. The defaults are the chapter's; the rest is for comparing.
-
-    (The last position of a padded message needs no name: `pad_messages` makes it a real token.)
-    """
-
-    position: Pooling | Literal["first"] = "last_real"
-    """At the last real token, at the first one, or on average over all real ones."""
-    causal: bool = True
-    """Whether a token sees earlier ones only, as in pretraining, or all real ones."""
-    width: int = 0
-    """Positions to which every batch is padded at least: work that changes no result."""
-
-
-LAST_REAL_TOKEN = Reading()
-
-
 class SpamDataset(Dataset):
-    """Messages as sequences, with their labels.
+    """Messages as token ids (T,), each with the number of its class."""
 
-    A sequence is the token ids (T,) of a message or, where the first `num_blocks_done` blocks of
-    the model have been computed already, their hidden states (T, D).
-    """
-
-    def __init__(
-        self,
-        sequences: Sequence[Tensor],
-        labels: Sequence[int],
-        num_blocks_done: int = 0,
-        lengths: Sequence[int] | None = None,
-        reading: Reading = LAST_REAL_TOKEN,
-    ):
+    def __init__(self, sequences: Sequence[Tensor], labels: Sequence[int] | None = None):
+        labels = [IGNORED] * len(sequences) if labels is None else [int(n) for n in labels]
         if len(sequences) != len(labels):
             raise ValueError(f"{len(sequences)} sequences but {len(labels)} labels.")
         self.sequences = list(sequences)
-        self.labels = [int(label) for label in labels]
-        self.num_blocks_done = num_blocks_done
-        # Tokens of each message, even where only its last hidden state is kept: batches are
-        # grouped by it, and must be the same whether frozen layers are computed once or always.
-        self.lengths = list(lengths or map(len, self.sequences))
-        self.reading = reading
+        self.labels = labels
+        self.lengths = [len(sequence) for sequence in sequences]
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -262,45 +229,25 @@ class SpamDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.sequences[index], self.labels[index]
 
-
-class Batch(NamedTuple):
-    """Messages padded to the longest among them."""
-
-    inputs: Tensor  # token ids (B, T) or hidden states (B, T, D)
-    last_positions: Tensor  # (B,)
-    labels: Tensor  # (B,)
-    num_blocks_done: int = 0
-    reading: Reading = LAST_REAL_TOKEN
-
-    @property
-    def real(self) -> Tensor:
-        """True at real tokens, False at padding: (B, T)."""
-        positions = torch.arange(self.inputs.shape[1], device=self.inputs.device)
-        return positions <= self.last_positions.unsqueeze(1)
-
-    def to(self, device: torch.device | str) -> "Batch":
-        tensors = (tensor.to(device) for tensor in self[:3])
-        return Batch(*tensors, *self[3:])
+    def collate(self, items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
+        """Some of the items as a batch."""
+        return collate(items)
 
 
-def last_positions(lengths: Tensor) -> Tensor:
-    """Index of each message's final real token: (B,) -> (B,).
+def collate(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
+    """A batch: input_ids (B, T), attention_mask (B, T), labels (B,).
 
-    >>> last_positions(torch.tensor([3, 1]))
-    tensor([2, 0])
-    """
-    return lengths - 1
-
-
-def pad_batch(items: Sequence[tuple[Tensor, int]], num_blocks_done: int = 0) -> Batch:
-    """Pad on the right to the longest message of the batch.
-
-    The padding's value does not matter: no real token looks to its right.
+    Messages are padded on the right to the longest among them. The mask is True at real tokens.
     """
     sequences, labels = zip(*items, strict=True)
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    inputs = pad_sequence(sequences, batch_first=True)
-    return Batch(inputs, last_positions(lengths), torch.tensor(labels), num_blocks_done)
+    input_ids = pad_sequence(sequences, batch_first=True)
+    attention_mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "labels": torch.tensor(labels),
+    }
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -353,33 +300,14 @@ def make_loader(
     batch_size: int,
     shuffle: bool = False,
     group_by_length: bool = False,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
 ) -> DataLoader:
-    """Batches of a data set, in its order or (`shuffle`) in a random one, seeded by `generator`.
+    """Batches of a data set, in its order or (`shuffle`) in a random one that `seed` decides.
 
     With `group_by_length`, random batches hold messages of similar length.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-
-    def collate(items: Sequence[tuple[Tensor, int]]) -> Batch:
-        batch = pad_batch(items, dataset.num_blocks_done)
-        num_missing = max(0, dataset.reading.width - batch.inputs.shape[1])
-        before_last = (0, 0) * (batch.inputs.dim() - 2)  # hidden states: the D stays as it is
-        inputs = F.pad(batch.inputs, (*before_last, 0, num_missing))
-        return batch._replace(inputs=inputs, reading=dataset.reading)
-
+    generator = torch.Generator().manual_seed(seed)
     if shuffle and group_by_length:
         sampler = LengthGroupedSampler(dataset.lengths, batch_size, generator)
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-    return DataLoader(dataset, batch_size, shuffle, generator=generator, collate_fn=collate)
-
-
-def batch_of(dataset: SpamDataset, indices: Sequence[int]) -> Batch:
-    """The messages of a data set with these indices as one batch, in this order."""
-    subset = SpamDataset(
-        [dataset.sequences[i] for i in indices],
-        [dataset.labels[i] for i in indices],
-        dataset.num_blocks_done,
-        reading=dataset.reading,
-    )
-    return next(iter(make_loader(subset, len(indices))))
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
+    return DataLoader(dataset, batch_size, shuffle, generator=generator, collate_fn=dataset.collate)

@@ -1,0 +1,73 @@
+"""Files that are either whole or not there, and outputs that one process at a time writes to."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+class InUseError(ValueError):
+    """Another process writes to the same output."""
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to instead of `path`, which gets what was written when it is complete.
+
+    The path lies in a folder `NAME.partial` of its own: whatever a killed process left there, the
+    next writer removes.
+    """
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial / path.name
+        (partial / path.name).replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_text(text: str, path: Path) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(content: Any, path: Path) -> None:
+    write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """A safetensors file; `metadata` should have one entry, since several change their order."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with whole_file(path) as partial:
+            save_file(tensors, partial, metadata)
+            partial.chmod(0o644)  # safetensors keeps its files from everybody else
+    except SafetensorError as error:  # a full disk, among others
+        raise OSError(f"{path} could not be written: {error}") from error
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Hold the right to write to an output. Raises ``InUseError`` if another process has it."""
+    lock = FileLock(output.with_name(output.name + ".lock"), blocking=False)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise InUseError(
+            f"{output}: another process is writing there; wait for it, or choose another output."
+        ) from None

@@ -1,0 +1,334 @@
+"""The main job as one function: from a file of messages to a classifier and its test metrics.
+
+config = RunConfig(model="gpt-mini", trainable="last_block")
+result = fine_tune(config)
+result.metrics["test"]["accuracy"]
+"""
+
+import hashlib
+import json
+import math
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from continued_pretraining import (
+    CONTINUED_PRETRAINING,
+    continue_pretraining,
+    encode_for_pretraining,
+)
+from evaluation import ngram_baseline, test_metrics, wilson_interval
+from features import FastClassifier, FeatureDataset
+from gpt_download import (
+    MODEL_CONFIGS,
+    build_decoder,
+    default_model_name,
+    load_pretrained,
+    load_tokenizer,
+    resolve_model_name,
+)
+from lora import add_lora, merge_lora
+from message_files import DataError
+from previous_chapters import Decoder
+from run_config import RunConfig
+from run_folder import RunFolder
+from run_messages import MADE_UP_NAME, Messages, read_run_messages
+from text_classifier import (
+    ClassifierConfig,
+    GPTClassifier,
+    freeze_all_but,
+    pick_device,
+    predict_logits,
+)
+from text_data import (
+    SpamDataset,
+    Splits,
+    class_weights,
+    encode_messages,
+)
+from training import History, TrainConfig, train_classifier_simple
+
+MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
+MAX_BASELINE_CHARACTERS = 20_000_000  # and here, than everything else together
+# Messages times labels. The regression has a coefficient for each label and n-gram, and its
+# optimizer keeps a few dozen copies of them: a gigabyte here, and without a bound all memory.
+MAX_BASELINE_SIZE = 200_000
+FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
+
+
+@dataclass
+class RunResult:
+    """What came out of a run."""
+
+    classifier: GPTClassifier
+    tokenizer: Any
+    config: RunConfig
+    messages: Messages
+    history: History
+    metrics: dict[str, Any]
+    """What metrics.json holds."""
+
+
+@dataclass
+class Clock:
+    """Seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str):
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
+
+
+# ---------------------------------------------------------------------------------------------
+# The stages
+# ---------------------------------------------------------------------------------------------
+
+
+def load_decoder(
+    config: RunConfig, device: torch.device, log: Callable = print
+) -> tuple[Decoder, Any, str]:
+    """The language model of a run, its tokenizer and its name."""
+    auto = config.model == "auto"
+    name = default_model_name(log) if auto else resolve_model_name(config.model)
+    if config.weights == "pretrained":
+        decoder, tokenizer = load_pretrained(name, device)
+    else:
+        torch.manual_seed(config.seed)
+        decoder, tokenizer = build_decoder(MODEL_CONFIGS[name]).to(device), load_tokenizer(name)
+    if not config.causal:
+        pretrained, cfg = decoder, replace(decoder.cfg, causal=False)
+        decoder = build_decoder(cfg).to(device)
+        decoder.load_state_dict(pretrained.state_dict())
+    return decoder, tokenizer, name
+
+
+def choose_max_length(
+    requested: int | None, splits: Splits, tokenizer, context: int, log: Callable = print
+) -> int:
+    """The requested one, else that of the longest training message, within the context."""
+    if requested is not None and requested > context:
+        raise DataError(
+            f"--max-length {requested} must lie between 1 and the model's context of {context}."
+        )
+    lengths = list(map(len, encode_messages(splits.train["text"], tokenizer, context + 1)))
+    chosen = requested or min(max(lengths), context)
+    if num_cut := sum(length > chosen for length in lengths):
+        log(f"{num_cut} training messages are longer than {chosen} tokens; the rest is not read.")
+    return chosen
+
+
+def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> list[SpamDataset]:
+    """Training, validation and test messages as the classifier reads them."""
+    number = {name: i for i, name in enumerate(config.label_names)}
+    return [
+        SpamDataset(config.encode(part["text"], tokenizer), [number[n] for n in part["label"]])
+        for part in messages.splits
+    ]
+
+
+def pretrain_on_messages(
+    decoder: Decoder, tokenizer, messages: Messages, config: RunConfig
+) -> list[float]:
+    """Continued pretraining on the messages' texts, without their labels; returns the losses."""
+    context = decoder.cfg.context_length
+    sequences = encode_for_pretraining(messages.unlabelled, tokenizer, context)
+    epochs = config.continued_pretraining_epochs
+    how = replace(CONTINUED_PRETRAINING, num_epochs=epochs, seed=config.seed)
+    return continue_pretraining(decoder, sequences, how, not config.quiet, config.precision)
+
+
+def make_classifier(
+    decoder: Decoder, about: ClassifierConfig, config: RunConfig
+) -> tuple[GPTClassifier, int]:
+    """The classifier with a new head, what is not trained frozen, and the number of frozen blocks
+    whose states can be computed once."""
+    torch.manual_seed(config.seed)
+    classifier = GPTClassifier(decoder, about)
+    if config.trainable != "lora":
+        return classifier, freeze_all_but(classifier, config.trainable)
+    freeze_all_but(classifier, "head")
+    add_lora(decoder, config.lora_rank or 8, config.lora_alpha or 16)
+    return classifier, 0
+
+
+def fit_in_memory(datasets: list[SpamDataset], decoder: Decoder) -> bool:
+    """Whether the hidden states of all messages may be kept."""
+    num_states = sum(sum(dataset.lengths) for dataset in datasets)
+    return num_states * decoder.cfg.emb_dim * 4 <= FROZEN_BYTES_LIMIT
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+
+
+def fine_tune(
+    config: RunConfig,
+    messages: Messages | None = None,
+    store: MutableMapping[tuple, Tensor] | None = None,
+) -> RunResult:
+    """Fine-tune and measure a classifier; writes `config.output` if that is given.
+
+    `messages` take the place of those that the options name. A `store` keeps the frozen layers'
+    states for other runs. Raises ``ValueError``, ``DataError`` among them, for wrong options and
+    data, ``DownloadError`` for what cannot be had, ``OSError`` for what cannot be written.
+    """
+    log, progress = (lambda *_: None) if config.quiet else print, not config.quiet
+    clock, device = Clock(), pick_device(config.device)
+    with clock.stage("data"):
+        messages = messages or read_run_messages(config, log)
+    with clock.stage("model"):
+        decoder, tokenizer, name = load_decoder(config, device, log)
+        config = replace(config.for_model(name), device=device.type)
+        context, splits = decoder.cfg.context_length, messages.splits
+        max_length = choose_max_length(config.max_length, splits, tokenizer, context, log)
+        pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
+        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
+        datasets = make_datasets(messages, tokenizer, about)
+    run = config.identity() | {"data_sha256": fingerprint(splits)}
+    with RunFolder(config.output, run, config.resume, config.overwrite) as folder:
+        if folder.is_finished:
+            log(f"The run in {config.output} is finished already.")
+            return RunResult(*folder.open(device), config, messages, History(), folder.metrics())
+        if config.continued_pretraining_epochs:
+            with clock.stage("pretraining"):
+                log(f"Continued pretraining of {name} on {len(messages.unlabelled):,} texts.")
+                pretrain_on_messages(decoder, tokenizer, messages, config)
+        classifier, num_frozen = make_classifier(decoder, about, config)
+        log(f"{name} on {device}: training {config.trainable}, {len(splits.train):,} messages.")
+        with clock.stage("frozen_layers"):
+            cached = num_frozen if fit_in_memory(datasets, decoder) else 0
+            if cached:
+                datasets = [
+                    FeatureDataset.from_classifier(
+                        classifier, dataset, cached, config.precision, progress, store
+                    )
+                    for dataset in datasets
+                ]
+        with clock.stage("training"):
+            weights = None
+            if config.balance == "weights":
+                weights = class_weights(datasets[0].labels, len(about.label_names)).to(device)
+            history = train_classifier_simple(
+                FastClassifier(classifier, cached, config.precision),
+                *datasets[:2],
+                config,
+                weights,
+                folder.checkpoint,
+                progress,
+            )
+            raise_if_diverged(history, config)
+        with clock.stage("evaluation"):
+            logits = [predict_logits(FastClassifier(classifier, cached), data) for data in datasets]
+        with clock.stage("baseline"):
+            baseline = evaluate_baseline(splits)
+        merge_lora(decoder)
+        metrics = {
+            "model": name,
+            "weights": config.weights,
+            "data": messages.name,
+            "num_labels": len(about.label_names),
+            "labels": list(about.label_names),
+            "seed": config.seed,
+            **measure(logits, datasets),
+            "ngram_baseline": baseline,
+            "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
+            "peak_memory_mb": peak_memory_mb(),
+            "max_length": max_length,
+            "options": run,
+            "history": asdict(history),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "threads": torch.get_num_threads(),
+            "device": str(device),
+        }
+        card = {
+            "trained_on": messages.name,
+            "training": run,
+            "test": metrics["test"],
+            "made_up_data": messages.name == MADE_UP_NAME,
+        }
+        classifier.config = replace(about, card=card)
+        folder.write(classifier, metrics, history)
+    return RunResult(classifier, tokenizer, config, messages, history, metrics)
+
+
+def raise_if_diverged(history: History, config: TrainConfig) -> None:
+    losses = [*history.step_losses, *history.train_loss, *history.validation_loss]
+    if not all(map(math.isfinite, losses)):  # the steps' own do not tell what the last step did
+        raise DataError(
+            f"The loss is no longer a number: the training diverged with --learning-rate "
+            f"{config.learning_rate}; choose a smaller one."
+        )
+
+
+def fingerprint(splits: Splits) -> str:
+    """SHA-256 of all messages in their order: whether a resumed run sees the same data."""
+    digest = hashlib.sha256()
+    for part in splits:
+        digest.update(json.dumps(part[["text", "label"]].values.tolist()).encode())
+    return digest.hexdigest()
+
+
+def measure(logits: list[Tensor], datasets: list[SpamDataset]) -> dict[str, dict]:
+    """Metrics of the three parts: accuracies, and everything else for the test part.
+
+    Takes each part's logits (N, C).
+    """
+    metrics = {}
+    for name, part, dataset in zip(Splits._fields, logits, datasets, strict=True):
+        probabilities = torch.softmax(part, dim=-1).numpy()
+        metrics[name] = test_metrics(probabilities, dataset.labels)
+        if name != "test":
+            metrics[name] = {key: metrics[name][key] for key in ("num_examples", "accuracy")}
+    metrics["test_predictions"] = {  # of the last part: curves can be drawn from it later
+        "labels": list(dataset.labels),
+        "probabilities": np.round(probabilities.astype(float), 6).tolist(),
+    }
+    return metrics
+
+
+def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
+    """Test accuracy of the n-gram regression on the same messages, where it is quick."""
+    num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
+    num_characters = splits.train["text"].str.len().sum()
+    if (
+        num_messages > MAX_BASELINE_MESSAGES
+        or num_characters > MAX_BASELINE_CHARACTERS
+        or num_messages * num_labels > MAX_BASELINE_SIZE
+    ):
+        return None
+    baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
+    correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
+    return {
+        "accuracy": correct / len(splits.test),
+        "accuracy_interval": list(wilson_interval(correct, len(splits.test))),
+    }
+
+
+def peak_memory_mb() -> float | None:
+    """Most memory the process held so far, in MB; None where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        status = ""
+    if own := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
+        return round(int(own[1]) * 1024 / 1e6, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux, of the parent process too
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)

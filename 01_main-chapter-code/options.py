@@ -1,0 +1,87 @@
+"""Options as fields of a dataclass: documented, and validated all at once.
+
+@dataclass(frozen=True)
+class TrainConfig(Options):
+    num_epochs: int = option(5, "passes over the training messages", AT_LEAST_1)
+
+The command line is made from the same fields (see `command_line.py`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import field, fields
+from types import UnionType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+
+class Range(NamedTuple):
+    """Numbers that an option may have."""
+
+    says: str
+    holds: Callable[[Any], bool]
+
+
+AT_LEAST_1 = Range("at least 1", lambda value: value >= 1)
+AT_LEAST_0 = Range("at least 0", lambda value: 0 <= value < math.inf)
+POSITIVE = Range("above 0, and finite", lambda value: 0 < value < math.inf)
+FRACTION = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
+SEED = Range("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
+
+
+def option(default: Any, help: str, allowed: Range | None = None, group: str = "") -> Any:
+    """A field with its help text; `allowed` bounds a number, and None is always allowed where the
+    field's type names it. `group` heads it in the command's help."""
+    about = {"help": help, "allowed": allowed, "group": group}
+    return field(default=default, metadata=about)
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """The values that a field's type lists, or none: `Literal["a", "b"] | int` gives a, b."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if isinstance(annotation, UnionType) or get_origin(annotation) is not None:
+        return tuple(choice for part in get_args(annotation) for choice in choices_of(part))
+    return ()
+
+
+def plain_types_of(annotation: Any) -> tuple[type, ...]:
+    """The classes that a field's type names: `Path | None` gives Path and NoneType."""
+    if isinstance(annotation, type):
+        return (annotation,)
+    if get_origin(annotation) is Literal:
+        return ()
+    return tuple(kind for part in get_args(annotation) for kind in plain_types_of(part))
+
+
+class Options:
+    """A frozen dataclass of options. Raises ``ValueError`` that names every wrong one."""
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise ValueError("; ".join(problems) + ".")
+
+    def problems(self) -> list[str]:
+        """What is wrong, an option each; subclasses add what is wrong between options."""
+        annotations = get_type_hints(type(self))
+        return [
+            problem
+            for entry in fields(self)
+            if (problem := self._problem_of(entry, annotations[entry.name]))
+        ]
+
+    def _problem_of(self, entry, annotation) -> str | None:
+        value, choices = getattr(self, entry.name), choices_of(annotation)
+        kinds = plain_types_of(annotation)
+        if value in choices or (value is None and type(None) in kinds):
+            return None
+        kinds = (*kinds, int) if float in kinds else kinds  # a whole number is a number too
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        allowed = entry.metadata.get("allowed")
+        if fits and (allowed is None or allowed.holds(value)):
+            return None
+        expected = list(map(str, choices))
+        if allowed is not None:
+            expected.append(allowed.says)
+        elif not choices:
+            expected.append("a " + kinds[0].__name__)
+        return f"{entry.name}={value!r} must be {' or '.join(expected)}"

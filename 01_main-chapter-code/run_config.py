@@ -1,0 +1,162 @@
+"""The options of one run of the main job, in one documented dataclass."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from features import Precision
+from gpt_download import MODEL_CONFIGS
+from options import AT_LEAST_0, AT_LEAST_1, POSITIVE, option
+from text_classifier import Pooling, Trainable
+from training import TrainConfig
+
+SMS_NAME = "SMS Spam Collection"
+
+# What suits a model where an option is not given. For gpt-mini the learning rate and the epochs of
+# continued pretraining were chosen on validation messages of other seeds; for GPT-2 they are the
+# customary values, not measured here.
+GPT2_DEFAULTS = {
+    "learning_rate": 5e-5,
+    "pooling": "last",
+    "trainable": "last_block",
+    "continued_pretraining_epochs": 0,
+}
+MODEL_DEFAULTS = {
+    "gpt-mini": GPT2_DEFAULTS | {"learning_rate": 1e-3, "continued_pretraining_epochs": 2},
+}
+
+
+@dataclass(frozen=True)
+class RunConfig(TrainConfig):
+    """One run of the main job. Raises ``ValueError`` that names everything wrong with it."""
+
+    data: Path | None = option(
+        None, f"CSV, TSV, JSON lines or Parquet file; default: {SMS_NAME}", group="data"
+    )
+    text_column: str | None = option(None, "column of the texts; default: guessed", group="data")
+    label_column: str | None = option(None, "column of the labels; default: guessed", group="data")
+    protocol: Literal["clean", "published"] = option(
+        "clean",
+        "split of the SMS data: without duplicates, or that of well-known published figures",
+        group="data",
+    )
+    balance: Literal["undersample", "weights", "none"] = option(
+        "undersample",
+        "drop messages of larger classes, weigh classes in the loss, or leave them be",
+        group="data",
+    )
+    augment: int = option(0, "altered copies of each training message", AT_LEAST_0, "data")
+    train_size: int | None = option(
+        None, "training messages used, for learning curves; default: all", AT_LEAST_1, "data"
+    )
+    max_length: int | None = option(
+        None,
+        "tokens read of a message; default: all of the longest training message",
+        AT_LEAST_1,
+        "data",
+    )
+    padding: Literal["batch", "training", "context"] = option(
+        "batch",
+        "fill messages up to the longest of their batch, which changes no result; or to the "
+        "longest of the training part or the model's context, as if padding were text",
+        group="data",
+    )
+
+    model: str = option(
+        "auto",
+        "auto (the largest of GPT-2 small, SmolLM2 and gpt-mini that can be had) or one of: "
+        + ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS),
+        group="model",
+    )
+    weights: Literal["pretrained", "random"] = option(
+        "pretrained", "random weights show what pretraining is worth", group="model"
+    )
+    continued_pretraining_epochs: int | None = option(
+        None,
+        "epochs of language modelling on the training texts, and on those that balancing leaves "
+        "over, before the head is put on; default: what suits the model",
+        AT_LEAST_0,
+        "model",
+    )
+    trainable: Trainable | Literal["lora"] | int | None = option(
+        None,
+        "what is trained; a number of last blocks; default: suits the model",
+        AT_LEAST_0,
+        "model",
+    )
+    lora_rank: int | None = option(
+        None, "rank of LoRA's corrections; default: 8 for --trainable lora", AT_LEAST_1, "model"
+    )
+    lora_alpha: float | None = option(
+        None, "their scale; default: 16 for --trainable lora", POSITIVE, "model"
+    )
+    pooling: Pooling | None = option(
+        None,
+        "which tokens' logits make those of the message; default: what suits the model",
+        group="model",
+    )
+    causal: bool = option(True, "let tokens look at later ones, too", group="model")
+
+    learning_rate: float | None = option(
+        None, "AdamW's step size, at its peak; default: what suits the model", POSITIVE, "training"
+    )
+
+    output: Path | None = option(None, "folder to write", group="run")
+    resume: bool = option(False, "go on with a run that was stopped, in --output", group="run")
+    overwrite: bool = option(False, "replace what is in --output", group="run")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto", "where to compute; auto takes a GPU if there is one", group="run"
+    )
+    precision: Precision = option(
+        "float32",
+        "of matrix products; bfloat16 (16 bits, 8 of them significant) is faster where the "
+        "processor has instructions for it, and slower elsewhere",
+        group="run",
+    )
+    quiet: bool = option(False, "print the results only", group="run")
+
+    def problems(self) -> list[str]:
+        """What is wrong with the options, and those that would be ignored."""
+        frozen_blocks = self.trainable in ("head", "lora", 0)
+        ignored = {
+            "--dropout acts in trained blocks, of which --trainable head and lora have none": (
+                frozen_blocks and self.dropout
+            ),
+            "--lora-rank and --lora-alpha belong to --trainable lora": (
+                self.trainable != "lora" and (self.lora_rank or self.lora_alpha)
+            ),
+            "--balance weights acts among the messages of a batch: take a --batch-size and a "
+            "--micro-batch-size of at least 2": (
+                self.balance == "weights" and 1 in (self.batch_size, self.micro_batch_size)
+            ),
+            "--protocol published is a split of the SMS data: leave out --data": (
+                self.protocol == "published" and self.data is not None
+            ),
+            f"--protocol published undersamples: leave out --balance {self.balance}": (
+                self.protocol == "published" and self.balance != "undersample"
+            ),
+            "--text-column and --label-column belong to --data": (
+                self.data is None and (self.text_column or self.label_column) is not None
+            ),
+            "--padding training and context fill up what only --pooling last reads": (
+                self.padding != "batch" and self.pooling not in (None, "last")
+            ),
+            "--resume goes on with what --overwrite would replace: leave one out": (
+                self.resume and self.overwrite
+            ),
+        }
+        return super().problems() + [text for text, holds in ignored.items() if holds]
+
+    def for_model(self, name: str) -> "RunConfig":
+        """The same run with the model's name, and with what suits it where nothing is given."""
+        defaults = MODEL_DEFAULTS.get(name, GPT2_DEFAULTS)
+        if self.weights == "random":
+            defaults = defaults | {"continued_pretraining_epochs": 0}
+        missing = {key: value for key, value in defaults.items() if getattr(self, key) is None}
+        return replace(self, model=name, **missing)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes the result, as JSON can hold it."""
+        beside = ("output", "resume", "overwrite", "quiet")
+        kept = {name: value for name, value in asdict(self).items() if name not in beside}
+        return kept | {"data": self.data and self.data.name}  # no path of the reader's machine

@@ -1,0 +1,133 @@
+"""The folder that a run writes: one process at a time, nothing overwritten unasked, resumable."""
+
+import errno
+import json
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from classifier_folder import open_classifier, save_classifier
+from evaluation import plot_confusion_matrix, plot_values
+from files import locked, whole_file, write_json
+from message_files import DataError
+from text_classifier import GPTClassifier
+from training import Checkpoint, History
+
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.json"
+MAX_LABELS_DRAWN = 20  # in a confusion matrix
+
+
+class RunFolder:
+    """The output of a run, from its first check to the finished classifier.
+
+    As a context it holds a lock. Raises ``DataError`` on entering where the folder cannot be
+    written, where it holds a classifier or an unfinished run and `overwrite` was not said, or
+    where `resume` finds nothing to go on with, or another run. `run` is whatever must be the same
+    when it is resumed. Without a `path`, nothing is written.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        run: Mapping[str, Any],
+        resume: bool = False,
+        overwrite: bool = False,
+    ):
+        self.path, self.resume, self.overwrite = path, resume, overwrite
+        self.run = json.loads(json.dumps(run))
+        self.checkpoint = None if path is None else Checkpoint(path / CHECKPOINT, run)
+        self.is_finished = False
+        self._lock = ExitStack()
+
+    def __enter__(self) -> "RunFolder":
+        if self.path is None:
+            if self.resume:
+                raise DataError("--resume goes on with the run in --output: name that.")
+            return self
+        with self._lock:
+            self._prepare_for_writing()
+            self._lock.enter_context(locked(self.path / CHECKPOINT))
+            self._look_at_what_is_there()
+            self._lock = self._lock.pop_all()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._lock.close()
+
+    def _prepare_for_writing(self) -> None:
+        """Find out now, not after the training, whether the folder can be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with whole_file(self.path / "trial") as trial:
+                trial.touch()
+            (self.path / "trial").unlink()
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EFBIG):  # no room: a failure, no wrong option
+                raise
+            raise DataError(
+                f"--output {self.path}: this folder cannot be written ({error.strerror}); choose "
+                f"another."
+            ) from None
+
+    def _look_at_what_is_there(self) -> None:
+        classifier = (self.path / "config.json").exists()
+        unfinished = self.checkpoint.path.exists()
+        if self.resume:
+            if unfinished:
+                return
+            if not classifier:
+                raise DataError(
+                    f"--resume: there is no run to go on with in {self.path}; leave out --resume."
+                )
+            if self.metrics().get("options") != self.run:
+                raise DataError(
+                    f"--resume: the run in {self.path} is finished and had other options or data; "
+                    f"leave out --resume, and name another --output."
+                )
+            self.is_finished = True
+        elif self.overwrite:
+            self.checkpoint.remove()
+        elif classifier or unfinished:
+            what = "a run that was stopped" if unfinished else "a classifier"
+            raise DataError(
+                f"{self.path} holds {what}: name another folder with --output, replace it with "
+                f"--overwrite, or go on with it with --resume."
+            )
+
+    def metrics(self) -> dict[str, Any]:
+        try:
+            return json.loads((self.path / METRICS).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path / METRICS} is damaged: {error}.") from None
+
+    def open(self, device: torch.device) -> tuple[GPTClassifier, Any]:
+        return open_classifier(self.path, device)
+
+    def write(self, classifier: GPTClassifier, metrics: dict[str, Any], history: History) -> None:
+        """The classifier, metrics.json and the plots; the checkpoint is no longer needed."""
+        if self.path is None:
+            return
+        epochs = range(1, history.num_epochs + 1)
+        num_train = metrics["train"]["num_examples"]
+        for quantity in ("loss", "accuracy"):
+            train, validation = (
+                getattr(history, f"{part}_{quantity}") for part in ("train", "validation")
+            )
+            self._save(plot_values(epochs, train, validation, quantity, num_train), quantity)
+        if len(metrics["labels"]) <= MAX_LABELS_DRAWN:
+            matrix = np.array(metrics["test"]["confusion_matrix"])
+            self._save(plot_confusion_matrix(matrix, metrics["labels"]), "confusion-matrix")
+        write_json(metrics, self.path / METRICS)
+        save_classifier(classifier, self.path)
+        self.checkpoint.remove()
+
+    def _save(self, figure: Figure, name: str) -> None:
+        with whole_file(self.path / f"{name}.png") as partial:
+            figure.savefig(partial, format="png", dpi=120)
+        plt.close(figure)
