@@ -13,13 +13,14 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from tqdm import tqdm
 
-from command_line import is_out_of_memory, standard_output
-from gpt_download import DownloadError
+from classifier_folder import classify_texts, open_classifier
+from command_line import make_parser, printable, run_command
+from files import file_sha256
 from growing_file import GrowingFile, as_csv
 from message_files import (
     DataError,
@@ -28,13 +29,7 @@ from message_files import (
     guess_text_column,
     read_table_in_pieces,
 )
-from text_classifier import (
-    Classifier,
-    classify_texts,
-    file_sha256,
-    open_classifier,
-    pick_device,
-)
+from text_classifier import GPTClassifier, pick_device
 
 LINES_AT_ONCE = 256
 ADDED_COLUMNS = ("predicted_label", "probability")
@@ -42,10 +37,10 @@ ROWS_AT_ONCE = 1000  # a run that is stopped has at most these to do again
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="classify.py",
-        description="Classify texts with a folder that finetune.py wrote. Texts come from the "
-        "command line, from a file's column, or, one a line, from standard input.",
+    parser = make_parser(
+        "classify.py",
+        "Classify texts with a folder that finetune.py wrote. Texts come from the command line, "
+        "from a file's column, or, one a line, from standard input.",
     )
     parser.add_argument("folder", type=Path, help="classifier folder")
     parser.add_argument("texts", nargs="*", help="texts to classify")
@@ -59,8 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="go on with a run that was stopped, with the same --file and --output",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace the --output")
     parser.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="default: auto"
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda", "mps"],
+        help="where to compute; auto takes a GPU if there is one",
     )
     args = parser.parse_intermixed_args(argv)  # texts may follow options
     if args.file and args.texts:
@@ -69,24 +68,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--output and --text-column belong to --file")
     if args.output and args.output.resolve() == args.file.resolve():
         parser.error("--output is --file itself, which would be lost: name another file")
-    if args.resume and not args.output:
-        parser.error("--resume belongs to --file with --output: only a file can be gone on with")
+    if not args.output and (args.resume or args.overwrite):
+        parser.error("--resume and --overwrite belong to --file with --output")
     return args
 
 
-def classify_lines(classifier: Classifier, lines: Iterable[str]) -> Iterator[str]:
+def classify_lines(classifier: GPTClassifier, tokenizer, lines: Iterable[str]) -> Iterator[str]:
     """A line `label <tab> probability <tab> text` for each text, a few hundred at a time."""
     lines = iter(lines)
     while texts := list(islice(lines, LINES_AT_ONCE)):
-        for text, row in zip(texts, classify_texts(classifier, texts), strict=True):
+        for text, row in zip(texts, classify_texts(classifier, tokenizer, texts), strict=True):
             best = int(row.argmax())
-            label = printable(classifier.label_names[best])
+            label = printable(classifier.config.label_names[best])
             yield f"{label}\t{row[best]:.4f}\t{printable(text)}"
-
-
-def printable(text: str) -> str:
-    """Text that stays on its line and does nothing to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -132,42 +126,20 @@ def survey_file(
 
 
 def classify_file(
-    classifier: Classifier, path: Path, survey: Survey, num_done: int = 0
+    classifier: GPTClassifier, tokenizer: Any, path: Path, survey: Survey, num_done: int = 0
 ) -> Iterator[pd.DataFrame]:
-    """The file's rows after the first `num_done`, some at a time, with the columns
-    `predicted_label` and `probability` added."""
+    """The file's pieces after the first `num_done`, with the columns `predicted_label` and
+    `probability` added."""
     show = sys.stderr.isatty()
-    bar = tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show)
-    num_seen = 0
-    for table in read_table_in_pieces(path, ROWS_AT_ONCE):
-        num_seen += len(table)
-        bar.update(len(table))
-        if num_seen <= num_done:
-            continue
-        table = table.iloc[max(0, num_done - num_seen + len(table)) :]
-        table = table.reindex(columns=survey.columns)
-        texts = as_strings(table[survey.text_column]).tolist()
-        probability, best = classify_texts(classifier, texts).max(dim=1)
-        names = [classifier.label_names[i] for i in best.tolist()]
-        yield table.assign(predicted_label=names, probability=probability.numpy().round(4))
-    bar.close()
-
-
-def classify_into_file(classifier: Classifier, args: argparse.Namespace, survey: Survey) -> None:
-    """Classify `--file` into `--output`, from its beginning or from where a run was stopped."""
-    run = {
-        "--file": file_sha256(args.file),
-        "classifier": file_sha256(args.folder / "config.json"),  # it names the weights' checksum
-        "--text-column": survey.text_column,
-    }
-    output = GrowingFile(args.output, run)
-    if args.resume:
-        output.resume()
-    else:
-        output.start()
-    for table in classify_file(classifier, args.file, survey, output.num_rows):
-        output.add(table)
-    output.finish()
+    with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
+        for number, table in enumerate(read_table_in_pieces(path, ROWS_AT_ONCE)):
+            if number >= num_done:
+                table = table.reindex(columns=survey.columns)
+                texts = as_strings(table[survey.text_column]).tolist()
+                probability, best = classify_texts(classifier, tokenizer, texts).max(dim=1)
+                names = [classifier.config.label_names[i] for i in best.tolist()]
+                yield table.assign(predicted_label=names, probability=probability.numpy().round(4))
+            bar.update(len(table))
 
 
 def standard_input_lines() -> Iterator[str]:
@@ -184,49 +156,36 @@ def standard_input_lines() -> Iterator[str]:
 
 
 def classify(args: argparse.Namespace) -> None:
-    classifier = open_classifier(args.folder, pick_device(args.device))
-    if args.file:
-        survey = survey_file(args.file, args.text_column)
-        if args.output:
-            classify_into_file(classifier, args, survey)
-        else:
-            sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
-            for i, table in enumerate(classify_file(classifier, args.file, survey)):
-                print(as_csv(table, header=i == 0), end="")
-    else:
-        for line in classify_lines(classifier, args.texts or standard_input_lines()):
+    classifier, tokenizer = open_classifier(args.folder, pick_device(args.device))
+    if not args.file:
+        for line in classify_lines(classifier, tokenizer, args.texts or standard_input_lines()):
             print(line)
+        return
+    survey = survey_file(args.file, args.text_column)
+    if not args.output:
+        sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
+        tables = classify_file(classifier, tokenizer, args.file, survey)
+        for i, table in enumerate(tables):
+            print(as_csv(table, header=i == 0), end="")
+        return
+    run = {
+        "--file": file_sha256(args.file),
+        "classifier": file_sha256(args.folder / "config.json"),  # it has the weights' checksum
+        "--text-column": survey.text_column,
+    }
+    with GrowingFile(args.output, run, args.resume, args.overwrite) as output:
+        num_done = output.num_pieces
+        for table in classify_file(classifier, tokenizer, args.file, survey, num_done):
+            output.add(table)
+        output.finish()
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    try:
-        with standard_output():
-            classify(args)
-    except (ValueError, FileNotFoundError) as error:  # wrong data, a wrong option or folder
-        complain(error)
-        return 2
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
-        return 0
-    except (DownloadError, OSError) as error:
-        complain(error)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        complain(f"out of memory; this classifier needs more than is free here. {error}")
-        return 1
-    except KeyboardInterrupt:
-        if args.output:
-            complain("stopped; if it had begun to write, --resume goes on.")
-        return 130
-    return 0
-
-
-def complain(error: Exception | str) -> None:
-    """An error on one or more lines, without whatever a file would do to the terminal."""
-    lines = map(printable, str(error).split("\n"))
-    print("classify.py:", "\n".join(lines), file=sys.stderr)
+    when_stopped = "stopped; if it had begun to write, --resume goes on."
+    return run_command(
+        "classify.py", lambda: classify(args), when_stopped if args.output else "stopped."
+    )
 
 
 if __name__ == "__main__":

@@ -15,12 +15,14 @@ from safetensors import SafetensorError
 from gpt_download import DownloadError
 from options import Options, choices_of, plain_types_of
 
+GROUPS = ("what is measured", "data", "model", "training", "run")  # in the order of the help
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows an option's default where there is one to speak of."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        spoken_of = action.default is not None and action.default is not False
+        spoken_of = action.default is not None and action.nargs != 0  # 0: a switch
         return super()._get_help_string(action) if spoken_of else action.help
 
 
@@ -34,14 +36,12 @@ def add_options(
     parser: argparse.ArgumentParser, config_class: type[Options], leave_out: Sequence[str] = ()
 ) -> None:
     """One option for each field of a dataclass, under its name with dashes."""
-    annotations, groups = get_type_hints(config_class), {}
-    for entry in dataclasses.fields(config_class):
-        if entry.name in leave_out:
-            continue
-        title = entry.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title or None)
-        _add_option(groups[title], entry, annotations[entry.name])
+    annotations = get_type_hints(config_class)
+    entries = [entry for entry in dataclasses.fields(config_class) if entry.name not in leave_out]
+    titles = {entry.metadata["group"] for entry in entries}
+    groups = {title: parser.add_argument_group(title) for title in GROUPS if title in titles}
+    for entry in entries:
+        _add_option(groups[entry.metadata["group"]], entry, annotations[entry.name])
 
 
 def _add_option(group, entry: dataclasses.Field, annotation: Any) -> None:

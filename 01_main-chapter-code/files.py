@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,15 @@ def file_sha256(path: Path) -> str:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Hold the right to write to an output. Raises ``InUseError`` if another process has it."""
-    lock = FileLock(output.with_name(output.name + ".lock"), blocking=False)
+    path = output.with_name(output.name + ".lock")
+    lock = FileLock(path, blocking=False)
     try:
         with lock:
-            yield
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows deletes no file that is open
+                    path.unlink()
     except Timeout:
         raise InUseError(
             f"{output}: another process is writing there; wait for it, or choose another output."

@@ -1,21 +1,16 @@
-"""A CSV file that takes hours to write, and survives being stopped.
-
-file = GrowingFile(Path("classified.csv"), run={"input": checksum})
-file.start()                # or file.resume(), after which file.num_rows are done
-for table in tables:
-    file.add(table)
-file.finish()
-"""
+"""A CSV file that takes hours to write, and survives being stopped."""
 
 import csv
 import json
-import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 
+from files import locked, whole_file, write_json, write_text
 from message_files import DataError
-from text_classifier import write_text
 
 
 def as_csv(table: pd.DataFrame, header: bool, quote_texts: bool = False) -> str:
@@ -32,70 +27,73 @@ def as_csv(table: pd.DataFrame, header: bool, quote_texts: bool = False) -> str:
 
 
 class GrowingFile:
-    """The file is written piece by piece, and gone on with after the writing was stopped.
+    """A file whose pieces stand in `NAME.pieces/`, each whole, until all of them are there.
 
-    The pieces go to `NAME.partial`. After each of them, `NAME.progress` notes how many rows and
-    bytes are whole: what a stopped process wrote beyond that is cut off, so that no row is lost and
-    none is there twice. When all are written, the file gets its name.
-
-    `run` says what the rows depend on, by names that a reader understands: a run that differs in
-    any of them cannot be gone on with.
+    As a context it holds a lock on the output. `run` says what the rows depend on, by names that
+    a reader understands: pieces of another run are not gone on with. Raises ``DataError`` on
+    entering, not after hours, where there is nothing to resume or the file cannot be written.
     """
 
-    def __init__(self, path: Path, run: dict[str, str]):
-        self.path, self.run = path, run
+    def __init__(self, path: Path, run: Mapping[str, str], resume: bool, overwrite: bool):
+        self.path, self.run, self.resume, self.overwrite = path, dict(run), resume, overwrite
         self.target = path.resolve()  # a link stays one
-        self.partial = self.target.with_name(self.target.name + ".partial")
-        self.progress = self.target.with_name(self.target.name + ".progress")
-        self.num_rows = self.num_bytes = 0
+        self.pieces = self.target.with_name(self.target.name + ".pieces")
+        self.num_pieces = 0
+        self._lock = ExitStack()
 
-    def start(self) -> None:
-        """Begin anew. Raises ``DataError`` or ``OSError`` now, not after hours, if the file cannot
-        be written."""
-        if self.path.exists() and not self.path.is_file():  # replacing a device would destroy it
-            raise DataError(f"{self.path} is a folder or a device, not a file; name a file.")
-        self._note_progress()
-        self.partial.write_bytes(b"")
+    def __enter__(self) -> "GrowingFile":
+        with self._lock:
+            self._lock.enter_context(locked(self.target))
+            if self.path.exists() and not self.path.is_file():  # it would be destroyed
+                raise DataError(f"{self.path} is a folder or a device, not a file; name a file.")
+            if self.resume:
+                self._find_pieces()
+            else:
+                if self.path.exists() and not self.overwrite:
+                    raise DataError(
+                        f"{self.path} is there already: name another --output, or replace it with "
+                        f"--overwrite."
+                    )
+                shutil.rmtree(self.pieces, ignore_errors=True)
+                self.pieces.mkdir()
+                write_json(self.run, self.pieces / "run.json")
+            self._lock = self._lock.pop_all()
+        return self
 
-    def resume(self) -> None:
-        """Take over what is whole. Raises ``DataError`` if there is nothing, or another run's."""
-        if not (self.partial.exists() and self.progress.exists()):
-            finished = f"; {self.path} is there, and whole" if self.path.exists() else ""
-            raise DataError(
-                f"--resume: there is no stopped run to go on with, for {self.partial} or "
-                f"{self.progress} is missing{finished}."
-            )
+    def __exit__(self, *_) -> None:
+        self._lock.close()
+
+    def _find_pieces(self) -> None:
         try:
-            then = json.loads(self.progress.read_text(encoding="utf-8"))
-            run, num_rows, num_bytes = then["run"], int(then["num_rows"]), int(then["num_bytes"])
-            changed = [name for name, value in self.run.items() if run.get(name) != value]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise DataError(f"{self.progress} is damaged ({error}); leave out --resume.") from None
+            then = json.loads((self.pieces / "run.json").read_text(encoding="utf-8"))
+            changed = [name for name, value in self.run.items() if then.get(name) != value]
+        except FileNotFoundError:
+            raise DataError(
+                f"--resume: there is no stopped run of {self.path} to go on with; leave out "
+                f"--resume."
+            ) from None
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{self.pieces} is damaged ({error}); leave out --resume.") from None
         if changed:
             raise DataError(
-                f"--resume: the stopped run had another {' and another '.join(changed)}; repeat it "
-                f"as it was, or leave out --resume to start anew."
+                f"--resume: the stopped run had another {' and another '.join(changed)}; repeat "
+                f"it as it was, or leave out --resume to start anew."
             )
-        if self.partial.stat().st_size < num_bytes:
-            raise DataError(f"{self.partial} was cut short; leave out --resume to start anew.")
-        os.truncate(self.partial, num_bytes)
-        self.num_rows, self.num_bytes = num_rows, num_bytes
+        while self._piece(self.num_pieces).exists():
+            self.num_pieces += 1
+
+    def _piece(self, number: int) -> Path:
+        return self.pieces / f"{number:08}.csv"
 
     def add(self, table: pd.DataFrame) -> None:
         """Append rows; the first ones bring the header along."""
-        text = as_csv(table, header=self.num_rows == 0).encode()
-        with self.partial.open("ab") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # the rows are on the disk before the note says so
-        self.num_rows += len(table)
-        self.num_bytes += len(text)
-        self._note_progress()
+        write_text(as_csv(table, header=self.num_pieces == 0), self._piece(self.num_pieces))
+        self.num_pieces += 1
 
     def finish(self) -> None:
-        self.partial.replace(self.target)
-        self.progress.unlink()
-
-    def _note_progress(self) -> None:
-        note = {"num_rows": self.num_rows, "num_bytes": self.num_bytes, "run": self.run}
-        write_text(json.dumps(note, indent=1) + "\n", self.progress)
+        """Put the pieces together; the file is whole, or what it was before."""
+        with whole_file(self.target) as partial, partial.open("wb") as whole:
+            for number in range(self.num_pieces):
+                with self._piece(number).open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
+        shutil.rmtree(self.pieces)

@@ -1,34 +1,36 @@
-"""One setting of finetune.py over several seeds: mean, spread and interval of its test figures.
+"""One setting of finetune.py over several seeds: mean, spread and interval of its test metrics.
 
     python 01_main-chapter-code/several_seeds.py run default --seeds 1 2 3 4 5 --model gpt-mini
     python 01_main-chapter-code/several_seeds.py table
-    python 01_main-chapter-code/several_seeds.py compare 1-default 2-without-further-pretraining
+    python 01_main-chapter-code/several_seeds.py compare 1-default 2-without-continued-pretraining
 
-`run NAME` keeps the figures of every seed in `results/NAME.json`; what it does not know itself is
+`run NAME` keeps the metrics of every seed in `results/NAME.json`; what it does not know itself is
 handed to finetune.py. `table` prints the table of the README from those files, `compare` the
 difference between two of them, or between one and the n-grams.
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import matplotlib
+import pandas as pd
 from scipy import stats
 from tqdm import tqdm
 
-import finetune
-from gpt_download import DownloadError
+from command_line import HelpFormatter, add_options, config_from, make_parser, run_command
+from files import write_json
+from fine_tuning import fine_tune
 from message_files import DataError
-from text_classifier import write_text
+from run_config import RunConfig
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("model", "weights", "data", "seed", "train", "validation", "test", "ngram_baseline")
+NOT_OPTIONS = ("seed", "output", "resume", "overwrite", "quiet")  # of a single seed
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
@@ -43,14 +45,11 @@ def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
     return mean, deviation, mean - half, mean + half
 
 
-def run_seeds(name: str, seeds: list[int], options: list[str]) -> Iterator[dict]:
-    """Fine-tune once a seed; after each, all figures so far."""
-    command = shlex.join(["several_seeds.py", "run", name, "--seeds", *map(str, seeds), *options])
+def run_seeds(command: str, seeds: Sequence[int], config: RunConfig) -> Iterator[dict]:
+    """Fine-tune once a seed; after each, all metrics so far."""
     runs = []
-    for seed in tqdm(seeds, name):
-        with tempfile.TemporaryDirectory() as folder:
-            arguments = [*options, "--seed", str(seed), "--output", folder, "--quiet"]
-            metrics = finetune.run(finetune.parse_args(arguments))
+    for seed in tqdm(seeds):
+        metrics = fine_tune(dataclasses.replace(config, seed=seed, quiet=True)).metrics
         kept = {key: metrics[key] for key in KEPT}
         kept["seconds"] = round(sum(metrics["seconds"].values()), 1)
         kept["peak_memory_mb"] = metrics["peak_memory_mb"]
@@ -58,53 +57,29 @@ def run_seeds(name: str, seeds: list[int], options: list[str]) -> Iterator[dict]
         yield {"command": command, "versions": metrics["versions"], "runs": runs}
 
 
-def refuse_output(options: list[str]) -> None:
-    """An option that is overridden misleads; it is looked for as finetune.py reads it."""
-    if finetune.parse_args(["--output", "-", *options]).output != Path("-"):
-        raise DataError(
-            "--output is another folder for every seed, and not kept: leave it out; --results is "
-            "the folder of the figures."
-        )
-
-
-def prepare_folder(results: Path) -> None:
-    """Find out now, not after hours, whether the figures can be written."""
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=results):
-            pass
-    except OSError as error:
-        raise DataError(
-            f"--results {results}: this folder cannot be written ({error.strerror}); choose "
-            f"another."
-        ) from None
-
-
-def table_row(result: dict) -> str:
-    """`| mean | deviation | interval | every seed | n-gram baseline | command |`"""
+def table_row(result: dict) -> dict[str, str]:
+    """One result file in the words of the README's table."""
     runs = result["runs"]
     accuracies = [run["test"]["accuracy"] for run in runs]
     mean, deviation, low, high = mean_and_interval(accuracies)
-    every = " ".join(f"{100 * value:.1f}" for value in accuracies)
     baselines = [run["ngram_baseline"] for run in runs]  # None where the data is too large for it
-    baseline = "–"
+    ngrams = "–"
     if all(baselines):
-        baseline = f"{statistics.mean(figures['accuracy'] for figures in baselines):.1%}"
-    return (
-        f"| {mean:.1%} | {100 * deviation:.1f} | [{low:.1%}, {high:.1%}] | {every} | "
-        f"{baseline} | `{result['command']}` |"
-    )
+        ngrams = f"{statistics.mean(metrics['accuracy'] for metrics in baselines):.1%}"
+    return {
+        "test accuracy": f"{mean:.1%}",
+        "deviation": f"{100 * deviation:.1f}",
+        "95% interval of the mean": f"[{low:.1%}, {high:.1%}]",
+        "every seed": " ".join(f"{100 * value:.1f}" for value in accuracies),
+        "n-grams": ngrams,
+        "command": f"`{result['command']}`",
+    }
 
 
 def make_table(folder: Path = RESULTS) -> str:
-    """The README's table, in Markdown, from the result files in the order of their names."""
-    lines = [
-        "| test accuracy | deviation | 95% interval of the mean | every seed | n-grams | command |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for path in sorted(folder.glob("*.json")):
-        lines.append(table_row(json.loads(path.read_text(encoding="utf-8"))))
-    return "\n".join(lines)
+    """The table of the README, in Markdown, from the result files in the order of their names."""
+    rows = [table_row(read_result(path.stem, folder)) for path in sorted(folder.glob("*.json"))]
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
 def paired_difference(first: dict, second: dict | None = None) -> str:
@@ -129,93 +104,64 @@ def paired_difference(first: dict, second: dict | None = None) -> str:
 
 
 def read_result(name: str, folder: Path = RESULTS) -> dict:
-    """What `run NAME` kept; raises ``DataError`` where there is no such file."""
+    """What `run NAME` kept; raises ``DataError`` where there is no such file, or a damaged one."""
     path = folder / f"{name}.json"
     if not path.is_file():
         raise DataError(f"{path}: there is no such result; `run {name}` makes it.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged: {error}.") from None
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown.
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser("several_seeds.py", __doc__.partition("\n")[0])
+    folder = {"type": Path, "default": RESULTS, "help": "folder of the result files"}
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="fine-tune once a seed", formatter_class=HelpFormatter)
+    run.add_argument("name", help="name of the result file")
+    run.add_argument("--seeds", type=int, nargs="+", required=True, help="at least two")
+    run.add_argument("--results", **folder)
+    add_options(run, RunConfig, leave_out=NOT_OPTIONS)
+    table = commands.add_parser("table", help="print the table of all result files")
+    table.add_argument("--results", **folder)
+    compare = commands.add_parser("compare", help="FIRST minus SECOND, paired by seed")
+    compare.add_argument("first", help="name of a result file")
+    compare.add_argument("second", nargs="?", help="another; default: the n-grams of the first")
+    compare.add_argument("--results", **folder)
+    args = parser.parse_args(argv)
+    if args.command == "run":
+        if len(set(args.seeds)) < max(2, len(args.seeds)):
+            run.error("--seeds needs at least two seeds, each once")
+        if Path(args.name).name != args.name:
+            run.error(f"{args.name!r} cannot name a file; its folder is chosen by --results")
+        options = sys.argv[2:] if argv is None else argv[1:]
+        args.spelled = shlex.join(["several_seeds.py", "run", *options])
+    return args
 
-    >>> print(markdown(["seed", "accuracy"], [["1", "96.2%"]]))
-    | seed | accuracy |
-    | --- | --- |
-    | 1 | 96.2% |
-    """
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows))
 
-
-def fill_in(text: str, tables: Mapping[str, str]) -> str:
-    """A document with every table put anew between its marks.
-
-    >>> fill_in("<!-- table a -->\\n<!-- end -->", {"a": "| 1 |"})
-    '<!-- table a -->\\n\\n| 1 |\\n\\n<!-- end -->'
-    """
-    for name, table in tables.items():
-        before, mark, rest = text.partition(f"<!-- table {name} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise ValueError(f"The text has no marks for the table {name}.")
-        text = f"{before}{mark}\n{table}\n\n{end}{after}"
-    return text
+def run(args: argparse.Namespace) -> None:
+    if args.command == "table":
+        print(make_table(args.results))
+        return
+    if args.command == "compare":
+        first = read_result(args.first, args.results)
+        second = read_result(args.second, args.results) if args.second else None
+        print(f"{args.first} minus {args.second or 'n-grams'}: {paired_difference(first, second)}")
+        return
+    args.results.mkdir(parents=True, exist_ok=True)
+    path = args.results / f"{args.name}.json"
+    unfinished = path.with_suffix(".json.unfinished")  # what a stopped command leaves
+    for result in run_seeds(args.spelled, args.seeds, config_from(args, RunConfig)):
+        write_json(result, unfinished)
+    unfinished.replace(path)
+    print(pd.DataFrame([table_row(result)]).to_markdown(index=False, disable_numparse=True))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="several_seeds.py", description="One setting of finetune.py over several seeds."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="fine-tune once a seed; further options: finetune.py's")
-    run.add_argument("name", help="name of the result file")
-    run.add_argument(
-        "--seeds", type=finetune.SEED, nargs="+", default=[1, 2, 3, 4, 5], help="at least two"
-    )
-    run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    commands.add_parser("table", help="print the table of all result files")
-    compare = commands.add_parser("compare", help="print a difference, paired by seed")
-    compare.add_argument("first", help="name of a result file")
-    compare.add_argument("second", nargs="?", help="of another; default: the n-grams beside it")
-    args, options = parser.parse_known_args(argv)
-    if args.command != "run" and options:
-        parser.error(f"{args.command} takes no options: leave out {' '.join(options)}")
-    if args.command == "table":
-        print(make_table())
-        return 0
-    if args.command == "compare":
-        try:
-            second = read_result(args.second) if args.second else None
-            print(paired_difference(read_result(args.first), second))
-        except DataError as error:
-            print(f"several_seeds.py: {error}", file=sys.stderr)
-            return 2
-        return 0
-    if len(set(args.seeds)) < max(2, len(args.seeds)):
-        parser.error("--seeds needs at least two seeds, each once")
-    if not args.name or Path(args.name).name != args.name:
-        parser.error(f"{args.name!r} cannot name a file; its folder is chosen by --results")
-    path = args.results / f"{args.name}.json"
-    unfinished = args.results / f"{args.name}.json.unfinished"  # what a stopped command leaves
-    try:
-        refuse_output(options)
-        prepare_folder(args.results)
-        for result in run_seeds(args.name, args.seeds, options):
-            write_text(json.dumps(result, indent=1) + "\n", unfinished)
-        unfinished.replace(path)
-    except ValueError as error:
-        print(f"several_seeds.py: {error}", file=sys.stderr)
-        return 2
-    except (DownloadError, OSError) as error:
-        print(f"several_seeds.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"\nStopped; the seeds that are done are kept in {unfinished}.", file=sys.stderr)
-        return 130
-    print(table_row(result))
-    return 0
+    args = parse_args(argv)
+    return run_command("several_seeds.py", lambda: run(args))
 
 
 if __name__ == "__main__":
-    matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())
