@@ -19,7 +19,7 @@ from files import write_text
 from gpt_download import SMS_SPAM_ZIP, DownloadError, fetch
 
 CHAPTER = ("ch06.ipynb", "exercise-solutions.ipynb", "load-finetuned-model.ipynb")
-QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 # Somebody's path, but not the part of a web address that looks like one; an object's address.
 PRIVATE = re.compile(

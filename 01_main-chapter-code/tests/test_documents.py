@@ -1,201 +1,404 @@
-"""Documents in step: tables rebuilt from raw files, commands parsed, links checked."""
+"""What readers are told: commands parse, links resolve, notebooks are clean, numbers hold.
 
+Everything here looks at all README files, other pages and notebooks of the collection.
+"""
+
+import ast
+import functools
+import importlib
 import json
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median, quantiles
 
+import nbformat
 import pytest
-from conftest import CHAPTER
+import torch
+from conftest import CHAPTER, run_command
 
-import classify
-import finetune
+import run_notebooks
 import several_seeds
+from command_line import config_from
+from previous_chapters import GPTModel
+from run_notebooks import PRIVATE, find_problems
+from text_classifier import ClassifierConfig
+from training import TrainConfig
 
 TOP = CHAPTER.parent
-READMES = [path for path in sorted(TOP.rglob("README.md")) if ".venv" not in path.parts]
-BENCHMARK = TOP / "02_bonus_additional-experiments" / "performance-analysis" / "results"
 
 
-def test_table_of_results_is_the_one_that_the_raw_files_give():
-    assert several_seeds.make_table() in (TOP / "README.md").read_text(encoding="utf-8")
+def files(pattern: str) -> list[Path]:
+    found = [*TOP.glob(pattern), *TOP.glob(f"0*/**/{pattern}")]
+    return sorted(path for path in found if not re.search(r"[\\/]\.", str(path.relative_to(TOP))))
 
 
-def test_results_are_of_real_messages_over_five_seeds():
-    paths = list(several_seeds.RESULTS.glob("*.json"))
-    assert len(paths) >= 3
-    for path in paths:
-        runs = json.loads(path.read_text(encoding="utf-8"))["runs"]
-        assert len({run["seed"] for run in runs}) >= 5
-        assert {run["data"] for run in runs} == {finetune.SMS_NAME}
+NOTEBOOKS = files("*.ipynb")
+DOCUMENTS = files("*.md") + NOTEBOOKS
+SCRIPTS = {path.stem: path for path in files("*.py")}
+EXTRAS = "".join(path.read_text(encoding="utf-8") for path in files("requirements-extra.txt"))
+CHAPTER_NOTEBOOKS = [path for path in NOTEBOOKS if path.parent == CHAPTER]
 
 
-def test_quoted_speed_is_the_measured_one():
-    result = json.loads((BENCHMARK / "train.json").read_text(encoding="utf-8"))
-    rounded, all_layers = result["last_block"]["bfloat16"], result["all_layers"]
-    quoted = [
-        f"{result['speedup']:.1f} times faster than the plain way, "
-        f"{result['times_floor']:.2f} times the floor",
-        f"{rounded['speedup']:.1f} times and {rounded['times_floor']:.2f} times that floor",
-        f"all blocks at every step and evaluation | {result['plain_seconds']:,.0f} |",
-        f"the final accuracies | {result['fast_seconds']:.0f} |",
-        f"`--precision bfloat16` | {rounded['fast_seconds']:.0f} |",
-        f"in float32 ({result['matrix_gflops']:.0f} GFLOP/s) | {result['floor_seconds']:.0f} |",
-    ]
-    for readme in (TOP / "README.md", BENCHMARK.parent.parent / "README.md"):
-        text = readme.read_text(encoding="utf-8")
-        assert [words for words in quoted if words not in text] == []
-    top = (TOP / "README.md").read_text(encoding="utf-8")
-    assert (
-        f"the chapter's way is {all_layers['speedup']:.1f} times faster than the plain one" in top
-    )
-    chapter = (TOP / "01_main-chapter-code" / "README.md").read_text(encoding="utf-8")
-    seconds = result["fast_seconds"], rounded["fast_seconds"]
-    assert "a training of {:.0f} seconds took {:.0f}".format(*seconds) in chapter
+def for_each(name: str, paths: list[Path]):
+    return pytest.mark.parametrize(name, paths, ids=lambda path: path.relative_to(TOP).as_posix())
 
 
-def test_the_two_commands_stand_at_the_top():
-    text = (TOP / "README.md").read_text(encoding="utf-8")
-    install = "python -m pip install -r requirements.txt"
-    first = text.index(f"{install} && python 01_main-chapter-code/finetune.py\n")
-    assert first < text.index(f"{install} && python -m pytest\n") < 3000
+@functools.cache
+def read_notebook(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
 
 
-def commands() -> list[tuple[str, str]]:
-    found = []
-    for readme in READMES:
-        for block in re.findall(r"```bash\n(.*?)```", readme.read_text("utf-8"), re.DOTALL):
-            for line in block.splitlines():
-                if match := re.search(r"(finetune|classify)\.py ?(.*)", line):
-                    found.append(match.groups())
-    return found
+def code_of(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in read_notebook(path).cells if cell.cell_type == "code"]
 
 
-@pytest.mark.parametrize(("script", "arguments"), commands())
-def test_every_command_of_a_readme_is_understood(script, arguments):
-    arguments = shlex.split(arguments, comments=True)
-    if "<" in arguments:
-        arguments = arguments[: arguments.index("<")]
-    parse = {"finetune": finetune.parse_args, "classify": classify.parse_args}[script]
-    parse(arguments)  # an unknown option would end in SystemExit
+def prose_of(path: Path) -> str:
+    if path.suffix == ".ipynb":
+        cells = read_notebook(path).cells
+        return "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return path.read_text(encoding="utf-8")
 
 
-def test_commands_of_the_result_files_are_understood():
-    for path in several_seeds.RESULTS.glob("*.json"):
-        command = shlex.split(json.loads(path.read_text(encoding="utf-8"))["command"])
-        assert command[:3] == ["several_seeds.py", "run", path.stem]
-        options = command[command.index("--model") :]
-        assert finetune.parse_args(options).model == "gpt-mini"
+def without_code(markdown: str) -> str:
+    """Markdown without what stands in backticks: that is shown, not followed."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", markdown, flags=re.DOTALL))
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(TOP)))
-def test_links_lead_somewhere_and_pictures_say_what_they_show(readme):
-    text = readme.read_text(encoding="utf-8")
-    for alt, target in re.findall(r"(!?\[[^\]]*\])\(([^)\s]+)\)", text):
-        assert alt not in ("![]", "[]"), target
-        if not target.startswith(("http://", "https://", "#")):
-            assert (readme.parent / target.split("#")[0]).exists(), target
+def printed(cells) -> str:
+    """All that the cells' outputs say in words."""
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    texts = [o.get("text", "") + o.get("data", {}).get("text/plain", "") for o in outputs]
+    return "\n".join(texts).replace("−", "-")
 
 
-def test_every_module_that_another_folder_imports_is_installed():
+# ---------------------------------------------------------------------------------------------
+# Commands
+# ---------------------------------------------------------------------------------------------
+
+
+def commands_in(text: str) -> Iterator[tuple[str, str]]:
+    """(script, arguments) of the commands in blocks of code and in backticks."""
+    code = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) + re.findall("`(.+?)`", text)
+    for line in "\n".join(code).replace("\\\n", " ").splitlines():
+        yield from re.findall(r"(\w+)\.py((?: [^|&<>;]*)?)", line)
+
+
+def all_commands() -> dict[str, set[str]]:
+    """The arguments with which pages, notebooks and result files call each command."""
+    calls = [call for path in DOCUMENTS for call in commands_in(prose_of(path))]
+    for path in files("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "command" in content:
+            calls += commands_in(f"`{content['command']}`")
+    arguments: dict[str, set[str]] = {}
+    for script, given in calls:
+        if script in SCRIPTS and "def main(" in SCRIPTS[script].read_text(encoding="utf-8"):
+            arguments.setdefault(script, set()).add(given)
+    return arguments
+
+
+def parse(script: str, arguments: list[str], monkeypatch) -> None:
+    """Let a command understand its arguments, and do no more."""
+    monkeypatch.syspath_prepend(SCRIPTS[script].parent)
+    try:
+        module = importlib.import_module(script)
+    except ModuleNotFoundError as missing:
+        if missing.name not in EXTRAS:
+            raise
+        pytest.skip(f"{missing.name} is an extra")
+    monkeypatch.setattr(module, "run_command", lambda *_, **__: 0)
+    assert module.main(arguments) == 0
+    if hasattr(module, "RunConfig"):  # options that are right each, but not together
+        config_from(module.parse_args(arguments), module.RunConfig)
+
+
+COMMANDS = all_commands()
+
+
+@pytest.mark.parametrize("script", sorted(COMMANDS))
+def test_every_quoted_command_is_understood(script, monkeypatch, capsys):
+    for arguments in sorted({"--help", *COMMANDS[script]}):
+        try:
+            parse(script, shlex.split(arguments, comments=True), monkeypatch)
+        except SystemExit as stop:
+            if stop.code and arguments.strip():  # a bare name in prose is no command
+                pytest.fail(f"{script}.py {arguments}\n{capsys.readouterr().err}")
+
+
+# ---------------------------------------------------------------------------------------------
+# Links and pictures
+# ---------------------------------------------------------------------------------------------
+
+
+def anchors_of(path: Path) -> set[str]:
+    """What a link to a section is called, by Jupyter or by GitHub."""
+    headings = re.findall(r"^#+ +(.+?) *$", prose_of(path), re.MULTILINE)
+    if path.suffix == ".ipynb":
+        return {re.sub(r"[`*]", "", heading).replace(" ", "-") for heading in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@for_each("document", DOCUMENTS)
+def test_links_lead_to_files_and_sections(document):
+    text = without_code(prose_of(document))
+    targets = re.findall(r"\]\(([^)\s]+)[^)]*\)", text)
+    targets += re.findall(r'\b(?:href|src)="([^"]+)"', text)
+    for target in targets:
+        if not re.match(r"[a-z]+:", target):
+            name, _, anchor = target.partition("#")
+            path = document.parent / name if name else document
+            assert path.exists(), target
+            assert not anchor or anchor in anchors_of(path), target
+
+
+@for_each("document", DOCUMENTS)
+def test_pictures_have_alt_text(document):
+    text = without_code(prose_of(document))
+    alts = re.findall(r"!\[([^\]]*)\]\(", text)
+    for tag in re.findall(r"<img\b[^>]*>", text):
+        alts += re.findall(r'\balt="([^"]*)"', tag) or [""]
+    for alt in alts:
+        assert len(alt.split()) >= 4, f"{alt!r}: say what the picture shows"
+
+
+# ---------------------------------------------------------------------------------------------
+# Notebooks
+# ---------------------------------------------------------------------------------------------
+
+
+@for_each("path", NOTEBOOKS)
+def test_notebook_is_saved_from_one_clean_run(path):
+    notebook = read_notebook(path)
+    assert find_problems(notebook) == []
+    assert path.stat().st_size < 3_000_000
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.language_info == {"name": "python"}
+    for cell in notebook.cells:
+        assert cell.source.strip(), "there is an empty cell"
+        assert not PRIVATE.search(cell.source), cell.source
+        assert set(cell.metadata) <= {"tags"}, cell.source
+
+
+@for_each("path", NOTEBOOKS)
+def test_notebook_goes_in_small_steps(path):
+    lengths = [len(cell.source.splitlines()) for cell in code_of(path)]
+    assert median(lengths) <= 6
+    assert quantiles(lengths, n=10)[-1] <= 15
+    assert max(lengths) <= 26
+    kinds = "".join(cell.cell_type[0] for cell in read_notebook(path).cells)
+    assert "cccc" not in kinds, "four code cells without a word between them"
+
+
+@for_each("path", NOTEBOOKS)
+def test_every_question_has_an_answer(path):
+    prose = prose_of(path)
+    assert prose.count("**Check yourself.**") <= prose.count("<summary>Answer")
+
+
+def is_in(number: str, text: str) -> bool:
+    """Whether a number stands in a text as a whole, not as a part of a longer one."""
+    number = re.escape(number.replace("−", "-"))
+    return re.search(rf"(?<![\d.,]){number}(?!\d|[.,]\d)", text) is not None
+
+
+@for_each("path", NOTEBOOKS)
+def test_bold_numbers_stand_near_the_cell_that_prints_them(path):
+    cells = read_notebook(path).cells
+    for i, cell in enumerate(cells):
+        if cell.cell_type == "markdown":
+            text = without_code(cell.source)
+            shown = printed(cells[max(0, i - 2) : i + 3])
+            numbers = re.findall(r"\*\*([+\-−]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)\s?%?\*\*", text)
+            assert [number for number in numbers if not is_in(number, shown)] == [], text
+
+
+def test_numbers_are_compared_as_a_whole():
+    assert is_in("97.3", "accuracy 97.3%, more")
+    assert is_in("−1.2", "difference -1.2.")
+    assert not is_in("97.3", "197.3")
+    assert not is_in("97", "97.3")
+
+
+def test_every_exercise_is_stated_and_solved():
+    stated, solved = map(prose_of, CHAPTER_NOTEBOOKS[:2])
+    exercises = re.findall(r"Exercise (6\.\d+): (.+?)\*\*", stated)
+    assert re.findall(r"^## (6\.\d+) (.+)", solved, re.M) == exercises
+    assert len(exercises) >= 10
+
+
+# ---------------------------------------------------------------------------------------------
+# One definition, one home; and the notebook's own definitions train
+# ---------------------------------------------------------------------------------------------
+
+
+def tree_of(path: Path) -> list[ast.stmt]:
+    """The statements of a module, or of a notebook's cells without IPython's own lines."""
+    cells = [cell.source for cell in code_of(path)] if path.suffix == ".ipynb" else []
+    source = "\n".join(cells) or path.read_text(encoding="utf-8")
+    return ast.parse(re.sub(r"^[%!].*$", "", source, flags=re.MULTILINE)).body
+
+
+def definitions(path: Path) -> dict[str, str]:
+    """A module's or a notebook's functions and classes, without comments and layout."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return {node.name: ast.unparse(node) for node in tree_of(path) if isinstance(node, kinds)}
+
+
+@for_each("path", CHAPTER_NOTEBOOKS)
+def test_what_is_taught_is_what_the_modules_hold(path):
+    homes = {}
+    for module in CHAPTER.glob("*.py"):
+        homes |= definitions(module)
+    taught = definitions(path)
+    for name in taught.keys() & homes.keys():
+        assert taught[name] == homes[name]
+    if path.stem == "ch06":
+        assert len(taught.keys() & homes.keys()) >= 10
+
+
+def taught_until(name: str) -> dict:
+    """The chapter's own imports, definitions and CONSTANTS up to the definition of `name`."""
+    namespace = {"__name__": "chapter"}
+    defining = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+    for node in tree_of(CHAPTER / "ch06.ipynb"):
+        is_constant = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]).isupper()
+        if isinstance(node, defining) or is_constant:
+            exec(compile(ast.Module([node], []), "<chapter>", "exec"), namespace)
+        if getattr(node, "name", None) == name:
+            return namespace
+    raise AssertionError(f"ch06.ipynb does not define {name}")
+
+
+def train_as_taught(namespace: dict) -> list[float]:
+    """The step losses of one epoch on 16 made-up messages, by the chapter's own training."""
+    torch.manual_seed(0)
+    cfg = {"vocab_size": 40, "context_length": 12, "emb_dim": 16, "n_heads": 2, "n_layers": 2}
+    about = ClassifierConfig("tiny", ("ham", "spam"), max_length=12)
+    classifier = namespace["GPTClassifier"](GPTModel(cfg), about)
+    sequences = [torch.randint(40, (3 + i % 5,)) for i in range(16)]
+    messages = namespace["SpamDataset"](sequences, [i % 2 for i in range(16)])
+    train, config = namespace["train_classifier_simple"], TrainConfig(num_epochs=1, batch_size=4)
+    return train(classifier, messages, messages, config).step_losses
+
+
+REPLACEMENTS = {  # of a name's own definition by one that must make itself felt
+    "SpamDataset": lambda own: lambda sequences, labels: own([0 * x for x in sequences], labels),
+    "collate": lambda own: lambda items: own([(0 * ids, label) for ids, label in items]),
+    "GPTClassifier": lambda own: lambda decoder, about: own(decoder.requires_grad_(False), about),
+    "calc_loss_batch": lambda own: lambda *args, **options: 0 * own(*args, **options),
+    "train_step": lambda own: lambda *args, **options: 2 * own(*args, **options),
+}
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_replacing_what_the_notebook_defines_changes_the_training(name):
+    namespace = taught_until("train_classifier_simple")
+    losses = train_as_taught(namespace)
+    assert len(losses) == 4
+    assert train_as_taught(namespace) == losses
+    namespace[name] = REPLACEMENTS[name](namespace[name])
+    assert train_as_taught(namespace) != losses
+
+
+# ---------------------------------------------------------------------------------------------
+# Results, and the project
+# ---------------------------------------------------------------------------------------------
+
+
+def test_tables_are_those_that_the_raw_files_give(monkeypatch):
+    assert several_seeds.make_table() in prose_of(TOP / "README.md")
+    folder = TOP / "03_bonus_imdb-classification"
+    monkeypatch.syspath_prepend(folder)
+    assert importlib.import_module("make_table").make_table() in prose_of(folder / "README.md")
+
+
+def test_quoted_differences_are_those_of_the_raw_files():
+    names = ["1-default", "2-without-continued-pretraining", "3-random-weights"]
+    default, bare, random = map(several_seeds.read_result, names)
+    for pair in ((default, bare), (bare, random)):
+        assert several_seeds.paired_difference(*pair) in prose_of(TOP / "README.md")
+
+
+def test_every_module_of_the_chapter_is_installed():
     project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
-    own = {path.stem for path in CHAPTER.glob("*.py")}
-    imported = set()
-    for path in TOP.glob("0[2-9]*/**/*.py"):
-        imports = re.findall(r"^\s*(?:from|import) (\w+)", path.read_text("utf-8"), re.MULTILINE)
-        imported |= own.intersection(imports)
-    assert {"classify", "previous_chapters"} <= imported
-    assert imported <= set(project["tool"]["setuptools"]["py-modules"])
+    modules = {path.stem for path in CHAPTER.glob("*.py")} - {"tests"}
+    assert modules == set(project["tool"]["setuptools"]["py-modules"])
 
 
-def test_help_of_every_command_explains_its_options(capsys):
-    for parse in (finetune.parse_args, classify.parse_args, several_seeds.main):
+# ---------------------------------------------------------------------------------------------
+# run_notebooks.py
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_one(tmp_path, monkeypatch):
+    """Make a notebook of some cells and execute it in place; the exit status, and the file."""
+    monkeypatch.setattr(run_notebooks, "fetch", lambda file: None)
+
+    def run(*sources: str) -> tuple[int | str, Path]:
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
         with pytest.raises(SystemExit) as stop:
-            parse(["--help"])
-        assert stop.value.code == 0
-    help_text = capsys.readouterr().out
-    for option in ("--balance", "--max-length", "--resume", "--text-column", "--output"):
-        assert option in help_text
+            run_notebooks.main([str(tmp_path / "a.ipynb")])
+        return stop.value.code, tmp_path / "a.ipynb"
+
+    return run
 
 
-def test_differences_are_paired_by_seed(capsys):
-    readme = (TOP / "README.md").read_text(encoding="utf-8")
-    bare, random = "2-without-further-pretraining", "3-random-weights"
-    for names in (("1-default", bare), (bare, random)):
-        assert several_seeds.main(["compare", *names]) == 0
-        assert capsys.readouterr().out.strip() in readme
-    assert several_seeds.main(["compare", "4-all-layers-mean"]) == 0
-    assert capsys.readouterr().out.startswith("0.0 points (")
-    result = several_seeds.read_result(random)
-    shifted = {"runs": [run | {"seed": run["seed"] + 1} for run in result["runs"]]}
-    with pytest.raises(several_seeds.DataError, match="cannot be paired"):
-        several_seeds.paired_difference(result, shifted)
-    assert several_seeds.main(["compare", "absent"]) == 2
-    assert "absent.json: there is no such result" in capsys.readouterr().err
-
-
-def test_several_seeds_keeps_every_run_and_averages_them(tmp_path, capsys, messages_csv):
-    options = ["--data", str(messages_csv), "--model", "gpt-mini", "--trainable", "head"]
-    arguments = ["run", "trial", "--seeds", "1", "2", "--results", str(tmp_path)]
-    assert several_seeds.main([*arguments, *options, "--epochs", "1"]) == 0
-    result = json.loads((tmp_path / "trial.json").read_text(encoding="utf-8"))
-    assert [run["seed"] for run in result["runs"]] == [1, 2]
-    mean = sum(run["test"]["accuracy"] for run in result["runs"]) / 2
-    assert several_seeds.make_table(tmp_path).splitlines()[-1].startswith(f"| {mean:.1%} |")
-    assert [path.name for path in tmp_path.glob("trial*")] == ["trial.json"]
-    assert several_seeds.main([*arguments, "--data", str(tmp_path / "none.csv")]) == 2
-    assert "no such file" in capsys.readouterr().err
-
-
-def test_seeds_that_are_done_are_kept_when_the_next_one_fails(tmp_path, monkeypatch, messages_csv):
-    run, seeds = finetune.run, []
-
-    def run_once(args):
-        seeds.append(args.seed)
-        if len(seeds) > 1:
-            raise OSError("the disk is full")
-        return run(args)
-
-    monkeypatch.setattr(finetune, "run", run_once)
-    options = ["--data", str(messages_csv), "--model", "gpt-mini", "--trainable", "head"]
-    options += ["--epochs", "1", "--pretrain-further", "0", "--results", str(tmp_path / "new")]
-    assert several_seeds.main(["run", "trial", *options]) == 1
-    [kept] = (tmp_path / "new").iterdir()
-    [first] = json.loads(kept.read_text(encoding="utf-8"))["runs"]
-    assert first["seed"] == seeds[0] == 1
+def test_notebook_is_executed_in_its_folder(run_one):
+    status, path = run_one("import os\nx = 6\nprint(x)", "x * 7, os.listdir()")
+    assert status == 0
+    notebook = nbformat.read(path, as_version=4)
+    assert printed(notebook.cells) == "6\n\n(42, ['a.ipynb'])"
+    assert find_problems(notebook) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "part"),
+    ("source", "complaint"),
     [
-        (["table", "--anything"], "leave out --anything"),
-        (["run", "a/b"], "'a/b'"),
-        (["run", ""], "''"),
-        (["run", "a", "--output", "x"], "--results"),
-        (["run", "a", "--outp=x"], "--results"),
-        (["run", "a", "--seed", "3"], "--seeds"),
-        (["run", "a", "--seeds", "1", "1"], "each once"),
-        (["run", "a", "--seeds", "1", "4294967296"], "2**32"),
-        (["run", "a", "--results", "{file}"], "cannot be written"),
-        (["run", "a", "--modle", "x"], "--modle"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; print('careful', file=sys.stderr)", "careful"),
+        ("import pathlib; print(pathlib.Path.home() / 'x', '/' + 'tmp/x')", "a private path"),
+        ("object()", "a private path"),
+        ("import os; os._exit(1)", "Kernel died"),
     ],
-    ids=str,
 )
-def test_several_seeds_refuses_before_the_work_begins(
-    tmp_path, capsys, monkeypatch, arguments, part
-):
-    monkeypatch.setattr(finetune, "run", None)
-    (tmp_path / "file").write_text("mine", encoding="utf-8")
-    arguments = [argument.format(file=tmp_path / "file") for argument in arguments]
-    try:
-        status = several_seeds.main(arguments)
-    except SystemExit as stop:  # argparse
-        status = stop.code
-    assert status == 2
-    assert part in capsys.readouterr().err
-    assert not (several_seeds.RESULTS / "a.json.unfinished").exists()
+def test_notebook_that_is_not_clean_is_not_saved(run_one, capsys, source, complaint):
+    status, path = run_one("x = 6", source)
+    assert status == "not saved: a.ipynb"
+    assert complaint in capsys.readouterr().err
+    assert nbformat.read(path, as_version=4).cells[0].execution_count is None
 
 
-def test_a_row_without_a_baseline_has_a_dash():
-    run = {"test": {"accuracy": 0.5}, "ngram_baseline": None}
-    assert "| – |" in several_seeds.table_row({"runs": [run, run], "command": "c"})
+@pytest.mark.parametrize(
+    ("text", "is_private"),
+    [
+        ("saved in /" + "home/ann/x", True),
+        (r"C:\Users\ann\x", True),
+        ("WindowsPath('C:/Users/ann/x')", True),
+        ("https://example.org/home/ann", False),
+        ("and/or/tmp/x", False),
+        ("1/2", False),
+    ],
+)
+def test_private_paths_are_told_from_addresses(text, is_private):
+    assert bool(PRIVATE.search(text)) == is_private
+
+
+def reported(cells) -> dict[str, float]:
+    """Accuracies in percent by name, as the exercises' `report` prints them."""
+    return {n: float(a) for n, a in re.findall(r"^(.+): (\d+\.\d)%  \[", printed(cells), re.M)}
+
+
+@pytest.mark.slow
+@for_each("path", CHAPTER_NOTEBOOKS)
+def test_notebook_runs_and_reports_the_same(path, tmp_path):
+    done = run_command("run_notebooks.py", path, "--output", tmp_path, timeout=3600)
+    assert done.returncode == 0, done.stderr[-5000:]
+    fresh = reported(nbformat.read(tmp_path / path.name, as_version=4).cells)
+    saved = reported(read_notebook(path).cells)
+    for name in fresh.keys() & saved.keys():  # another processor rounds otherwise
+        assert fresh[name] == pytest.approx(saved[name], abs=4), name
