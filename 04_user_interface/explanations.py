@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from text_classifier import Classifier, predict_logits
-from text_data import LONGEST_TOKEN, encode_messages
+from features import FastClassifier
+from text_classifier import GPTClassifier, predict_logits
+from text_data import LONGEST_TOKEN, SpamDataset
 
 MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
 MAX_TOKENS_SHOWN = 64  # a larger attention map is no longer legible
@@ -37,12 +37,12 @@ class Explanation(NamedTuple):
     """The rest of the text, which is beyond the model's maximum length."""
 
 
-def text_read(classifier: Classifier, text: str) -> str:
+def text_read(tokenizer, text: str, max_length: int) -> str:
     """The beginning of a text that its first `max_length` tokens spell out."""
-    beginning = text[: LONGEST_TOKEN * classifier.max_length]
-    ids = classifier.tokenizer.encode_ordinary(beginning)[: classifier.max_length]
+    beginning = text[: LONGEST_TOKEN * max_length]
+    ids = tokenizer.encode_ordinary(beginning)[:max_length]
     # A cut within a character leaves bytes that are none; they are dropped.
-    return classifier.tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
+    return tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
 
 
 def split_into_parts(text: str, max_parts: int = MAX_PARTS) -> list[str]:
@@ -85,13 +85,14 @@ def log_odds(logits: Tensor, label_index: int) -> Tensor:
     return logits[:, label_index] - others.logsumexp(dim=1)
 
 
-def explain(classifier: Classifier, text: str) -> Explanation:
+def explain(classifier: GPTClassifier, tokenizer, text: str) -> Explanation:
     """Leave out every part of the message in turn; all variants go through the model at once."""
 
     def logits(texts: Sequence[str]) -> Tensor:
-        return predict_logits(classifier.model, classifier.encode(texts))
+        sequences = classifier.config.encode(texts, tokenizer)
+        return predict_logits(FastClassifier(classifier), SpamDataset(sequences))
 
-    read = text_read(classifier, text)
+    read = text_read(tokenizer, text, classifier.config.max_length)
     # Of the text itself: a beginning that is cut within a word may have other tokens.
     label_index = int(logits([text])[0].argmax())
     parts = split_into_parts(read)
@@ -100,25 +101,16 @@ def explain(classifier: Classifier, text: str) -> Explanation:
     return Explanation(label_index, parts, changes, probabilities, text[len(read) :])
 
 
-class Attention(NamedTuple):
-    """The attention weights of one head between the last tokens of a message."""
-
-    weights: np.ndarray
-    """(T, T): row = token that looks, column = token looked at."""
-    tokens: list[str]
-    num_left_out: int
-    """Tokens before those shown."""
-
-
-def attention(classifier: Classifier, text: str, layer: int, head: int) -> Attention:
-    """The map of one layer and head, both counted from 1; shown are the last tokens at most."""
-    ids = encode_messages([text], classifier.tokenizer, classifier.max_length)[0]  # (T,)
-    device = classifier.model.tok_emb.weight.device
-    maps = classifier.model.attention_maps(ids.unsqueeze(0).to(device))  # (layers, 1, H, T, T)
+def attention(
+    classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int
+) -> tuple[Tensor, list[str]]:
+    """The attention weights (T, T) of one layer and head, counted from 1, between the last tokens
+    of a message, and those T tokens: row = token that looks, column = token looked at."""
+    ids = classifier.config.encode([text], tokenizer)[0]  # (all tokens,)
+    with torch.no_grad():
+        maps = classifier.decoder.attention_maps(ids.unsqueeze(0).to(classifier.device))
     weights = maps[layer - 1, 0, head - 1, -MAX_TOKENS_SHOWN:, -MAX_TOKENS_SHOWN:]
-    shown = ids.tolist()[-MAX_TOKENS_SHOWN:]
-    names = [token_name(classifier.tokenizer, token_id) for token_id in shown]
-    return Attention(weights.cpu().numpy(), names, len(ids) - len(shown))
+    return weights.cpu(), [token_name(tokenizer, i) for i in ids.tolist()[-MAX_TOKENS_SHOWN:]]
 
 
 def token_name(tokenizer, token_id: int) -> str:

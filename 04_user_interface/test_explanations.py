@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import explanations
 import pytest
 import torch
 from explanations import (
@@ -16,31 +15,19 @@ from explanations import (
     split_into_parts,
     text_read,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt_download import load_mini_tokenizer
-from previous_chapters import GPTConfig, GPTModel
-from text_classifier import (
-    Classifier,
-    TrainConfig,
-    add_classification_head,
-    classify_texts,
-    freeze_all_but,
-    train_classifier_simple,
-)
+from classifier_folder import classify_texts
+from gpt_download import load_tokenizer
 from text_data import SpamDataset, encode_messages
+from training import TrainConfig, train_classifier_simple
 
 
 @pytest.fixture(scope="module")
-def prize_classifier() -> Classifier:
+def prize_classifier(make_tiny, tokenizer):
     """A tiny model trained from scratch on messages whose class one word decides."""
-    torch.manual_seed(0)
-    tokenizer = load_mini_tokenizer()
-    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 96, "emb_dim": 32}
-    model = GPTModel(GPTConfig(**shape, num_heads=2, num_layers=1))
-    add_classification_head(model, num_classes=2)
-    freeze_all_but(model, "all")
+    classifier = make_tiny(("ham", "spam"), max_length=96, emb_dim=32)
     others = ["the", "bus", "is", "late", "again", "see", "you", "at", "home", "now"]
     texts, labels = [], []
     for i in range(240):
@@ -51,8 +38,8 @@ def prize_classifier() -> Classifier:
         labels.append(i % 2)
     dataset = SpamDataset(encode_messages(texts, tokenizer, 96), labels)
     config = TrainConfig(learning_rate=3e-3, num_epochs=6, batch_size=16)
-    train_classifier_simple(model, dataset, dataset, config)
-    return Classifier(model.eval(), tokenizer, "gpt-mini", ["ham", "spam"], 96)
+    train_classifier_simple(classifier, dataset, dataset, config)
+    return classifier.eval()
 
 
 @pytest.mark.parametrize(
@@ -67,8 +54,8 @@ def test_of_a_sum_of_word_weights_each_word_gets_its_weight(weights):
     assert without == pytest.approx([sum(weights.values()) - change for change in changes])
 
 
-def test_the_word_that_decides_is_found_with_its_sign(prize_classifier):
-    found = explain(prize_classifier, "see you at prize home")
+def test_the_word_that_decides_is_found_with_its_sign(prize_classifier, tokenizer):
+    found = explain(prize_classifier, tokenizer, "see you at prize home")
     assert found.label_index == 1
     assert max(zip(found.changes, found.parts))[1] == " prize"
     assert found.probabilities_without[found.parts.index(" prize")] < 0.5
@@ -76,18 +63,22 @@ def test_the_word_that_decides_is_found_with_its_sign(prize_classifier):
     assert found.changes[3] > 2 * max(map(abs, others))
 
 
-def test_probabilities_without_a_word_are_those_of_the_shorter_text(prize_classifier):
-    found = explain(prize_classifier, "prize at home")
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_probabilities_without_a_word_are_those_of_the_shorter_text(
+    prize_classifier, tokenizer, monkeypatch, pooling
+):
+    config = replace(prize_classifier.config, pooling=pooling)
+    monkeypatch.setattr(prize_classifier, "config", config)
+    found = explain(prize_classifier, tokenizer, "prize at home")
     texts = ["at home", "prize home", "prize at"]
-    expected = classify_texts(prize_classifier, texts)[:, found.label_index]
+    expected = classify_texts(prize_classifier, tokenizer, texts)[:, found.label_index]
     assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_a_classifier_of_the_mean_is_explained_by_the_mean(prize_classifier):
-    by_mean = replace(prize_classifier, pooling="mean")
-    found = explain(by_mean, "prize at home")
-    expected = classify_texts(by_mean, ["at home", "prize home", "prize at"])[:, found.label_index]
-    assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
+def test_one_word_is_explained_by_the_empty_text(prize_classifier, tokenizer):
+    found = explain(prize_classifier, tokenizer, "prize")
+    empty = classify_texts(prize_classifier, tokenizer, [""])[0, found.label_index].item()
+    assert found.probabilities_without == pytest.approx([empty], abs=1e-5)
 
 
 def test_log_odds_are_exact_where_a_probability_rounds_to_one():
@@ -95,6 +86,7 @@ def test_log_odds_are_exact_where_a_probability_rounds_to_one():
     assert log_odds(logits, 0).tolist() == pytest.approx([40 - math.log(2), -math.log(2)])
 
 
+@settings(deadline=None)
 @given(st.text(max_size=300), st.integers(1, 10))
 def test_the_parts_are_the_whole_text_and_not_too_many(text, max_parts):
     parts = split_into_parts(text, max_parts)
@@ -102,46 +94,37 @@ def test_the_parts_are_the_whole_text_and_not_too_many(text, max_parts):
     assert len(parts) <= max_parts
 
 
+@settings(deadline=None)
 @given(st.text(max_size=600))
 def test_what_is_read_is_the_beginning_of_the_text(text):
-    tokenizer = load_mini_tokenizer()
-    read = text_read(Classifier(None, tokenizer, "gpt-mini", ["a", "b"], 20), text)
+    tokenizer = load_tokenizer("gpt-mini")
+    read = text_read(tokenizer, text, max_length=20)
     assert text.startswith(read)
     assert read or not text or len(tokenizer.encode_ordinary(text[0])) > 20
 
 
 @pytest.mark.parametrize("text", ["a" * 5000, "word " * 5000, "好" * 5000, "👩‍👩‍👧" * 2000])
-def test_a_long_text_is_explained_in_few_parts_and_its_rest_named(prize_classifier, text):
-    found = explain(prize_classifier, text)
+def test_a_long_text_is_explained_in_few_parts_and_its_rest_named(
+    prize_classifier, tokenizer, text
+):
+    found = explain(prize_classifier, tokenizer, text)
     assert 0 < len(found.parts) <= MAX_PARTS
     assert "".join(found.parts) + found.unread == text
     assert found.unread
 
 
-def test_the_class_in_question_is_that_of_the_text_itself(prize_classifier, monkeypatch):
-    monkeypatch.setattr(explanations, "text_read", lambda classifier, text: "see you at home")
-    assert explain(prize_classifier, "see you at home prize").label_index == 1
-
-
-def test_one_word_is_explained_by_the_empty_text(prize_classifier):
-    found = explain(prize_classifier, "prize")
-    empty = classify_texts(prize_classifier, [""])[0, found.label_index].item()
-    assert found.probabilities_without == pytest.approx([empty], abs=1e-5)
-
-
-def test_attention_is_that_of_the_model(prize_classifier):
+def test_attention_is_that_of_the_model(prize_classifier, tokenizer):
     text = "see you at £5"
-    ids = prize_classifier.tokenizer.encode_ordinary(text)
-    maps = prize_classifier.model.attention_maps(torch.tensor([ids]))
-    found = attention(prize_classifier, text, layer=1, head=2)
-    assert torch.equal(torch.tensor(found.weights), maps[0, 0, 1])
-    assert found.weights.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    assert found.num_left_out == 0
-    assert len(found.tokens) == len(ids)
-    assert "␣you" in found.tokens  # a space can be seen
+    ids = tokenizer.encode_ordinary(text)
+    maps = prize_classifier.decoder.attention_maps(torch.tensor([ids]))
+    weights, tokens = attention(prize_classifier, tokenizer, text, layer=1, head=2)
+    assert torch.equal(weights, maps[0, 0, 1])
+    assert weights.sum(dim=1).tolist() == pytest.approx([1.0] * len(ids), abs=1e-5)
+    assert len(tokens) == len(ids)
+    assert "␣you" in tokens  # a space can be seen
 
 
-def test_of_a_long_message_the_last_tokens_are_shown(prize_classifier):
-    found = attention(prize_classifier, "bus " * 500, layer=1, head=1)
-    assert found.weights.shape == (MAX_TOKENS_SHOWN, MAX_TOKENS_SHOWN)
-    assert found.num_left_out == 96 - MAX_TOKENS_SHOWN
+def test_of_a_long_message_the_last_tokens_are_shown(prize_classifier, tokenizer):
+    weights, tokens = attention(prize_classifier, tokenizer, "bus " * 500, layer=1, head=1)
+    assert weights.shape == (MAX_TOKENS_SHOWN, MAX_TOKENS_SHOWN)
+    assert len(tokens) == MAX_TOKENS_SHOWN

@@ -1,8 +1,8 @@
 """The served page without a browser: its API, hostile input, many people at once."""
 
 import csv
-import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,38 +11,17 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs requirements-extra.txt")
 
-import gradio as gr
 import httpx
 import numpy as np
-import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from page import MAX_WAITING, build_page, decide
-from trial_page import ask_together, made_up_csv, served, train_small
+from one_message import decide
+from page import build_page
+from trial_page import ask_together, served
 
-from gpt_download import load_mini_tokenizer
-from previous_chapters import GPTConfig, GPTModel
-from text_classifier import (
-    Classifier,
-    add_classification_head,
-    classify_texts,
-    open_classifier,
-    save_classifier,
-)
+from classifier_folder import classify_texts, open_classifier, save_classifier
 
 HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("trained")
-    return train_small(place / "classifier", made_up_csv(place / "messages.csv"))
-
-
-@pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +38,7 @@ def test_the_api_has_two_functions_and_says_what_they_do(client):
 
 def test_a_message_gets_the_answer_that_the_classifier_gives(client, folder):
     text = "claim your free cash prize now"
-    expected = classify_texts(open_classifier(folder), [text])[0].tolist()
+    expected = classify_texts(*open_classifier(folder), [text])[0].tolist()
     result = client.predict(text, api_name="/classify")
     assert result["label"] == ("ham", "spam")[int(np.argmax(expected))]
     assert list(result["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
@@ -74,7 +53,7 @@ def test_a_message_gets_the_answer_that_the_classifier_gives(client, folder):
         "مرحبا \u202eolleh\u202c",
         "👩‍👩‍👧 🇬🇧",
         "a" * 100_000,
-        "word and word " * 7_000,
+        " " * 2_000_000 + "word",
         "<|endoftext|>",
         "{{value}} ${value} %s",
     ],
@@ -85,18 +64,9 @@ def test_any_text_gets_an_answer(client, text):
     assert sum(result["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
-def test_half_an_emoji_is_no_error(address):
-    call = f"{address}gradio_api/call/classify"
-    body, kind = b'{"data": ["\\ud83d and more"]}', {"content-type": "application/json"}
-    started = httpx.post(call, content=body, headers=kind).json()
-    assert "event: complete" in httpx.get(f"{call}/{started['event_id']}", timeout=60).text
-
-
-@pytest.mark.parametrize(
-    ("message", "part"), [("", "no message"), (" \n", "no message"), (5, "text"), ([], "text")]
-)
-def test_what_is_no_message_is_refused_in_a_sentence(client, message, part):
-    with pytest.raises(AppError, match=part):
+@pytest.mark.parametrize("message", ["", " \n"])
+def test_an_empty_message_is_refused_in_a_sentence(client, message):
+    with pytest.raises(AppError, match="no message"):
         client.predict(message, api_name="/classify")
     assert client.predict("hello", api_name="/classify")
 
@@ -114,50 +84,22 @@ def test_a_file_goes_in_and_a_file_comes_out(client, tmp_path):
 
 
 def test_a_file_that_cannot_be_used_is_refused_without_telling_where_it_lies(client, tmp_path):
-    path = tmp_path / "some.csv"
-    path.write_text("text\nhello\n", encoding="utf-8")
-    with pytest.raises(AppError, match="no column 'message'") as refused:
-        client.predict(handle_file(path), "message", api_name="/classify_file")
-    assert str(refused.value).startswith("some.csv: ")
-    lines = tmp_path / "lines.txt"
-    lines.write_bytes(b"ca\xf1on")
-    with pytest.raises(AppError, match=r"^lines\.txt: .*UTF-8"):
-        client.predict(handle_file(lines), "", api_name="/classify_file")
-    lines.write_text(f"hello\n{'x' * 500_001}\n", encoding="utf-8")
-    with pytest.raises(AppError, match=r"^lines\.txt: in row 2"):
-        client.predict(handle_file(lines), "", api_name="/classify_file")
+    for name, content, part in (
+        ("some.csv", b"text\nhello\n", "no column 'message'"),
+        ("lines.txt", b"ca\xf1on", "UTF-8"),
+        ("twice.csv", b"<img src=x>,<img src=x>\n1,2\n", "'&lt;img src=x&gt;'"),  # no markup
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(AppError, match=part) as refused:
+            client.predict(handle_file(tmp_path / name), "message", api_name="/classify_file")
+        assert str(refused.value).startswith(f"{name}: ")
 
 
 def test_files_of_the_server_cannot_be_asked_for(client, address):
+    file = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
     with pytest.raises(AppError):
-        client.predict(
-            {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
-            "",
-            api_name="/classify_file",
-        )
+        client.predict(file, "", api_name="/classify_file")
     assert httpx.get(f"{address}gradio_api/file=/etc/passwd").status_code in (403, 404)
-
-
-@pytest.mark.parametrize(("function", "others"), [("/classify", []), ("/classify_file", [""])])
-def test_no_file_is_fetched_from_an_address(client, monkeypatch, function, others):
-    fetched = []
-
-    async def fetch(url, cache_dir):
-        fetched.append(url)
-        raise OSError("no network in a test")
-
-    monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", fetch)
-    file = handle_file("https://example.org/messages.csv")
-    with pytest.raises(AppError, match="fetches no file from an address"):
-        client.predict(file, *others, api_name=function)
-    assert fetched == []
-
-
-def test_markup_in_a_heading_is_no_markup_in_the_complaint(client, tmp_path):
-    path = tmp_path / "some.csv"
-    path.write_text("<img src=x>,<img src=x>\n1,2\n", encoding="utf-8")
-    with pytest.raises(AppError, match="two columns are called '&lt;img src=x&gt;'"):
-        client.predict(handle_file(path), "", api_name="/classify_file")
 
 
 def test_an_upload_of_100_mb_is_refused_and_the_page_answers_afterwards(client, address):
@@ -171,7 +113,7 @@ def test_an_upload_of_100_mb_is_refused_and_the_page_answers_afterwards(client, 
 def test_fifty_people_at_once_get_each_their_own_answer(address, folder):
     messages = [("claim a prize {}", "see you at home {}")[i % 2].format(i) for i in range(50)]
     answers = [answer for answer, _ in ask_together(address, messages)]
-    expected = classify_texts(open_classifier(folder), messages)[:, 1].tolist()
+    expected = classify_texts(*open_classifier(folder), messages)[:, 1].tolist()
     assert len({round(value, 6) for value in expected}) > 40  # a mix-up would be seen
     found = [answer["probabilities"]["spam"] for answer in answers]
     assert found == pytest.approx(expected, abs=1e-5)
@@ -191,14 +133,6 @@ def test_the_readmes_example_runs(address, tmp_path):
     assert "messages-classified.csv" in done.stdout
 
 
-def test_the_defaults_are_safe(address):
-    config = httpx.get(f"{address}config").json()
-    assert config["analytics_enabled"] is False
-    assert not config.get("run_history", False)
-    assert config["max_file_size"] == 50 * 1024**2
-    assert httpx.get(f"{address}monitoring/x").status_code >= 400
-
-
 def test_with_auth_nobody_gets_in_without_the_password(folder):
     with served(folder, auth=("reader", "secret")) as address:
         assert httpx.get(f"{address}config").status_code == 401
@@ -208,72 +142,41 @@ def test_with_auth_nobody_gets_in_without_the_password(folder):
         assert client.predict("hello", api_name="/classify")
 
 
-def test_the_queue_is_bounded(folder):
-    page = build_page(open_classifier(folder), folder)
-    assert page._queue.max_size == MAX_WAITING
-    assert page._queue.default_concurrency_limit == 2
+def page_texts(folder: Path) -> str:
+    blocks = build_page(folder).blocks.values()
+    return " ".join(str(block.value) for block in blocks if hasattr(block, "value"))
 
 
-def three_labels(folder: Path) -> Path:
-    """A saved classifier with random weights and three labels, one of them hostile."""
-    torch.manual_seed(0)
-    tokenizer = load_mini_tokenizer()
-    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 32, "emb_dim": 8}
-    model = GPTModel(GPTConfig(**shape, num_heads=2, num_layers=1))
-    add_classification_head(model, num_classes=3)
-    names = ["<img src=x onerror=alert(1)>", "good", "bad"]
-    save_classifier(Classifier(model, tokenizer, "gpt-mini", names, 32), folder)
-    return folder
-
-
-def page_texts(page: gr.Blocks) -> str:
-    return " ".join(str(block.value) for block in page.blocks.values() if hasattr(block, "value"))
-
-
-def test_a_folder_with_many_classes_and_no_figures_opens(tmp_path):
-    folder = three_labels(tmp_path / "classifier")
-    texts = page_texts(build_page(open_classifier(folder), folder))
-    assert "no test figures" in texts
+def test_a_folder_with_many_classes_and_no_metrics_opens(make_tiny, tmp_path):
+    classifier = make_tiny(("<img src=x onerror=alert(1)>", "good", "bad"), max_length=32)
+    save_classifier(classifier, tmp_path)
+    texts = page_texts(tmp_path)
+    assert "no test metrics" in texts
     assert "<img" not in texts
     assert "&lt;img" in texts
 
 
-def test_without_the_predictions_the_figures_stay_and_the_curves_are_missed(folder, tmp_path):
-    classifier = open_classifier(folder)
+def test_without_the_predictions_the_metrics_stay_and_the_curves_are_missed(folder, tmp_path):
+    assert "No curves" not in page_texts(folder)
     for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    texts = page_texts(build_page(classifier, tmp_path))
+        shutil.copy(folder / name, tmp_path)
+    texts = page_texts(tmp_path)
     assert "No curves" in texts
-    assert "metrics.json" in texts
-    assert f"{classifier.card['test']['accuracy']:.1%}" in texts
+    accuracy = open_classifier(folder)[0].config.card["test"]["accuracy"]
+    assert f"{accuracy:.1%}" in texts
 
 
-def test_test_messages_of_one_class_have_no_curve(folder, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((folder / name).read_bytes())
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    labels = metrics["test_predictions"]["labels"]
-    metrics["test_predictions"]["labels"] = [1] * len(labels)
-    (tmp_path / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    texts = page_texts(build_page(open_classifier(tmp_path), tmp_path))
-    assert "of one class" in texts
-    assert "Expected calibration error" in texts
-
-
-def test_made_up_data_is_said_to_mean_nothing(folder):
-    classifier = open_classifier(folder)
-    assert "mean nothing" not in page_texts(build_page(classifier, folder))
-    classifier.card["made_up_data"] = True
-    assert "mean nothing" in page_texts(build_page(classifier, folder))
+def test_made_up_data_is_said_to_mean_nothing(folder, make_tiny, tmp_path):
+    assert "mean nothing" not in page_texts(folder)
+    classifier = make_tiny(("a", "b"), max_length=32)
+    classifier.config.card["made_up_data"] = True
+    save_classifier(classifier, tmp_path)
+    assert "mean nothing" in page_texts(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("probabilities", "threshold", "expected"),
-    [
-        ([0.4, 0.6], 0.5, "spam"),
-        ([0.4, 0.6], 0.61, "ham"),
-        ([0.8, 0.2], 0.2, "spam"),
-    ],
+    [([0.4, 0.6], 0.5, "spam"), ([0.4, 0.6], 0.61, "ham"), ([0.8, 0.2], 0.2, "spam")],
 )
 def test_the_threshold_decides(probabilities, threshold, expected):
-    assert decide(np.array(probabilities), ["ham", "spam"], threshold) == expected
+    assert decide(probabilities, ["ham", "spam"], threshold) == expected

@@ -5,6 +5,7 @@ With CH06_SCREENSHOTS set to a folder, each test leaves its pictures there to be
 
 import json
 import os
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs requirements-extra.txt")
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs requirements-extra.txt")
 
-from trial_page import find_chromium, made_up_csv, served, train_small  # noqa: E402
+from trial_page import find_chromium, served  # noqa: E402
 
 expect = sync_api.expect
 expect.set_options(timeout=60_000)  # a busy machine is no failure
@@ -33,21 +34,21 @@ HOSTILE = (
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A small classifier whose saved test predictions are spread evenly, so that every threshold
-    counts differently."""
-    place = tmp_path_factory.mktemp("browser")
-    folder = train_small(place / "classifier", made_up_csv(place / "messages.csv"))
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+def spread(folder, tmp_path_factory) -> Path:
+    """The trained classifier with saved test predictions that are spread evenly, so that every
+    threshold counts differently."""
+    spread = tmp_path_factory.mktemp("browser") / "classifier"
+    shutil.copytree(folder, spread)
+    metrics = json.loads((spread / "metrics.json").read_text(encoding="utf-8"))
     scores = np.linspace(0.015, 0.985, metrics["test"]["num_examples"])
     metrics["test_predictions"]["probabilities"] = np.stack([1 - scores, scores], axis=1).tolist()
-    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
-    return folder
+    (spread / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    return spread
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    with served(folder) as url:
+def address(spread):
+    with served(spread) as url:
         yield url
 
 
@@ -95,27 +96,25 @@ def classify(page, text: str) -> None:
 def test_one_message(browser, address, width, theme):
     with opened(browser, address, width, theme) as page:
         classify(page, SPAM)
-        expect(page.locator("#decision .answer")).to_contain_text("spam")
-        expect(page.locator("#words mark.for").first).to_be_visible()
-        strongest = page.locator("#words mark").filter(has_text="+").first
-        expect(strongest).to_have_class("for")
-        before = page.locator("#decision small").text_content()
+        expect(page.locator("#decision h2")).to_have_text("spam")
+        expect(page.locator("#words")).to_contain_text("What each word adds to 'spam'")
+        expect(page.locator("#words .highlighted").filter(has_text="+").first).to_be_visible()
+        expect(page.get_by_text("spam without it")).to_be_visible()
         slider = page.get_by_label("number input for Threshold", exact=False).first
         slider.fill("0.99")
         slider.press("Enter")
-        expect(page.locator("#decision small")).not_to_have_text(before)
-        expect(page.locator("#decision small")).to_contain_text("threshold 0.99")
+        expect(page.locator("#decision")).to_contain_text("threshold of 0.99")
+        expect(page.locator("#decision h2")).to_have_text("ham")
         page.get_by_role("button", name="Attention map").click()
         page.get_by_role("button", name="Draw the attention map").click()
-        expect(page.locator("#attention td").first).to_be_attached()
-        assert "Layer 6, head 1" in page.locator("#attention").inner_text()
         expect(page.locator("#attention tbody tr").first).to_be_visible()
+        expect(page.locator("#attention tbody td").first).to_have_text("100")
 
 
 def test_an_example_can_be_clicked(browser, address):
     with opened(browser, address) as page:
         page.get_by_text("Sorry, stuck in a meeting").click()
-        expect(page.locator("#decision .answer")).to_contain_text("likeliest")
+        expect(page.locator("#decision h2")).to_have_text("ham")
         assert page.get_by_label("Message", exact=False).first.input_value().startswith("Sorry")
 
 
@@ -152,8 +151,8 @@ def test_many_messages(browser, address, width, theme, tmp_path):
 
 
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_how_good_is_it(browser, address, folder, width, theme):
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+def test_how_good_is_it(browser, address, spread, width, theme):
+    metrics = json.loads((spread / "metrics.json").read_text(encoding="utf-8"))
     is_spam = np.array(metrics["test_predictions"]["labels"]) == 1
     scores = np.array(metrics["test_predictions"]["probabilities"])[:, 1]
     with opened(browser, address, width, theme) as page:
@@ -191,15 +190,15 @@ def test_text_is_data(browser, address):
         expect(page.locator("#attention td").first).to_be_attached()
         assert page.title() == "Fine-tuned GPT"
         assert page.locator("#words img, #words script, #words b").count() == 0
+        assert page.locator("#attention img, #attention script").count() == 0
         assert "{{this}}" in page.locator("#words").inner_text()
-        assert "␇" in page.locator("#words").inner_text()
         assert "⟨U+202E⟩olleh" in page.locator("#words").inner_text()
 
 
 def test_a_very_long_message_is_answered_and_its_rest_named(browser, address):
     with opened(browser, address, 390) as page:
         classify(page, "claim a prize " * 7_200)
-        expect(page.locator("#words")).to_contain_text("beyond them")
+        expect(page.locator("#words .highlighted").last).to_contain_text("not read")
 
 
 def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(browser, address):
@@ -207,7 +206,7 @@ def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(browser, address):
         page.get_by_role("button", name="Classify", exact=True).click()
         expect(page.get_by_text("There is no message yet")).to_be_visible()
         classify(page, SPAM)
-        expect(page.locator("#decision .answer")).to_contain_text("spam")
+        expect(page.locator("#decision h2")).to_have_text("spam")
 
 
 # Notes every state of the bar and the status: what lasts a moment only, a look now and then misses.
@@ -283,7 +282,7 @@ def test_the_page_works_by_keyboard(browser, address):
         page.get_by_label("Message", exact=False).first.focus()
         page.keyboard.type(SPAM)
         page.keyboard.press("Shift+Enter")
-        expect(page.locator("#decision .answer")).to_contain_text("spam")
+        expect(page.locator("#decision h2")).to_have_text("spam")
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.innerText") == "Classify"
         page.get_by_role("tab", name="One message").focus()
