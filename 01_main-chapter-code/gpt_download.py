@@ -5,7 +5,6 @@
 fetches a model's files beforehand. How files are fetched, checked and kept: `remote_files.py`.
 """
 
-import argparse
 import base64
 import dataclasses
 import os
@@ -251,21 +250,21 @@ def load_pretrained(name: str, device: torch.device | str = "cpu") -> tuple[Deco
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="gpt_download.py",
-        description="Fetch a pretrained model's files and print where its weights are.",
+    from command_line import make_parser, run_command  # it imports this module
+
+    parser = make_parser(
+        "gpt_download.py", "Fetch a pretrained model's files and print where its weights are."
     )
     names = ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS)
     parser.add_argument("model", help=f"one of: {names}")
-    try:
-        name = resolve_model_name(parser.parse_args(argv).model)
-        for file in MODEL_FILES[name]:
+    args = parser.parse_args(argv)
+
+    def fetch_model() -> None:
+        for file in MODEL_FILES[resolve_model_name(args.model)]:
             fetch(file)
-        print(weights_file(name))
-        return 0
-    except (DownloadError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1 if isinstance(error, DownloadError) else 2
+        print(weights_file(args.model))
+
+    return run_command(parser.prog, fetch_model)
 
 
 if __name__ == "__main__":

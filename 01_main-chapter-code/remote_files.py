@@ -4,7 +4,7 @@ The environment variable `CH06_CACHE` names the cache folder (default: the user'
 A file that stands there with the right checksum is never fetched again; one that is truncated or
 altered is never used and never left in place. Where a file cannot be fetched, one message says
 what is missing, its address, its checksum, where to put it and what happened. A server that has
-not answered after 4 seconds counts as out of reach; for a slow network, the environment variable
+not answered after 3.5 seconds counts as out of reach; for a slow network, the environment variable
 `CH06_PATIENCE` sets more.
 """
 
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
@@ -210,6 +211,7 @@ WORDS = {
     r"connection refused|actively refused|10061": "connection refused",
     r"certificate.verify": "the server's certificate is not trusted",
     r"timed out": "the server fell silent",
+    r"wheel .* is invalid": "the package that arrived is truncated or altered",
     r"incomplete|disconnected|aborted|reset by peer|connection broken": "the connection broke off",
 }
 
@@ -227,7 +229,7 @@ def in_words(error: Exception | str) -> str:
 
 def patience() -> float:
     """Seconds after which a server that has not answered counts as out of reach."""
-    return float(os.environ.get(PATIENCE_VARIABLE) or 4)
+    return float(os.environ.get(PATIENCE_VARIABLE) or 3.5)
 
 
 def _no_answer() -> TimeoutError:
@@ -262,7 +264,8 @@ def _check_answer(url: str) -> None:
 
 def _find_pip() -> list[str]:
     """The command that runs pip: this Python's, or uv's, whose environments have none."""
-    env = os.environ | {"UV_HTTP_TIMEOUT": f"{patience():.0f}", "UV_HTTP_RETRIES": "0"}
+    bounds = {"UV_HTTP_TIMEOUT": f"{patience():.0f}", "UV_HTTP_RETRIES": "0"}
+    env = os.environ | bounds | {"UV_COMPILE_BYTECODE": "1"}
     for pip in ([sys.executable, "-m", "pip"], ["uvx", "pip"]):
         with suppress(FileNotFoundError):
             if subprocess.run([*pip, "--version"], capture_output=True, env=env).returncode == 0:
@@ -274,15 +277,18 @@ def _pip_download(requirement: str, wheel: Path) -> None:
     """Let pip put a package's wheel there; it is stopped if no index soon offers that file."""
     options = ["--no-deps", "--only-binary=:all:", f"--dest={wheel.parent}", "--no-input"]
     options += ["--retries=1", "--progress-bar=off", "--disable-pip-version-check"]
+    start = time.monotonic()
+    pip = _find_pip()
+    seconds_to_start = time.monotonic() - start  # not the network's fault
     process = subprocess.Popen(
-        [*_find_pip(), "download", *options, requirement],
+        [*pip, "download", *options, requirement],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
-    timer = threading.Timer(patience(), process.terminate)
+    timer = threading.Timer(seconds_to_start + patience(), process.terminate)
     timer.daemon = True
     timer.start()
     lines, found = [], False
