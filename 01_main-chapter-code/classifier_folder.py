@@ -92,13 +92,12 @@ def open_classifier(
         if config.pop("checksum", None) != _checksum(config, folder / "model.safetensors"):
             raise ValueError("the checksum in config.json is not that of its files")
         classifier = _build(config, load_file(folder / "model.safetensors"))
-        tokenizer = load_tokenizer(config["model"])
     except KeyError as error:
         raise ValueError(f"{folder} cannot be opened: the field {error} is missing.") from error
     except (SafetensorError, RuntimeError, TypeError, AttributeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{folder} is damaged or was altered: {reason}") from error
-    return classifier.to(device).eval(), tokenizer
+    return classifier.to(device).eval(), load_tokenizer(classifier.config.model_name)
 
 
 def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPTClassifier:

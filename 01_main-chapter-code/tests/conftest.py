@@ -14,9 +14,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from classifier_folder import save_classifier
 from gpt_download import load_mini_tokenizer
 from previous_chapters import GPTConfig, GPTModel
-from text_classifier import Classifier, add_classification_head, save_classifier
+from text_classifier import ClassifierConfig, GPTClassifier
 
 matplotlib.use("Agg")  # as the commands do: no window, wherever the tests run
 
@@ -92,15 +93,12 @@ def messages_csv(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def _saved_tiny_classifier(tmp_path_factory) -> Path:
     torch.manual_seed(0)
-    tokenizer = load_mini_tokenizer()
-    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 32, "emb_dim": 16}
-    model = GPTModel(GPTConfig(**shape, num_heads=2, num_layers=2))
-    add_classification_head(model, num_classes=2)
+    vocab_size = load_mini_tokenizer().n_vocab
+    decoder = GPTModel(GPTConfig(vocab_size, context_length=32, emb_dim=16, n_heads=2, n_layers=2))
     card = {"trained_on": "nothing", "training": {}, "test": {}, "made_up_data": True}
+    config = ClassifierConfig("gpt-mini", ("ham", "spam"), 32, card=card)
     folder = tmp_path_factory.mktemp("saved") / "classifier"
-    save_classifier(
-        Classifier(model.eval(), tokenizer, "gpt-mini", ["ham", "spam"], 32, card), folder
-    )
+    save_classifier(GPTClassifier(decoder, config).eval(), folder)
     return folder
 
 

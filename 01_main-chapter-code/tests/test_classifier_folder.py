@@ -1,0 +1,191 @@
+"""Saving, opening and using a classifier folder."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import edit_json
+from safetensors.torch import load_file, save_file
+from tiny import tiny_classifier, tiny_decoder
+
+import classifier_folder
+from classifier_folder import (
+    classify_review,
+    classify_texts,
+    import_book_classifier,
+    open_classifier,
+    save_classifier,
+)
+from gpt_download import load_pretrained
+from text_classifier import ClassifierConfig, GPTClassifier, predict_logits
+from text_data import SpamDataset, encode_messages
+
+ABOUT = ClassifierConfig("gpt-mini", ("no", "perhaps", "oui — 是"), 60, card={"trained_on": "none"})
+TEXTS = ["hello", "", "you have won " * 100, "<|endoftext|>", "是"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_pretrained("gpt-mini")[1]
+
+
+@pytest.fixture
+def classifier() -> GPTClassifier:
+    torch.manual_seed(0)
+    classifier = GPTClassifier(load_pretrained("gpt-mini")[0], ABOUT).eval()
+    torch.nn.init.normal_(classifier.decoder.out_head.weight)
+    return classifier
+
+
+@pytest.mark.parametrize("change", [{}, {"pooling": "mean"}, {"pad_to": 50}])
+def test_a_saved_classifier_gives_the_same_answers(tmp_path, classifier, tokenizer, change):
+    plain = classify_texts(classifier, tokenizer, TEXTS)
+    classifier.config = dataclasses.replace(ABOUT, **change)
+    expected = classify_texts(classifier, tokenizer, TEXTS)
+    assert torch.equal(plain, expected) == (not change)
+    save_classifier(classifier, tmp_path / "new" / "folder")
+    opened, its_tokenizer = open_classifier(tmp_path / "new" / "folder")
+    assert torch.equal(classify_texts(opened, its_tokenizer, TEXTS), expected)
+    assert opened.config == classifier.config
+    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+    }
+
+
+def test_classify_review_names_the_likeliest_class(classifier, tokenizer):
+    probabilities = classify_texts(classifier, tokenizer, ["see you at noon"])[0]
+    prediction = classify_review("see you at noon", classifier, tokenizer)
+    assert prediction.label == ABOUT.label_names[probabilities.argmax()]
+    assert prediction.probability == pytest.approx(probabilities.max().item())
+    assert probabilities.sum().item() == pytest.approx(1)
+
+
+def test_text_beyond_the_maximum_length_is_not_read(classifier, tokenizer):
+    text = "many words in a row " * 40
+    ids = tokenizer.encode_ordinary(text)
+    read, less = (tokenizer.decode(ids[:length]) for length in (60, 40))
+    dataset = SpamDataset(encode_messages([text, read, less], tokenizer, 60))
+    whole_logits, read_logits, less_logits = predict_logits(classifier, dataset)
+    torch.testing.assert_close(whole_logits, read_logits, atol=1e-4, rtol=0)
+    assert (whole_logits - less_logits).abs().max() > 0.1
+
+
+def test_interrupted_saving_never_pairs_old_and_new(tmp_path, classifier, monkeypatch):
+    save_classifier(classifier, tmp_path)
+
+    def fails(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr(classifier_folder, "write_json", fails)
+    with pytest.raises(OSError, match="no room"):
+        save_classifier(classifier, tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        open_classifier(tmp_path)
+
+
+# --- folders that are not what was saved -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label_names": ["spam", "ham"]},
+        {"pooling": "mean"},
+        {"max_length": 5},
+        {"architecture": {"kind": "gpt2", "n_heads": 1}},
+        {"checksum": "0" * 64},
+    ],
+)
+def test_an_altered_config_is_refused(tiny_classifier_folder, change):
+    edit_json(tiny_classifier_folder / "config.json", **change)
+    with pytest.raises(ValueError, match=r"the checksum in config\.json is not that of its files"):
+        open_classifier(tiny_classifier_folder)
+
+
+def test_altered_weights_are_refused(tiny_classifier_folder):
+    weights = tiny_classifier_folder / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-5] ^= 1
+    weights.write_bytes(raw)
+    with pytest.raises(ValueError, match="checksum"):
+        open_classifier(tiny_classifier_folder)
+
+
+def vouch_for(folder, **changes) -> None:
+    """Alter config.json and put its checksum right, as somebody might who writes a folder."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    config.pop("checksum")
+    config["checksum"] = classifier_folder._checksum(config, folder / "model.safetensors")
+    path.write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "something else"}, "does not describe a classifier"),
+        ({"label_names": ["a"]}, "at least two different"),
+        ({"label_names": ["a", "b", "c"]}, "size mismatch"),
+        ({"max_length": 33}, "exceeds the model's context of 32"),
+        ({"pooling": "middle"}, "one of last, mean, first"),
+        ({"model": "gpt2-tiny"}, "no model 'gpt2-tiny'"),
+        ({"architecture": {"kind": "gpt2", "surprise": 1}}, "surprise"),
+        ({"architecture": {"kind": "rnn"}}, "rnn"),
+    ],
+)
+def test_a_config_that_cannot_be_is_named(tiny_classifier_folder, changes, message):
+    vouch_for(tiny_classifier_folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        open_classifier(tiny_classifier_folder)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000], ids=len)
+def test_a_config_that_is_no_json_object_is_named(tiny_classifier_folder, content):
+    (tiny_classifier_folder / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="damaged or was altered"):
+        open_classifier(tiny_classifier_folder)
+
+
+def test_a_missing_tensor_is_named(tiny_classifier_folder):
+    weights = tiny_classifier_folder / "model.safetensors"
+    tensors = {n: t.clone() for n, t in load_file(weights).items() if "final_norm.scale" not in n}
+    save_file(tensors, weights)
+    vouch_for(tiny_classifier_folder)
+    with pytest.raises(ValueError, match=r"final_norm\.scale"):
+        open_classifier(tiny_classifier_folder)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_folder_that_is_none_is_named(tiny_classifier_folder, missing):
+    (tiny_classifier_folder / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{missing} is missing; finetune.py makes one"):
+        open_classifier(tiny_classifier_folder)
+
+
+# --- from the book -----------------------------------------------------------------------------
+
+
+def test_a_classifier_of_the_book_is_imported(tmp_path):
+    """Its file holds the causal masks as buffers, which this project makes as needed."""
+    classifier = tiny_classifier(tied_head=False)
+    decoder = classifier.decoder
+    mask = torch.triu(torch.ones(40, 40), diagonal=1)
+    masks = {f"trf_blocks.{i}.att.mask": mask for i in range(3)}
+    torch.save(decoder.state_dict() | masks, tmp_path / "review_classifier.pth")
+    book = {"vocab_size": 50, "context_length": 40, "emb_dim": 16, "n_heads": 2, "n_layers": 3}
+    book |= {"drop_rate": 0.1, "qkv_bias": True}
+    path = tmp_path / "review_classifier.pth"
+    imported = import_book_classifier(path, ["ham", "spam"], 30, architecture=book)
+    ids = torch.randint(50, (4, 30))
+    torch.testing.assert_close(imported.decoder(ids), decoder(ids))
+    assert imported.config.pad_to == 30
+    with pytest.raises(ValueError, match="does not fit"):
+        import_book_classifier(path, ["a", "b", "c"], 30, architecture=book)
+
+
+def test_loading_an_untied_head_into_a_tied_model_is_refused():
+    untied = tiny_decoder(tied_head=False)
+    with pytest.raises(ValueError, match="tied"):
+        tiny_decoder().load_state_dict(untied.state_dict())

@@ -1,0 +1,292 @@
+"""classify.py as a reader runs it: where the texts come from, and where the answers go."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import (
+    CHAPTER,
+    command_environment,
+    file_size_limit,
+    run_command,
+)
+
+import classifier_folder
+import classify
+import gpt_download
+from classifier_folder import classify_texts, open_classifier
+
+
+def fails(capsys, *arguments, status: int = 2) -> str:
+    """What is said about a run that fails: one sentence that starts with the command's name."""
+    try:
+        got = classify.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse
+        got = error.code
+    assert got == status
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "classify.py: " in said
+    return said
+
+
+def give_standard_input(monkeypatch, raw: bytes) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(raw), encoding="ascii", newline="\n")  # as Python's own
+    monkeypatch.setattr(sys, "stdin", stdin)
+
+
+def classified(capsys, *arguments) -> list[list[str]]:
+    """Label, probability and text of each line that classify.py prints."""
+    assert classify.main([str(argument) for argument in arguments]) == 0
+    return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_arguments_and_lines_get_the_same_answers(tiny_classifier_folder, capsys, monkeypatch):
+    texts = ["free prize", "see you at home", "größer 🎉"]
+    from_arguments = classified(capsys, tiny_classifier_folder, *texts)
+    assert [row[2] for row in from_arguments] == texts
+    for raw in (
+        "free prize\n\n  \nsee you at home\ngrößer 🎉",
+        "\ufefffree prize\r\n\r\nsee you at home\r\ngrößer 🎉\r\n",  # as Windows writes it
+    ):
+        give_standard_input(monkeypatch, raw.encode())
+        assert classified(capsys, tiny_classifier_folder) == from_arguments
+    opened = open_classifier(tiny_classifier_folder)
+    for (label, probability, _), row in zip(from_arguments, classify_texts(*opened, texts)):
+        assert label == opened[0].config.label_names[int(row.argmax())]
+        assert float(probability) == pytest.approx(float(row.max()), abs=1e-4)
+
+
+def test_many_lines_are_answered_in_order(tiny_classifier_folder, capsys, monkeypatch):
+    lines = [f"message number {i} " + "word " * (i % 7) + "end" for i in range(600)]
+    give_standard_input(monkeypatch, "\n".join(lines).encode())
+    assert [row[2] for row in classified(capsys, tiny_classifier_folder)] == lines
+
+
+def test_texts_may_follow_options(tiny_classifier_folder, capsys):
+    expected = classified(capsys, tiny_classifier_folder, "one", "two", "--device", "cpu")
+    assert classified(capsys, tiny_classifier_folder, "--device", "cpu", "one", "two") == expected
+
+
+def test_nothing_on_standard_input_is_no_error(tiny_classifier_folder, capsys, monkeypatch):
+    give_standard_input(monkeypatch, b"")
+    assert classified(capsys, tiny_classifier_folder) == []
+
+
+def test_standard_input_that_is_not_utf8_is_refused(tiny_classifier_folder, capsys, monkeypatch):
+    give_standard_input(monkeypatch, "café\n".encode("latin-1"))
+    assert "UTF-8" in fails(capsys, tiny_classifier_folder)
+
+
+@pytest.mark.parametrize("text", ["", " ", "<|endoftext|>", "x" * 100_000, "\0", "\ud83d"])
+def test_odd_texts_get_a_label(tiny_classifier_folder, capsys, text):
+    [[label, probability, shown]] = classified(capsys, tiny_classifier_folder, text)
+    assert label in ("ham", "spam")
+    assert 0.5 <= float(probability) <= 1
+    assert shown == (text if text.isprintable() else text.encode("unicode_escape").decode())
+
+
+def test_a_written_out_end_of_text_is_ordinary_text(tiny_classifier_folder):
+    opened = open_classifier(tiny_classifier_folder)
+    literal, empty = classify_texts(*opened, ["<|endoftext|>", ""])
+    assert not torch.allclose(literal, empty)
+
+
+def test_control_characters_do_not_reach_the_terminal(tiny_classifier_folder, capsys):
+    text = "\x1b[2Jgone\x07\ttab\nline\x9b\u202e\rover"
+    [row] = classified(capsys, tiny_classifier_folder, text)
+    assert len(row) == 3
+    assert row[2] == r"\x1b[2Jgone\x07\ttab\nline\x9b\u202e\rover"
+
+
+def test_a_terminal_without_the_characters_gets_them_spelled_out(tiny_classifier_folder):
+    script = ("classify.py", tiny_classifier_folder, "größer 🎉")
+    done = run_command(*script, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\t")[2] == "gr\\xf6\\xdfer \\U0001f389\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the shell's head is needed")
+def test_a_reader_of_the_output_may_leave_early(tiny_classifier_folder):
+    lines = b"a message of some length\n" * 20_000
+    command = [sys.executable, str(CHAPTER / "classify.py"), str(tiny_classifier_folder)]
+    process = subprocess.Popen(
+        command,
+        env=command_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    try:
+        _, stderr = process.communicate(lines, timeout=100)
+    except ValueError:  # communicate does not like the closed pipe
+        stderr = process.stderr.read()
+        process.wait(100)
+    assert b"Traceback" not in stderr
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+@pytest.mark.parametrize("from_file", [False, True])
+def test_standard_output_that_is_full_is_a_failure_in_one_sentence(
+    tiny_classifier_folder, messages_csv, from_file
+):
+    texts = ("--file", messages_csv) if from_file else ("hello",)
+    with open("/dev/full", "w") as output:
+        done = subprocess.run(
+            [sys.executable, CHAPTER / "classify.py", tiny_classifier_folder, *texts],
+            env=command_environment(),
+            stdout=output,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("classify.py: [Errno 28] No space left")
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
+@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
+def test_a_closed_stream_is_a_failure_in_one_sentence(tiny_classifier_folder, closed, name):
+    command = f'"$0" "$@" {closed}'
+    script = [sys.executable, str(CHAPTER / "classify.py"), str(tiny_classifier_folder)]
+    done = subprocess.run(
+        ["sh", "-c", command, *script],
+        env=command_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"classify.py: standard {name} is closed; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_out_of_memory_exits_1(tiny_classifier_folder, capsys, monkeypatch):
+    def run_out_of_memory(*_, **__):
+        torch.empty(2**50)  # more than any address space
+
+    monkeypatch.setattr(classify, "classify_texts", run_out_of_memory)
+    assert "out of memory" in fails(capsys, tiny_classifier_folder, "hello", status=1)
+
+
+def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp_path, capsys):
+    texts = ['a "quoted", cell', "two\nlines", "None", "", "see you at home tonight", "größer"]
+    table = pd.DataFrame({"id": [f"{i:03}" for i in range(6)], "body": texts, "x": "NA"})
+    table.to_csv(tmp_path / "in.csv", index=False)
+    output = tmp_path / "out.csv"
+    arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv")
+    assert classified(capsys, *arguments, "--output", output) == []
+    result = pd.read_csv(output, dtype=str, keep_default_na=False)
+    assert list(result.columns) == ["id", "body", "x", "predicted_label", "probability"]
+    assert result["body"].tolist() == texts
+    assert result["id"].tolist() == table["id"].tolist()
+    assert set(result["x"]) == {"NA"}
+    opened = open_classifier(tiny_classifier_folder)
+    best = classify_texts(*opened, texts).max(dim=1)
+    assert result["predicted_label"].tolist() == [
+        opened[0].config.label_names[i] for i in best.indices
+    ]
+    assert result["probability"].astype(float).tolist() == pytest.approx(
+        best.values.tolist(), abs=1e-4
+    )
+    assert not list(tmp_path.glob("out.csv.*"))
+
+    assert classify.main([*map(str, arguments), "--text-column", "body"]) == 0
+    assert capsys.readouterr().out == output.read_bytes().decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])
+def test_other_files_are_classified_alike(tiny_classifier_folder, tmp_path, capsys, ending):
+    table = pd.DataFrame({"id": [1, 2, 3], "body": ["free prize", "see you", "at home"]})
+    path = tmp_path / f"in.{ending}"
+    if ending == "tsv":
+        table.to_csv(path, sep="\t", index=False)
+    elif ending == "jsonl":
+        table.to_json(path, orient="records", lines=True)
+    else:
+        table.to_parquet(path)
+    rows = classified(capsys, tiny_classifier_folder, "--file", path)
+    direct = classified(capsys, tiny_classifier_folder, *table["body"])
+    expected = [f"{i},{text},{label}" for i, (label, _, text) in enumerate(direct, start=1)]
+    assert rows[0] == ["id,body,predicted_label,probability"]
+    assert [row[0].rpartition(",")[0] for row in rows[1:]] == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--file", "absent.csv"), ["absent.csv", "no such file"]),
+        (("--file", "in.csv", "--text-column", "txt"), ["in.csv", "'txt'", "'id', 'body'"]),
+        (("--file", "in.csv", "a text"), ["not both"]),
+        (("a text", "--output", "out.csv"), ["--output", "--file"]),
+        (("--file", "in.csv", "--output", "./in.csv"), ["--output is --file itself"]),
+        (("a text", "--text-column", "body"), ["--text-column", "--file"]),
+        (("a text", "--text-column", ""), ["--text-column", "--file"]),
+        (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
+        (("--file", "in.xlsx"), ["in.xlsx", "must end in"]),
+        (("--file", "in.csv", "--resume"), ["--resume", "--output"]),
+        (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
+        (("--file", "empty.csv"), ["empty.csv", "is empty"]),
+        (("--file", "header.csv"), ["header.csv", "no rows"]),
+        (("--file", "latin1.csv"), ["latin1.csv", "UTF-8"]),
+        (("--device", "tpu", "a text"), ["--device", "'tpu'"]),
+    ],
+)
+def test_classify_names_what_is_wrong(
+    tiny_classifier_folder, tmp_path, capsys, monkeypatch, arguments, parts
+):
+    monkeypatch.chdir(tmp_path)
+    Path("in.csv").write_text("id,body\n1,hello\n", encoding="utf-8")
+    Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
+    Path("there.csv").write_text("mine", encoding="utf-8")
+    Path("empty.csv").write_bytes(b"")
+    Path("header.csv").write_text("id,body\n", encoding="utf-8")
+    Path("latin1.csv").write_bytes("body\ncafé\n".encode("latin-1"))
+    said = fails(capsys, tiny_classifier_folder, *arguments)
+    for part in parts:
+        assert part in said
+    assert not Path("out.csv").exists()
+    assert Path("there.csv").read_text(encoding="utf-8") == "mine"
+
+
+def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, tmp_path, capsys):
+    (tmp_path / "in.csv").write_text("body\nhello\n", encoding="utf-8")
+    (tmp_path / "folder").mkdir()
+    arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv", "--output")
+    assert "folder" in fails(capsys, *arguments, tmp_path / "folder")
+    with file_size_limit(10):
+        said = fails(capsys, *arguments, tmp_path / "out.csv", status=1)
+    assert said.count("\n") <= 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier", "folder", "in.csv"]
+
+
+def test_ctrl_c_ends_classify_in_one_word(tiny_classifier_folder, capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(classify, "standard_input_lines", interrupted)
+    assert classify.main([str(tiny_classifier_folder)]) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_none_is_named(tmp_path, capsys):
+    said = fails(capsys, tmp_path / "absent", "hello")
+    assert "absent" in said
+    assert "not a classifier folder" in said
+
+
+def test_a_tokenizer_that_cannot_be_had_exits_1(tiny_classifier_folder, capsys, monkeypatch):
+    def unavailable(_):
+        raise gpt_download.DownloadError("no network")
+
+    monkeypatch.setattr(classifier_folder, "load_tokenizer", unavailable)
+    assert "no network" in fails(capsys, tiny_classifier_folder, "hello", status=1)

@@ -1,0 +1,164 @@
+"""Frozen layers computed once and one position in the last block: the same logits, or refused."""
+
+import pytest
+import torch
+from tiny import batch_of, tiny_classifier, tiny_dataset
+
+from features import FastClassifier, FeatureDataset, fingerprint
+from gpt_download import load_pretrained
+from text_classifier import (
+    POOLINGS,
+    ClassifierConfig,
+    GPTClassifier,
+    calc_logits,
+    calc_loss_batch,
+    freeze_all_but,
+    predict_logits,
+)
+from text_data import SpamDataset
+from training import TrainConfig, train_classifier_simple
+
+NUM_FROZEN = {"head": 3, "last_block": 2, "last_two_blocks": 1}
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("trainable", NUM_FROZEN)
+def test_features_give_the_same_logits(trainable, pooling, causal):
+    classifier = tiny_classifier(trainable=trainable, pooling=pooling, causal=causal)
+    dataset, num_layers = tiny_dataset(), NUM_FROZEN[trainable]
+    features = FeatureDataset.from_classifier(classifier, dataset, num_layers)
+    expected = predict_logits(classifier, dataset)
+    fast = FastClassifier(classifier, num_layers)
+    torch.testing.assert_close(predict_logits(fast, features), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(predict_logits(fast, dataset), expected, rtol=0, atol=1e-5)
+
+
+def test_gradients_through_one_position_equal_those_through_all():
+    classifier, batch = tiny_classifier(trainable="all"), batch_of(tiny_dataset(8))
+    gradients = []
+    for model in (classifier, FastClassifier(classifier)):
+        classifier.zero_grad()
+        calc_loss_batch(model, batch).backward()
+        gradients.append({n: p.grad.clone() for n, p in classifier.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def assert_equal_weights(expected: dict, actual: dict) -> None:
+    for name, weight in expected.items():
+        # A key bias adds the same to all scores of a query, which softmax ignores: its gradient
+        # is rounding noise, and AdamW makes steps of any noise.
+        if not name.endswith("W_key.bias"):
+            torch.testing.assert_close(actual[name], weight, atol=1e-4, rtol=0)
+
+
+def assert_cheap_training_equals_plain_training(make, dataset, num_layers, config) -> None:
+    """Same losses (1e-5) and same final weights (1e-4)."""
+    plain, cheap = make(), make()
+    expected = train_classifier_simple(plain, dataset, dataset, config)
+    features = FeatureDataset.from_classifier(cheap, dataset, num_layers)
+    model = FastClassifier(cheap, num_layers)
+    history = train_classifier_simple(model, features, features, config)
+    assert len(expected.step_losses) == 20
+    assert expected.step_losses[-1] != pytest.approx(expected.step_losses[0], abs=1e-3)
+    assert history.step_losses == pytest.approx(expected.step_losses, abs=1e-5)
+    assert history.validation_loss == pytest.approx(expected.validation_loss, abs=1e-5)
+    assert_equal_weights(dict(plain.named_parameters()), dict(cheap.named_parameters()))
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("trainable", NUM_FROZEN)
+def test_cheap_training_equals_plain_training(trainable, pooling):
+    config = TrainConfig(num_epochs=2, batch_size=8, learning_rate=1e-2)
+    assert_cheap_training_equals_plain_training(
+        lambda: tiny_classifier(trainable=trainable, pooling=pooling),
+        tiny_dataset(80),
+        NUM_FROZEN[trainable],
+        config,
+    )
+
+
+def test_cheap_training_equals_plain_training_on_the_pretrained_model():
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 60, (80,), generator=generator).tolist()
+    sequences = [torch.randint(4096, (n,), generator=generator) for n in lengths]
+
+    def make() -> GPTClassifier:
+        decoder, _ = load_pretrained("gpt-mini")
+        torch.manual_seed(0)
+        classifier = GPTClassifier(decoder, ClassifierConfig("gpt-mini", ("a", "b"), 60))
+        freeze_all_but(classifier, "last_block")
+        return classifier
+
+    dataset = SpamDataset(sequences, [i % 2 for i in range(80)])
+    assert_cheap_training_equals_plain_training(make, dataset, 5, TrainConfig(num_epochs=2))
+
+
+# --- what would be silently wrong is refused ---------------------------------------------------
+
+
+def test_features_of_other_weights_are_refused():
+    dataset = tiny_dataset(8)
+    features = FeatureDataset.from_classifier(tiny_classifier(seed=1), dataset, 2)
+    with pytest.raises(ValueError, match="made by other layers or other weights"):
+        predict_logits(FastClassifier(tiny_classifier(seed=2), 2), features)
+
+
+def test_features_of_another_number_of_layers_are_refused():
+    classifier, dataset = tiny_classifier(), tiny_dataset(8)
+    features = FeatureDataset.from_classifier(classifier, dataset, 2)
+    with pytest.raises(ValueError, match="first 1 layers"):
+        predict_logits(FastClassifier(classifier, 1), features)
+
+
+@pytest.mark.parametrize("trainable", ["all", "last_two_blocks"])
+def test_layers_that_are_trained_cannot_be_computed_once(trainable):
+    classifier, dataset = tiny_classifier(), tiny_dataset(8)
+    features = FeatureDataset.from_classifier(classifier, dataset, 2)
+    freeze_all_but(classifier, trainable)
+    with pytest.raises(ValueError, match=r"cannot train them, but .* is to be trained"):
+        train_classifier_simple(FastClassifier(classifier, 2), features, features, TrainConfig())
+
+
+def test_a_fingerprint_tells_weights_and_their_places_apart():
+    decoder = tiny_classifier().decoder
+    prints = {fingerprint(decoder, n) for n in range(4)}
+    assert len(prints) == 4
+    before = fingerprint(decoder, 2)
+    weight = decoder.trf_blocks[0].att.W_query.weight
+    with torch.no_grad():
+        weight[[0, 1]] = weight[[1, 0]]
+    assert fingerprint(decoder, 2) != before
+    with torch.no_grad():
+        weight[[0, 1]] = weight[[1, 0]]
+    decoder.trf_blocks[2].ff.layers[0].weight.data.zero_()  # above: does not matter
+    assert fingerprint(decoder, 2) == before
+
+
+# --- other ways to less work -------------------------------------------------------------------
+
+
+def test_a_store_computes_no_message_twice(monkeypatch):
+    classifier, dataset, store = tiny_classifier(), tiny_dataset(20), {}
+    first = FeatureDataset.from_classifier(classifier, dataset, 2, store=store)
+    monkeypatch.setattr(classifier.decoder, "run_blocks", None)  # a call would raise
+    again = FeatureDataset.from_classifier(classifier, dataset, 2, store=store)
+    for a, b in zip(first.sequences, again.sequences, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_bfloat16_is_rounded_and_kept_in_float32():
+    classifier, dataset = tiny_classifier(), tiny_dataset()
+    exact = FeatureDataset.from_classifier(classifier, dataset, 2)
+    rounded = FeatureDataset.from_classifier(classifier, dataset, 2, precision="bfloat16")
+    for a, b in zip(exact.sequences, rounded.sequences, strict=True):
+        assert b.dtype == torch.float32
+        assert not torch.equal(a, b)
+        torch.testing.assert_close(a, b, atol=0.1, rtol=0.05)
+    logits = [
+        calc_logits(FastClassifier(classifier, precision=precision), batch_of(dataset))
+        for precision in ("float32", "bfloat16")
+    ]
+    assert logits[1].dtype == torch.float32
+    assert 0 < (logits[0] - logits[1]).abs().max() < 0.2
