@@ -1,10 +1,10 @@
 """LoRA by hand: train a low-rank correction of frozen linear layers (Hu et al. 2021, "LoRA:
 Low-Rank Adaptation of Large Language Models").
 
-    freeze_all_but(model, "head")
-    add_lora(model, rank=8, alpha=16)   # trains the corrections and the head, nothing else
+    freeze_all_but(classifier, "head")
+    add_lora(classifier.decoder, rank=8, alpha=16)  # the corrections and the head are trained
     ...
-    merge_lora(model)                   # an ordinary GPTModel again, with the same outputs
+    merge_lora(classifier.decoder)  # an ordinary decoder again, with the same outputs
 
 Shapes: R is the rank, a few; a linear layer's weight is (outputs, inputs).
 """
@@ -14,17 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from previous_chapters import GPTModel
-
-# All linear layers of a transformer block, by their names in it.
-BLOCK_LINEARS = (
-    "att.W_query",
-    "att.W_key",
-    "att.W_value",
-    "att.out_proj",
-    "ff.layers.0",
-    "ff.layers.2",
-)
+from previous_chapters import Decoder
 
 
 class LoRALinear(nn.Module):
@@ -56,26 +46,27 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(
-    model: GPTModel, rank: int, alpha: float, layers: Sequence[str] = BLOCK_LINEARS
+    decoder: Decoder, rank: int, alpha: float, layers: Sequence[str] | None = None
 ) -> None:
-    """Give the named linear layers of every block a correction to train.
+    """Give the named linear layers of every block, or all that it has, a correction to train.
 
     What else is trained stays as it was, so freeze the model first. Raises ``ValueError`` if the
     rank does not fit a layer, or if the model has corrections already.
     """
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
+    if any(isinstance(module, LoRALinear) for module in decoder.modules()):
         raise ValueError("The model has corrections already: merge them first, or load it anew.")
-    for block in model.trf_blocks:
-        for name in layers:
+    for block in decoder.trf_blocks:
+        linears = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
+        for name in layers or linears:
             block.set_submodule(name, LoRALinear(block.get_submodule(name), rank, alpha))
 
 
-def merge_lora(model: GPTModel) -> None:
-    """Add every correction to its layer: the same outputs, from an ordinary model as fast as ever.
+def merge_lora(decoder: Decoder) -> None:
+    """Add every correction to its layer: the same outputs, from an ordinary decoder.
 
     The merged layers stay frozen.
     """
-    for block in model.trf_blocks:
+    for block in decoder.trf_blocks:
         corrected = [name for name, m in block.named_modules() if isinstance(m, LoRALinear)]
         for name in corrected:
             block.set_submodule(name, block.get_submodule(name).merged())

@@ -283,7 +283,9 @@ class Decoder(nn.Module):
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                adds_to_stream = name.endswith(("out_proj.weight", "layers.2.weight"))
+                adds_to_stream = name.endswith(
+                    ("out_proj.weight", "layers.2.weight", "down.weight")
+                )
                 std = 0.02 / math.sqrt(2 * self.cfg.n_layers) if adds_to_stream else 0.02
                 nn.init.normal_(parameter, std=std)
 

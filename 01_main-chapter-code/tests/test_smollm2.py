@@ -1,0 +1,399 @@
+"""SmolLM2: parity with an independent Llama, its GGUF file, its tokenizer.
+
+Tests of the real model need its file in the cache and skip without it.
+"""
+
+import dataclasses
+import math
+import random
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from fast_paths import KeyValueCache, block_at_positions, select_positions
+from gpt_download import SMOLLM2_WEIGHTS, SMS_SPAM_ZIP, is_intact
+from previous_chapters import (
+    generate,
+    generate_text_simple,
+    num_parameters,
+    text_to_token_ids,
+    token_ids_to_text,
+)
+from smollm2 import (
+    SMOLLM2_CONFIG,
+    LlamaConfig,
+    LlamaModel,
+    load_gguf,
+    load_smollm2,
+    read_metadata,
+    rotate,
+    smollm2_tokenizer,
+)
+from text_data import collate, encode_messages, read_sample_messages, read_sms_spam
+
+TINY = LlamaConfig(
+    vocab_size=100,
+    context_length=16,
+    emb_dim=32,
+    n_heads=4,
+    n_kv_heads=2,
+    n_layers=3,
+    hidden_dim=48,
+    rope_base=100.0,
+)
+
+
+def random_model(**changes) -> LlamaModel:
+    """A model whose every parameter, norms included, is random."""
+    torch.manual_seed(0)
+    model = LlamaModel(dataclasses.replace(TINY, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture
+def input_ids():
+    return torch.randint(TINY.vocab_size, (3, 12), generator=torch.Generator().manual_seed(1))
+
+
+# --- the model, with random weights -----------------------------------------------------------
+
+TWINS_NAMES = {
+    "tok_emb": "model.embed_tokens",
+    "final_norm.scale": "model.norm.weight",
+    "out_head": "lm_head",
+    "trf_blocks": "model.layers",
+    "norm1.scale": "input_layernorm.weight",
+    "norm2.scale": "post_attention_layernorm.weight",
+    "att.W_query": "self_attn.q_proj",
+    "att.W_key": "self_attn.k_proj",
+    "att.W_value": "self_attn.v_proj",
+    "att.out_proj": "self_attn.o_proj",
+    "ff.gate": "mlp.gate_proj",
+    "ff.up": "mlp.up_proj",
+    "ff.down": "mlp.down_proj",
+}
+
+
+def twins_state_dict(model: LlamaModel) -> dict[str, torch.Tensor]:
+    """The model's weights under the names of `transformers`' Llama."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        for ours, theirs in TWINS_NAMES.items():
+            name = name.replace(ours, theirs)
+        state[name] = tensor
+    return state
+
+
+def hugging_face_twin(model: LlamaModel):
+    """`transformers`' Llama with the weights of ours."""
+    transformers = pytest.importorskip("transformers", reason="requirements-extra.txt")
+    cfg = model.cfg
+    twin = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=cfg.vocab_size,
+            hidden_size=cfg.emb_dim,
+            intermediate_size=cfg.hidden_dim,
+            num_hidden_layers=cfg.n_layers,
+            num_attention_heads=cfg.n_heads,
+            num_key_value_heads=cfg.n_kv_heads,
+            max_position_embeddings=cfg.context_length,
+            rms_norm_eps=cfg.norm_eps,
+            rope_parameters={"rope_type": "default", "rope_theta": cfg.rope_base},
+            tie_word_embeddings=True,
+        )
+    ).eval()
+    twin.load_state_dict(twins_state_dict(model))
+    return twin
+
+
+def test_logits_and_attention_maps_equal_those_of_an_independent_llama(input_ids):
+    model = random_model()
+    twin = hugging_face_twin(model)
+    twin.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = twin(input_ids, output_attentions=True)
+        torch.testing.assert_close(model(input_ids), theirs.logits, atol=1e-5, rtol=0)
+    maps = model.attention_maps(input_ids)
+    torch.testing.assert_close(maps, torch.stack(theirs.attentions), atol=1e-5, rtol=0)
+    torch.testing.assert_close(maps.sum(-1), torch.ones(3, 3, 4, 12))
+
+
+def test_a_rotated_query_and_key_know_their_distance_only():
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 1, 1, 1, 8)
+
+    def score(i: int, j: int) -> float:
+        turned = [rotate(x, torch.tensor([at]), 100.0) for x, at in ((query, i), (key, j))]
+        return (turned[0] * turned[1]).sum().item()
+
+    assert score(7, 4) == pytest.approx(score(103, 100), abs=1e-4)
+    assert abs(score(7, 4) - score(7, 5)) > 1e-2
+
+
+def test_later_tokens_never_change_earlier_logits(input_ids):
+    model, changed = random_model(), input_ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % TINY.vocab_size
+    before, after = model(input_ids), model(changed)
+    torch.testing.assert_close(before[:, :7], after[:, :7], atol=1e-6, rtol=0)
+    assert (before[:, 7:] - after[:, 7:]).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_and_batches_change_nothing(input_ids, causal):
+    model = random_model(causal=causal)
+    lengths = torch.tensor([12, 5, 9])
+    attention_mask = torch.arange(12) < lengths.unsqueeze(1)
+    batch = model(input_ids, attention_mask)
+    for row, length, logits in zip(input_ids, lengths, batch, strict=True):
+        alone = model(row[None, :length])[0]
+        torch.testing.assert_close(logits[:length], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_outputs_and_gradients_at_one_position_equal_the_plain_block(input_ids, causal):
+    model = random_model(causal=causal)
+    positions = torch.tensor([11, 0, 6])
+    attention_mask = torch.arange(12) < torch.tensor([[12], [5], [9]])
+    block, x = model.trf_blocks[-1], model.embed(input_ids).detach().requires_grad_()
+    plain = select_positions(block(x, attention_mask), positions)
+    fast = block_at_positions(block, x, positions, attention_mask)
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    wanted = [x, *block.parameters()]
+    gradients = [torch.autograd.grad(y.square().sum(), wanted) for y in (plain, fast)]
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_generation_with_cache_equals_the_plain_loop_even_beyond_the_context(input_ids):
+    model = random_model()
+    plain = generate_text_simple(model, input_ids, 10, TINY.context_length)
+    assert torch.equal(generate(model, input_ids, 10), plain)
+
+
+def test_cached_steps_give_the_logits_of_one_pass(input_ids):
+    model = random_model()
+    caches = [KeyValueCache() for _ in model.trf_blocks]
+    pieces = [model(part, caches=caches) for part in input_ids.split([5, 1, 4, 2], dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
+
+
+def test_half_precision_computes_nearly_the_same(input_ids):
+    model = random_model()
+    expected = model(input_ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        autocast = model(input_ids)
+    torch.testing.assert_close(autocast.float(), expected, atol=0.1, rtol=0.1)
+    torch.testing.assert_close(model.bfloat16()(input_ids).float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_random_weights_know_nothing_and_learn(input_ids):
+    torch.manual_seed(0)
+    model = LlamaModel(TINY)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(60):
+        logits = model(input_ids[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] == pytest.approx(math.log(TINY.vocab_size), abs=0.3)
+    assert losses[-1] < 0.1
+
+
+# --- reading GGUF files -----------------------------------------------------------------------
+
+
+def test_a_gguf_file_gives_the_numbers_that_its_quantised_tensors_stand_for(tmp_path):
+    rng = np.random.default_rng(0)
+    kinds = [gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")]
+    path, expected = tmp_path / "model.gguf", {}
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_array("numbers", [3, 1, 2])
+    writer.add_float32("a_number", 0.5)
+    writer.add_array("texts", ["a", "ö"])
+    for kind in kinds:
+        numbers = rng.normal(size=(3, 64)).astype(np.float32)
+        data = gguf.quantize(numbers, kind)
+        writer.add_tensor(kind.name, data, raw_dtype=kind)
+        expected[kind.name] = torch.tensor(gguf.dequantize(data, kind))
+        assert expected[kind.name].sub(torch.tensor(numbers)).abs().max() < 0.3
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    tensors = load_gguf(path)
+    assert tensors.keys() == expected.keys()
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+# --- the real model ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def weights_path():
+    if not is_intact(SMOLLM2_WEIGHTS):
+        pytest.skip("needs `python 01_main-chapter-code/gpt_download.py smollm2-135m`")
+    return SMOLLM2_WEIGHTS.path
+
+
+@pytest.fixture(scope="module")
+def smollm2(weights_path):
+    return load_smollm2(weights_path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(weights_path):
+    return smollm2_tokenizer(weights_path)
+
+
+@pytest.fixture(scope="module")
+def twin(weights_path):
+    """`transformers`' Llama, with the weights as `transformers` reads them."""
+    transformers = pytest.importorskip("transformers", reason="requirements-extra.txt")
+    folder, name = weights_path.parent, weights_path.name
+    return transformers.LlamaForCausalLM.from_pretrained(
+        folder, gguf_file=name, dtype=torch.float32
+    ).eval()
+
+
+def test_the_file_says_of_the_model_what_the_configuration_says(weights_path):
+    with weights_path.open("rb") as file:
+        entries, _ = read_metadata(file)
+    said = {
+        "vocab_size": entries["llama.vocab_size"],
+        "context_length": entries["llama.context_length"],
+        "emb_dim": entries["llama.embedding_length"],
+        "n_heads": entries["llama.attention.head_count"],
+        "n_kv_heads": entries["llama.attention.head_count_kv"],
+        "n_layers": entries["llama.block_count"],
+        "hidden_dim": entries["llama.feed_forward_length"],
+        "rope_base": entries["llama.rope.freq_base"],
+        "norm_eps": pytest.approx(entries["llama.attention.layer_norm_rms_epsilon"]),
+    }
+    assert dataclasses.asdict(SMOLLM2_CONFIG) == said | {"drop_rate": 0.0, "causal": True}
+
+
+def test_weights_equal_those_that_transformers_reads_from_the_file(smollm2, twin):
+    """Among them queries and keys, whose rows the file has in another order."""
+    theirs = twin.state_dict()
+    for name, tensor in twins_state_dict(smollm2).items():
+        assert torch.equal(tensor, theirs[name]), name
+    assert smollm2.out_head.weight is smollm2.tok_emb.weight
+    assert num_parameters(smollm2) == 134_515_008
+
+
+def losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of each next token, in nats."""
+    return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+
+
+@torch.no_grad()
+def test_logits_and_losses_of_running_text_equal_those_of_transformers(smollm2, tokenizer, twin):
+    text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
+    ids = text_to_token_ids(text, tokenizer)[:, :1024]
+    assert ids.shape == (1, 1024)
+    ours, theirs = smollm2(ids), twin(ids).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
+    torch.testing.assert_close(losses(ours, ids), losses(theirs, ids), atol=1e-3, rtol=0)
+    mean_losses = [losses(logits, ids).mean() for logits in (ours, theirs)]
+    torch.testing.assert_close(*mean_losses, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_messages_in_a_batch_have_the_logits_that_transformers_gives_each(smollm2, tokenizer, twin):
+    texts = read_sample_messages()["text"].head(6)
+    batch = collate([(ids, 0) for ids in encode_messages(texts, tokenizer, 64)])
+    ours = smollm2(batch["input_ids"], batch["attention_mask"])
+    for row, ids, mask in zip(ours, batch["input_ids"], batch["attention_mask"], strict=True):
+        theirs = twin(ids[mask].unsqueeze(0)).logits[0]
+        torch.testing.assert_close(row[mask], theirs, atol=1e-3, rtol=0)
+
+
+def test_it_knows_the_capital_of_france(smollm2, tokenizer):
+    prompt = text_to_token_ids("The capital of France is", tokenizer)
+    cached = generate(smollm2, prompt, 5)
+    assert token_ids_to_text(cached, tokenizer).startswith("The capital of France is Paris")
+    assert torch.equal(generate(smollm2, prompt, 5, use_cache=False), cached)
+
+
+# --- its tokenizer ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def reference(weights_path):
+    """The same tokenizer by the `tokenizers` package."""
+    with weights_path.open("rb") as file:
+        entries, _ = read_metadata(file)
+    vocabulary = {token: i for i, token in enumerate(entries["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in entries["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
+
+
+def test_tokens_of_all_messages_equal_the_references(tokenizer, reference):
+    if not is_intact(SMS_SPAM_ZIP):
+        pytest.skip("needs the SMS Spam Collection in the cache")
+    texts = read_sms_spam()["text"].tolist()
+    assert len(texts) == 5574
+    ours = tokenizer.encode_ordinary_batch(texts)
+    assert ours == [encoding.ids for encoding in reference.encode_batch(texts)]
+    assert [tokenizer.decode(ids) for ids in ours] == texts
+
+
+HOSTILE = {
+    "emoji": "👩‍👩‍👧‍👦🏳️‍🌈 ok 😀😀😀!!",
+    "right-to-left": "\u202eשלום עולם\u202c مرحبا",
+    "combining": "Z̷̡a̸l̵g̶o n\u0303 ñ",
+    "digits": "08712 300 220, ½ Ⅷ ٣٤ 1\u20e3 x²",
+    "white space": "a\n\n\t  b   5 \r\n\x0b\x0c\x85\u00a0\u2003\u3000 \n",
+    "contractions": "I'm they'll 'S 's5'd we'RE '' don''t",
+    "control characters": "".join(f"{chr(i)}a {chr(i)} 1{chr(i)}\n" for i in range(160)),
+    "special tokens": "<|endoftext|> <|im_start|>user<|im_end|><repo_name>",
+    "spaces": " " * 20_000 + "a" + " " * 20_000 + "5" + " " * 20_000,
+    "one word": "ab" * 20_000,
+    "numbers": "0" * 20_000,
+    "nothing": "",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_tokens_of_hostile_text_equal_the_references(tokenizer, reference, kind):
+    assert tokenizer.encode_ordinary(HOSTILE[kind]) == reference.encode(HOSTILE[kind]).ids
+
+
+def test_tokens_of_random_pieces_of_the_vocabulary_equal_the_references(tokenizer, reference):
+    """Merging by rank, as tiktoken does, is the same as merging by the list of merges."""
+    rng = random.Random(0)
+    pieces = [piece.decode("utf-8", "ignore") for piece in tokenizer.token_byte_values()]
+    for _ in range(2000):
+        text = "".join(rng.choices(pieces, k=rng.randint(2, 30)))
+        assert tokenizer.encode_ordinary(text) == reference.encode(text).ids, repr(text)
+
+
+def test_characters_without_a_token_are_left_out_and_no_others(tokenizer):
+    single = {piece[0] for piece in tokenizer.token_byte_values() if len(piece) == 1}
+    lost = [chr(i) for i in range(0x110000) if not 0xD800 <= i < 0xE000]
+    lost = [c for c in lost if not single.issuperset(c.encode())]
+    some = [*lost[:6], lost[6], lost[-1], "\U0003ffff", "\U000c0000"]
+    assert [tokenizer.decode(tokenizer.encode_ordinary(c)) for c in some] == [""] * 8 + some[-2:]
+    assert (lost[6], lost[-1]) == ("\U00040000", "\U000bffff")
+
+
+def test_special_tokens_are_read_only_where_they_are_allowed(tokenizer):
+    assert (tokenizer.n_vocab, tokenizer.eot_token) == (SMOLLM2_CONFIG.vocab_size, 0)
+    assert 0 not in tokenizer.encode_ordinary("<|endoftext|>")
+    assert text_to_token_ids("a<|endoftext|>b", tokenizer)[0, 1] == 0
+    assert tokenizer.encode_ordinary("\ud83d lone") == tokenizer.encode_ordinary("\ufffd lone")
