@@ -84,12 +84,14 @@ class FeatureDataset(SpamDataset):
         """The states of a data set's messages after the first `num_layers` blocks.
 
         A `store` keeps them for later calls: what it has of these layers and tokens is not
-        computed again.
+        computed again, and what it has of others is dropped.
         """
         classifier.eval()
         decoder, device = classifier.decoder, classifier.device
         made_by = fingerprint(decoder, num_layers)
         store = {} if store is None else store
+        if store and next(iter(store))[:2] != (made_by, precision):
+            store.clear()
         keys = [(made_by, precision, *ids.tolist()) for ids in dataset.sequences]
         missing = list({key: i for i, key in enumerate(keys) if key not in store}.values())
         batches = batches_by_length(

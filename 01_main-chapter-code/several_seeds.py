@@ -47,9 +47,10 @@ def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
 
 def run_seeds(command: str, seeds: Sequence[int], config: RunConfig) -> Iterator[dict]:
     """Fine-tune once a seed; after each, all metrics so far."""
-    runs = []
+    runs, store = [], {}  # of frozen states: many messages are those of the seed before
     for seed in tqdm(seeds):
-        metrics = fine_tune(dataclasses.replace(config, seed=seed, quiet=True)).metrics
+        one = dataclasses.replace(config, seed=seed, quiet=True)
+        metrics = fine_tune(one, store=store).metrics
         kept = {key: metrics[key] for key in KEPT}
         kept["seconds"] = round(sum(metrics["seconds"].values()), 1)
         kept["peak_memory_mb"] = metrics["peak_memory_mb"]
