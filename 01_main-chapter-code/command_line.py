@@ -12,8 +12,8 @@ from typing import Any, get_type_hints
 import torch
 from safetensors import SafetensorError
 
-from gpt_download import DownloadError
 from options import Options, choices_of, plain_types_of
+from remote_files import DownloadError
 
 GROUPS = ("what is measured", "data", "model", "training", "run")  # in the order of the help
 

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from command_line import make_parser, run_command
 from previous_chapters import END_OF_TEXT, Decoder, GPTConfig, GPTModel, load_weights_into_gpt
 from remote_files import (  # noqa: F401
     DownloadError,
@@ -250,8 +251,6 @@ def load_pretrained(name: str, device: torch.device | str = "cpu") -> tuple[Deco
 
 
 def main(argv: list[str] | None = None) -> int:
-    from command_line import make_parser, run_command  # it imports this module
-
     parser = make_parser(
         "gpt_download.py", "Fetch a pretrained model's files and print where its weights are."
     )
