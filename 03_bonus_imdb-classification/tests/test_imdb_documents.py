@@ -1,7 +1,8 @@
 """make_table.py writes the table and nothing else; the parts fit the chapter's commands."""
 
-import make_table
 from imdb_samples import write_sample_parts
+
+import make_table
 from message_files import read_messages
 
 
