@@ -44,15 +44,6 @@ class GPTConfig:
             raise ValueError(f"n_heads={self.n_heads} must divide emb_dim={self.emb_dim}.")
 
 
-MODEL_CONFIGS = {
-    "gpt-mini": GPTConfig(vocab_size=4096, context_length=512, emb_dim=256, n_heads=4, n_layers=6),
-    "gpt2-small (124M)": GPTConfig(emb_dim=768, n_heads=12, n_layers=12),
-    "gpt2-medium (355M)": GPTConfig(emb_dim=1024, n_heads=16, n_layers=24),
-    "gpt2-large (774M)": GPTConfig(emb_dim=1280, n_heads=20, n_layers=36),
-    "gpt2-xl (1558M)": GPTConfig(emb_dim=1600, n_heads=25, n_layers=48),
-}
-
-
 # --- Chapter 3: attention ------------------------------------------------------------------------
 
 
@@ -279,15 +270,13 @@ class Decoder(nn.Module):
     def init_weights(self) -> None:
         """GPT-2's start: normal with deviation 0.02, smaller where blocks add to the residual
         stream, so that its variance does not grow with the number of blocks."""
+        adding = ("out_proj.weight", "layers.2.weight", "down.weight")
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif parameter.dim() == 2:
-                adds_to_stream = name.endswith(
-                    ("out_proj.weight", "layers.2.weight", "down.weight")
-                )
-                std = 0.02 / math.sqrt(2 * self.cfg.n_layers) if adds_to_stream else 0.02
-                nn.init.normal_(parameter, std=std)
+                shrink = math.sqrt(2 * self.cfg.n_layers) if name.endswith(adding) else 1.0
+                nn.init.normal_(parameter, std=0.02 / shrink)
 
 
 class GPTModel(Decoder):

@@ -32,7 +32,7 @@ class LlamaConfig:
     context_length: int = 8192  # longest sequence, in tokens
     emb_dim: int = 576  # length of the vector that represents a token
     n_heads: int = 9  # attention heads in each block
-    n_kv_heads: int = 3  # heads of keys and values; n_heads is a multiple
+    n_kv_heads: int = 3  # heads of keys and values, each shared by n_heads / n_kv_heads queries
     n_layers: int = 30  # transformer blocks
     hidden_dim: int = 1536  # width of the feed-forward network
     rope_base: float = 100_000.0  # sets the slowest rotation: 2 pi rope_base tokens for a turn
@@ -147,19 +147,7 @@ class LlamaModel(Decoder):
 
 # GGUF's types of values: text, list, and the numbers by their codes in `struct`.
 UINT32, TEXT, LIST, UINT64 = 4, 8, 9, 10
-NUMBERS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
+NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd"))
 
 
 def _read(file: BinaryIO, kind: int):
@@ -176,7 +164,7 @@ def _read(file: BinaryIO, kind: int):
 def read_metadata(file: BinaryIO) -> tuple[dict, int]:
     """The head of a GGUF file: what it says about the model, and its number of tensors.
 
-    `gguf.GGUFReader` reads it as well, but takes three seconds for a vocabulary.
+    (`gguf.GGUFReader` reads it as well, but takes seconds for a vocabulary.)
     """
     _magic, _version, num_tensors, num_entries = struct.unpack("<4sIQQ", file.read(24))
     entries = {_read(file, TEXT): _read(file, _read(file, UINT32)) for _ in range(num_entries)}
@@ -245,7 +233,7 @@ def _halves_apart(weight: Tensor, head_dim: int) -> Tensor:
 # --- Its tokenizer, out of the same file ---------------------------------------------------------
 
 # GPT-2's way to cut a text before byte pairs are merged (Radford et al. 2019), but digits stand
-# alone. The vocabulary lacks a few control characters (and four planes that Unicode leaves empty):
+# alone. The vocabulary lacks a few control characters (and eight planes that Unicode leaves empty):
 # they match nothing, and what matches nothing is left out.
 _NO_TOKEN = r"\x04\x06\x13\x14\x16\x1d\x{40000}-\x{bffff}"
 SPLIT_PATTERN = (
