@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt_download import load_mini_tokenizer
+from gpt_download import GPT2_WEIGHTS, MODEL_CONFIGS, load_mini_tokenizer
 from previous_chapters import (
     GELU,
-    MODEL_CONFIGS,
     GPTConfig,
     GPTModel,
     LayerNorm,
@@ -140,7 +139,7 @@ def hugging_face_twin(model: GPTModel):
     return twin
 
 
-@pytest.mark.parametrize("name", [name for name in MODEL_CONFIGS if name != "gpt-mini"])
+@pytest.mark.parametrize("name", GPT2_WEIGHTS)
 def test_logits_equal_an_independent_gpt2(name):
     """The structure of each configuration (layers, heads) at a small width."""
     shape = MODEL_CONFIGS[name]

@@ -33,8 +33,8 @@ from bench_common import (
 from hugging_face import freeze_twin_but_last_block, hugging_face_twin
 from measure_memory import prepare
 
-from gpt_download import DownloadError
-from previous_chapters import MODEL_CONFIGS, GPTConfig, GPTModel
+from gpt_download import MODEL_CONFIGS, DownloadError
+from previous_chapters import GPTConfig, GPTModel
 from text_classifier import TrainConfig, add_classification_head, freeze_all_but, train_mode
 from text_data import SpamDataset, pad_batch
 

@@ -8,7 +8,8 @@ prints its tables. Nothing here is measured but what says so; change a constant 
 import argparse
 from dataclasses import dataclass
 
-from previous_chapters import MODEL_CONFIGS, GPTConfig
+from gpt_download import MODEL_CONFIGS
+from previous_chapters import GPTConfig
 
 NUM_MESSAGES = 10**9
 # Means over the 5,171 different messages of the SMS Spam Collection (measured):
