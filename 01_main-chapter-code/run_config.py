@@ -12,8 +12,8 @@ from training import TrainConfig
 
 SMS_NAME = "SMS Spam Collection"
 
-# What suits a model where an option is not given. For gpt-mini and SmolLM2 the values were chosen on
-# validation messages of other seeds (101 to 106); for GPT-2 they are the customary ones, not
+# What suits a model where an option is not given. For gpt-mini and SmolLM2 the values were chosen
+# on validation messages of other seeds (101 to 106); for GPT-2 they are the customary ones, not
 # measured here.
 GPT2_DEFAULTS = {
     "learning_rate": 5e-5,
