@@ -264,7 +264,9 @@ class Checkpoint:
     """The file from which a training that was stopped goes on to the same result.
 
     `run` is whatever must be the same then: options, and a fingerprint of the data. A checkpoint
-    of another run, or a damaged one, is refused with a ``ValueError``.
+    of another run, or a damaged one, is refused with a ``ValueError``. Instead of a
+    `TrainingState` it takes anything with its `model`, `parameters`, `best_weights`, `optimizer`
+    and `history`.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]):
@@ -283,7 +285,7 @@ class Checkpoint:
         """Put `state` where the saved one was; without a file it stays at its beginning."""
         if not self.path.exists():
             return
-        tensors, about = self._read()
+        tensors, about = self._read(type(state.history))
         then = about["run"]
         names = [*self.run, *(name for name in then if name not in self.run)]
         changed = [
@@ -297,7 +299,7 @@ class Checkpoint:
         if changed:
             raise ValueError(
                 f"{self.path} belongs to another run ({'; '.join(changed)}): repeat its options, "
-                f"or start anew without --resume."
+                f"or start anew in another folder."
             )
         for name, parameter in state.parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
@@ -314,15 +316,16 @@ class Checkpoint:
                 optimizer_state.setdefault(int(index), {})[key] = tensor
         whole = state.optimizer.state_dict() | {"state": optimizer_state}
         state.optimizer.load_state_dict(whole)
-        state.history = History(**about["history"])
+        state.history = about["history"]
 
-    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, history_class: type) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
             # In memory of their own: Windows would not replace a file that tensors are mapped on.
             with safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 about = json.loads(file.metadata()["state"])
-            History(**about["history"]), about["run"].keys()
+            about["history"] = history_class(**about["history"])
+            about["run"].keys()
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged ({error}); start anew.") from None
         return tensors, about

@@ -3,88 +3,83 @@
     python 01_main-chapter-code/gpt-mini/pretrain.py --corpus DIR
 
 DIR holds `train/*.txt` and `valid.txt` in UTF-8, with a line `<|endoftext|>` after each document.
-The same command runs on a CPU or a GPU. A run that was stopped goes on from its last checkpoint.
+The same command runs on a CPU or a GPU, and goes on from the last checkpoint if it was stopped.
 """
 
-import argparse
 import base64
-import json
+import hashlib
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import tiktoken
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import load_file
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt_download import MINI_FOLDER, load_mini_tokenizer
-from message_files import DataError
-from previous_chapters import (
-    END_OF_TEXT,
-    MODEL_CONFIGS,
-    GPTModel,
-    generate,
-    gpt2_state_dict,
-    load_weights_into_gpt,
-    num_parameters,
-    text_to_token_ids,
-    token_ids_to_text,
-)
-from text_classifier import (
-    file_sha256,
-    flatten_optimizer_state,
-    load_optimizer_state,
-    pick_device,
-    save_tensors,
-    write_text,
-)
+from command_line import add_options, config_from, make_parser, run_command
+from files import save_tensors, whole_file, write_json, write_text
+from gpt_download import GPT_MINI, MODEL_CONFIGS, load_mini_tokenizer
+from options import AT_LEAST_1, POSITIVE, SEED, Options, option
+from previous_chapters import END_OF_TEXT, GPTModel, generate, gpt2_state_dict, num_parameters
+from text_classifier import pick_device
+from training import Checkpoint
 
 TOKENS_PER_STEP = 8192
 # Most of the training reads short windows, which are cheaper; the last part reads windows of the
 # whole context, so that every position is trained.
-SHORT_WINDOW, SHARE_SHORT = 128, 0.75
+SHORT_WINDOW, SHORT_FRACTION = 128, 0.75
 WARMUP_STEPS = 100
-SHARE_DECAY = 0.4  # the last part of the run, in which the learning rate falls to zero
-TOKENS_NOTE = "tokens.json"  # in --work: what the kept tokens were made of
-STEPS_PER_CHECKPOINT = 200
-STEPS_PER_EVALUATION = 200
-SAMPLE_PROMPTS = ("Have you seen ", "I am going to the ", "Congratulations", "The old man ")
+DECAY_FRACTION = 0.4  # the last part of the run, in which the learning rate falls to zero
+STEPS_PER_LOSS, STEPS_PER_CHECKPOINT = 20, 200
+SAMPLE_PROMPTS = ("Have you seen", "I am going to the", "Congratulations", "The old man")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="pretrain.py",
-        description="Pretrain gpt-mini from a folder of text files: its vocabulary, then its "
-        "weights. A run that was stopped goes on from the checkpoint in --work.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+@dataclass(frozen=True)
+class PretrainingConfig(Options):
+    corpus: Path = option(Path("corpus"), "folder with train/*.txt and valid.txt", group="data")
+    output: Path = option(
+        Path("pretraining"), "where the model goes; a vocabulary that is there is used", group="run"
     )
-    parser.add_argument("--corpus", type=Path, required=True, help="train/*.txt and valid.txt")
-    parser.add_argument("--output", type=Path, default=MINI_FOLDER, help="where the model goes")
-    parser.add_argument(
-        "--work", type=Path, default=Path("pretraining"), help="checkpoint and token files"
-    )
-    parser.add_argument("--tokens", type=float, default=22e6, help="training tokens in all")
-    parser.add_argument("--learning-rate", type=float, default=4e-3, help="highest learning rate")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"])
-    parser.add_argument("--seed", type=int, default=123, help="initial weights and data order")
-    parser.add_argument("--compile", action="store_true", help="torch.compile (needs a C compiler)")
-    return parser.parse_args(argv)
+    num_tokens: int = option(22_000_000, "training tokens in all", AT_LEAST_1, "training")
+    learning_rate: float = option(4e-3, "highest learning rate", POSITIVE, "training")
+    seed: int = option(123, "initial weights and order of the data", SEED, "training")
+    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute", group="run")
+    compile: bool = option(False, "torch.compile (needs a C compiler)", group="run")
 
 
-# ---------------------------------------------------------------------------------------------
-# Vocabulary and tokens
-# ---------------------------------------------------------------------------------------------
+# --- Vocabulary and tokens -----------------------------------------------------------------------
+
+
+def train_vocabulary(documents: list[str], vocab_size: int) -> str:
+    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) by the `tokenizers` library.
+
+    Returns a file in tiktoken's format, a token a line: its bytes in base64, a space, its rank.
+    The 256 bytes come first, then the merges as they were learned; `<|endoftext|>` is left out
+    and takes the last id.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # printable signs that stand for bytes
+    others = (value for value in range(256) if chr(value) not in alphabet)
+    byte_of = {sign: ord(sign) if ord(sign) < 256 else next(others) for sign in alphabet}
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet)
+    bpe.train_from_iterator(documents, trainer)
+    vocabulary = bpe.get_vocab()
+    merges = [token for token in sorted(vocabulary, key=vocabulary.get) if len(token) > 1]
+    tokens = [bytes([value]) for value in range(256)]
+    tokens += [bytes(byte_of[sign] for sign in token) for token in merges]
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
+    return "".join(lines)
 
 
 def read_documents(path: Path) -> list[str]:
@@ -92,85 +87,39 @@ def read_documents(path: Path) -> list[str]:
     return [document.strip() for document in text.split(END_OF_TEXT) if document.strip()]
 
 
-def train_vocabulary(documents: list[str], vocab_size: int) -> list[bytes]:
-    """Byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) by the `tokenizers` library.
-
-    Returns the tokens in tiktoken's order: the 256 bytes, then the merges as they were learned;
-    `<|endoftext|>` is left out and takes the last id.
-    """
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet)
-    bpe.train_from_iterator(documents, trainer)
-    ids_in_order = sorted(bpe.get_vocab().items(), key=lambda item: item[1])
-    merges = [token for token, _ in ids_in_order if len(token) > 1]
-    byte_of = byte_values()
-    tokens = [bytes([value]) for value in range(256)]
-    return tokens + [bytes(byte_of[character] for character in token) for token in merges]
+def encode_documents(documents: list[str], tokenizer: tiktoken.Encoding) -> Tensor:
+    """All documents as one row of token ids, each ended by `<|endoftext|>`."""
+    encoded = tokenizer.encode_ordinary_batch(documents)
+    return torch.from_numpy(np.concatenate([[*ids, tokenizer.eot_token] for ids in encoded]))
 
 
-def byte_values() -> dict[str, int]:
-    """The printable characters that stand for the 256 bytes in GPT-2's vocabulary files."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [value for value in range(256) if value not in printable]
-    table = {chr(value): value for value in printable}
-    return table | {chr(256 + i): value for i, value in enumerate(others)}
-
-
-def write_tiktoken_file(tokens: list[bytes], path: Path) -> None:
-    """One line a token: its bytes in base64, a space, its rank."""
-    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
-    write_text("".join(lines), path)
-
-
-def encode_documents(documents: list[str], tokenizer: tiktoken.Encoding) -> np.ndarray:
-    """All documents as one array of token ids, each ended by `<|endoftext|>`."""
-    ids = tokenizer.encode_ordinary_batch(documents, num_threads=os.cpu_count() or 1)
-    return np.concatenate([np.array([*doc, tokenizer.eot_token], np.uint16) for doc in ids])
-
-
-def mixed_documents(paths: list[Path], seed: int) -> list[str]:
-    """Documents of all sources in random order: every part of an epoch resembles the whole."""
-    documents = [document for path in tqdm(paths, "reading") for document in read_documents(path)]
-    order = np.random.default_rng(seed).permutation(len(documents))
-    return [documents[i] for i in order]
-
-
-def load_tokens(args: argparse.Namespace) -> tuple[tiktoken.Encoding, Tensor, Tensor]:
+def load_tokens(config: PretrainingConfig) -> tuple[tiktoken.Encoding, Tensor, Tensor]:
     """The tokenizer (trained if there is none yet), training tokens and held-out tokens.
 
-    The tokens are kept in `--work`, with a note of what they were made of.
+    The documents of all sources are mixed: every part of an epoch resembles the whole. Raises
+    ``ValueError`` unless there are a whole vocabulary, a batch of every length and a window to
+    measure on.
     """
-    paths, valid_text = sorted((args.corpus / "train").glob("*.txt")), args.corpus / "valid.txt"
-    if not paths or not valid_text.exists():
-        raise DataError(f"--corpus {args.corpus} must hold train/*.txt and valid.txt.")
-    vocabulary = args.output / "vocabulary.tiktoken"
+    paths, held_out = sorted((config.corpus / "train").glob("*.txt")), config.corpus / "valid.txt"
+    if not paths or not held_out.exists():
+        raise ValueError(f"--corpus {config.corpus} must hold train/*.txt and valid.txt.")
+    documents = [document for path in paths for document in read_documents(path)]
+    order = np.random.default_rng(config.seed).permutation(len(documents))
+    documents = [documents[i] for i in order]
+    cfg, vocabulary = MODEL_CONFIGS[GPT_MINI], config.output / "vocabulary.tiktoken"
     if not vocabulary.exists():
-        documents = mixed_documents(paths, args.seed)
-        tokens = train_vocabulary(documents, MODEL_CONFIGS["gpt-mini"].vocab_size)
-        write_tiktoken_file(tokens, vocabulary)
-    tokenizer = load_mini_tokenizer(args.output)
-    train_file, valid_file = args.work / "train.npy", args.work / "valid.npy"
-    made_of = {path.name: file_sha256(path) for path in (*paths, valid_text, vocabulary)}
-    text = json.dumps(made_of | {"seed": args.seed}, indent=1)
-    note = args.work / TOKENS_NOTE
-    if not note.exists() or note.read_text(encoding="utf-8") != text:
-        note.unlink(missing_ok=True)
-        np.save(train_file, encode_documents(mixed_documents(paths, args.seed), tokenizer))
-        np.save(valid_file, encode_documents(read_documents(valid_text), tokenizer))
-        write_text(text, note)
-    train, valid = (torch.from_numpy(np.load(f).astype(np.int64)) for f in (train_file, valid_file))
+        write_text(train_vocabulary(documents, cfg.vocab_size), vocabulary)
+    tokenizer = load_mini_tokenizer(config.output)
+    train = encode_documents(documents, tokenizer)
+    valid = encode_documents(read_documents(held_out), tokenizer)
+    window = cfg.context_length + 1
+    enough = len(train) >= TOKENS_PER_STEP + window and len(valid) >= window
+    if not enough or tokenizer.n_vocab < cfg.vocab_size:
+        raise ValueError(
+            f"--corpus {config.corpus} is too small for {cfg.vocab_size:,} different tokens or for "
+            f"a step; add text, and name a new --output, since the vocabulary is kept there."
+        )
     return tokenizer, train, valid
-
-
-# ---------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------
-
-
-def window_length(step: int, num_steps: int, context_length: int) -> int:
-    return SHORT_WINDOW if step < SHARE_SHORT * num_steps else context_length
 
 
 def batches(tokens: Tensor, length: int, seed: int, first: int) -> Iterator[Tensor]:
@@ -180,8 +129,6 @@ def batches(tokens: Tensor, length: int, seed: int, first: int) -> Iterator[Tens
     """
     batch_size = TOKENS_PER_STEP // length
     per_epoch = (len(tokens) - length - 1) // length // batch_size
-    if per_epoch < 1:
-        raise ValueError(f"--corpus: {len(tokens):,} tokens are fewer than one step takes.")
     epoch, index = divmod(first, per_epoch)
     while True:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch * 1009 + length)
@@ -192,198 +139,158 @@ def batches(tokens: Tensor, length: int, seed: int, first: int) -> Iterator[Tens
         epoch, index = epoch + 1, 0
 
 
+# --- Training ------------------------------------------------------------------------------------
+
+
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for everything else, as one."""
+
+    def __init__(self, model: GPTModel, lr: float):
+        matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
+        others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+        muon = torch.optim.Muon(matrices, lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0)
+        self.both = (muon, adamw)
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+
+    def step(self) -> None:
+        for optimizer, group in zip(self.both, self.param_groups, strict=True):
+            # State and options are kept here, where they are saved and loaded.
+            optimizer.param_groups, optimizer.state = [group], self.state
+            optimizer.step()
+
+
+@dataclass
+class Progress:
+    """How far a run is, and the losses so far."""
+
+    num_steps: int = 0
+    seconds: float = 0.0
+    steps: list[int] = field(default_factory=list)
+    train_loss: list[float] = field(default_factory=list)
+    held_out_steps: list[int] = field(default_factory=list)
+    held_out_loss: list[float] = field(default_factory=list)
+
+
 def learning_rate_factor(step: int, num_steps: int) -> float:
     """Warm-up, a constant part, then a linear fall to zero."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
-    return min(warmup, (num_steps - step) / (SHARE_DECAY * num_steps))
-
-
-def make_optimizers(model: GPTModel, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for everything else."""
-    matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(
-            matrices, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return min(warmup, (num_steps - step) / (DECAY_FRACTION * num_steps))
 
 
 def batch_loss(model: GPTModel, windows: Tensor) -> Tensor:
+    """Mean cross-entropy of windows (B, T + 1) of token ids, in nats per token."""
     with torch.autocast(windows.device.type, torch.bfloat16):
         logits = model(windows[:, :-1])  # (B, T, V)
         return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
 @torch.no_grad()
-def held_out_loss(model: GPTModel, tokens: Tensor, length: int, device: torch.device) -> float:
+def held_out_loss(model: GPTModel, tokens: Tensor, length: int) -> float:
     """Mean loss per token over the held-out text, in windows of `length` tokens."""
     windows = tokens[: (len(tokens) - 1) // length * length + 1].unfold(0, length + 1, length)
-    losses = [batch_loss(model, window.to(device)).item() for window in windows.split(1)]
-    return float(np.mean(losses))
+    return float(np.mean([batch_loss(model, w.to(model.device)).item() for w in windows.split(1)]))
 
 
-def refuse_small_corpus(train: Tensor, valid: Tensor, context_length: int) -> None:
-    """Raise ``DataError`` unless there is a batch of every length, and a window to measure on."""
-    least = {"train/*.txt": TOKENS_PER_STEP + context_length + 1, "valid.txt": context_length + 1}
-    for name, tokens in zip(least, (train, valid), strict=True):
-        if len(tokens) < least[name]:
-            raise DataError(
-                f"{name} holds {len(tokens):,} tokens, and at least {least[name]:,} are needed; "
-                f"add text, and take new folders for --output and --work, which keep vocabulary "
-                f"and tokens."
-            )
-
-
-def pretrain(args: argparse.Namespace) -> None:
+def pretrain(config: PretrainingConfig) -> None:
     """Everything from the text files to the model, its samples and its curve."""
-    device = pick_device(args.device)
-    args.work.mkdir(parents=True, exist_ok=True)
-    args.output.mkdir(parents=True, exist_ok=True)
-    tokenizer, train_tokens, valid_tokens = load_tokens(args)
-    cfg = MODEL_CONFIGS["gpt-mini"]
-    refuse_small_corpus(train_tokens, valid_tokens, cfg.context_length)
-    num_steps = max(1, int(args.tokens) // TOKENS_PER_STEP)
-    run = {  # what must be the same when it is gone on with
-        "--tokens": num_steps * TOKENS_PER_STEP,
-        "--learning-rate": args.learning_rate,
-        "--seed": args.seed,
-        "corpus or vocabulary": file_sha256(args.work / TOKENS_NOTE),
-    }
-
-    torch.manual_seed(args.seed)
-    model = GPTModel(cfg).to(device)
-    optimizers = make_optimizers(model, args.learning_rate)
-    checkpoint = args.work / "checkpoint.safetensors"
-    log = {"steps": [], "train_loss": [], "held_out_steps": [], "held_out_loss": []}
-    first_step, seconds = 0, 0.0
-    if checkpoint.exists():
-        first_step, seconds, log = load_checkpoint(checkpoint, model, optimizers, run)
-        print(f"Going on from step {first_step} of {num_steps}.")
-    loss_function = torch.compile(batch_loss) if args.compile else batch_loss
-
-    print(
-        f"{num_parameters(model):,} parameters, {len(train_tokens):,} training tokens, "
-        f"{num_steps} steps of {TOKENS_PER_STEP:,} tokens on {device}."
+    device = pick_device(config.device)
+    config.output.mkdir(parents=True, exist_ok=True)
+    tokenizer, train, valid = load_tokens(config)
+    torch.manual_seed(config.seed)
+    model = GPTModel(MODEL_CONFIGS[GPT_MINI]).to(device)
+    state = SimpleNamespace(  # what a checkpoint keeps
+        model=model,
+        parameters=dict(model.named_parameters()),
+        optimizer=MuonAndAdamW(model, config.learning_rate),
+        history=Progress(),
+        best_weights={},
     )
-    start, windows, length = time.perf_counter() - seconds, None, None
-    for step in tqdm(range(first_step, num_steps), initial=first_step, total=num_steps):
-        if length != (length := window_length(step, num_steps, cfg.context_length)):
-            windows = batches(train_tokens, length, args.seed, first=step)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * learning_rate_factor(step, num_steps)
-        loss = loss_function(model, next(windows).to(device))
+    run = {name: getattr(config, name) for name in ("num_tokens", "learning_rate", "seed")}
+    run["corpus and vocabulary"] = hashlib.sha256(torch.cat([train, valid]).numpy()).hexdigest()
+    checkpoint = Checkpoint(config.output / "checkpoint.safetensors", run)
+    checkpoint.load(state)
+    done, num_steps = state.history, max(1, config.num_tokens // TOKENS_PER_STEP)
+    print(f"{num_parameters(model):,} parameters, {len(train):,} tokens, on {device}.")
+    calc_loss = torch.compile(batch_loss) if config.compile else batch_loss
+    start, windows, length = time.perf_counter() - done.seconds, None, None
+    for step in tqdm(range(done.num_steps, num_steps), initial=done.num_steps, total=num_steps):
+        is_short = step < SHORT_FRACTION * num_steps
+        if length != (length := SHORT_WINDOW if is_short else model.cfg.context_length):
+            windows = batches(train, length, config.seed, first=step)
+        for group in state.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(step, num_steps)
+        loss = calc_loss(model, next(windows).to(device))
+        state.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        if (step + 1) % 20 == 0:
-            log["steps"].append(step + 1)
-            log["train_loss"].append(round(loss.item(), 4))
-        if (step + 1) % STEPS_PER_EVALUATION == 0 or step + 1 == num_steps:
-            log["held_out_steps"].append(step + 1)
-            held_out = held_out_loss(model, valid_tokens, length, device)
-            log["held_out_loss"].append(round(held_out, 4))
-            tqdm.write(f"step {step + 1}: held-out loss {log['held_out_loss'][-1]:.3f}")
-        if (step + 1) % STEPS_PER_CHECKPOINT == 0 or step + 1 == num_steps:
-            seconds = time.perf_counter() - start
-            save_checkpoint(checkpoint, model, optimizers, step + 1, seconds, log, run)
-    write_results(args, device, model, tokenizer, num_steps, seconds, log)
+        state.optimizer.step()
+        done.num_steps = step + 1
+        if done.num_steps % STEPS_PER_LOSS == 0:
+            done.steps.append(done.num_steps)
+            done.train_loss.append(round(loss.item(), 4))
+        if done.num_steps % STEPS_PER_CHECKPOINT == 0 or done.num_steps == num_steps:
+            done.held_out_steps.append(done.num_steps)
+            done.held_out_loss.append(round(held_out_loss(model, valid, length), 4))
+            tqdm.write(f"step {done.num_steps}: held-out loss {done.held_out_loss[-1]:.3f}")
+            done.seconds = time.perf_counter() - start
+            checkpoint.save(state)
+    write_results(config, model, tokenizer, done)
 
 
-def save_checkpoint(
-    path: Path, model, optimizers, step: int, seconds: float, log: dict, run: dict
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in gpt2_state_dict(model).items()}
-    for i, optimizer in enumerate(optimizers):
-        tensors |= flatten_optimizer_state(optimizer, f"optimizer{i}.")
-    progress = json.dumps({"step": step, "seconds": seconds, "log": log, "run": run})
-    save_tensors(tensors, path, {"progress": progress})
-
-
-def load_checkpoint(path: Path, model, optimizers, run: dict) -> tuple[int, float, dict]:
-    """Go on from a checkpoint. Raises ``DataError`` if it belongs to another run."""
-    with safe_open(path, "pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-    then = progress.get("run", {})
-    if changed := [name for name, value in run.items() if then.get(name) != value]:
-        raise DataError(
-            f"{path} is of a run with another {' and another '.join(changed)}; repeat that run's "
-            f"options, or take a new folder for --work."
-        )
-    tensors = load_file(path)
-    names = [name for name in tensors if name.startswith("model.")]
-    load_weights_into_gpt(model, {name.removeprefix("model."): tensors[name] for name in names})
-    for i, optimizer in enumerate(optimizers):
-        load_optimizer_state(optimizer, tensors, f"optimizer{i}.")
-    return progress["step"], progress["seconds"], progress["log"]
-
-
-def write_results(
-    args, device, model: GPTModel, tokenizer, num_steps: int, seconds: float, log
-) -> None:
+def write_results(config: PretrainingConfig, model: GPTModel, tokenizer, done: Progress) -> None:
     """The model in fp16 under GPT-2's tensor names, and what the model card quotes."""
-    tensors = {name: tensor.half().cpu() for name, tensor in gpt2_state_dict(model).items()}
-    save_tensors(tensors, args.output / "model.safetensors", {"format": "pt"})
-    model = model.float().cpu()
-    samples = []
+    tensors = {name: tensor.half() for name, tensor in gpt2_state_dict(model).items()}
+    save_tensors(tensors, config.output / "model.safetensors", {"format": "pt"})
+    device, samples = str(model.device), []
+    model.cpu()
     for prompt in SAMPLE_PROMPTS:
-        generator = torch.Generator().manual_seed(args.seed)
-        ids = text_to_token_ids(prompt.strip(), tokenizer)
+        generator = torch.Generator().manual_seed(config.seed)
+        ids = torch.tensor([tokenizer.encode(prompt)])
         ids = generate(model, ids, 40, 0.8, 40, tokenizer.eot_token, generator)
-        samples.append(token_ids_to_text(ids, tokenizer))
+        samples.append(tokenizer.decode(ids[0].tolist()))
     results = {
         "parameters": num_parameters(model),
         "vocabulary": tokenizer.n_vocab,
-        "tokens_seen": num_steps * TOKENS_PER_STEP,
-        "seconds": round(seconds),
-        "device": str(device),
+        "tokens_seen": done.num_steps * TOKENS_PER_STEP,
+        "seconds": round(done.seconds),
+        "device": device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "held_out_loss": log["held_out_loss"][-1],
-        "held_out_perplexity": round(math.exp(log["held_out_loss"][-1]), 2),
+        "held_out_loss": done.held_out_loss[-1],
+        "held_out_perplexity": round(math.exp(done.held_out_loss[-1]), 2),
         "samples": samples,
-        "log": log,
+        "log": {name: value for name, value in vars(done).items() if isinstance(value, list)},
     }
-    text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
-    write_text(text, args.output / "pretraining.json")
-    plot_loss_curve(log, args.output / "loss-curve.png")
+    write_json(results, config.output / "pretraining.json")
+    plot_loss_curve(done, config.output / "loss-curve.png")
 
 
-def plot_loss_curve(log: dict, path: Path) -> None:
-    fig, ax = plt.subplots(figsize=(7, 4))
-    millions = TOKENS_PER_STEP / 1e6
-    ax.plot([s * millions for s in log["steps"]], log["train_loss"], lw=0.8, label="training")
-    ax.plot(
-        [s * millions for s in log["held_out_steps"]], log["held_out_loss"], "o-", label="held out"
-    )
-    ax.set_xlabel("tokens seen (millions)")
-    ax.set_ylabel("cross-entropy (nats per token)")
+def plot_loss_curve(done: Progress, path: Path) -> None:
+    figure = Figure(figsize=(7, 4), layout="tight")
+    ax, millions = figure.add_subplot(), TOKENS_PER_STEP / 1e6
+    ax.plot(np.multiply(done.steps, millions), done.train_loss, lw=0.8, label="training")
+    ax.plot(np.multiply(done.held_out_steps, millions), done.held_out_loss, "o-", label="held out")
+    ax.set(xlabel="tokens seen (millions)", ylabel="cross-entropy (nats per token)")
     ax.set_ylim(top=7)
     ax.grid(alpha=0.3)
     ax.legend()
-    fig.tight_layout()
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        pretrain(args)
-    except ValueError as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    parser = make_parser(
+        "pretrain.py", "Pretrain gpt-mini from a folder of text files: its vocabulary, its weights."
+    )
+    add_options(parser, PretrainingConfig)
+    args = parser.parse_args(argv)
+    return run_command(
+        parser.prog,
+        lambda: pretrain(config_from(args, PretrainingConfig)),
+        "stopped. The same command goes on from the last checkpoint.",
+    )
 
 
 if __name__ == "__main__":
-    matplotlib.use("Agg")  # plots are written to files: no window is needed
     sys.exit(main())
