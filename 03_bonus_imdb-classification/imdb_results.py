@@ -7,22 +7,52 @@ import json
 import platform
 import shlex
 import sys
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 
-from download_prepare_dataset import LABELS
-from evaluation import test_figures
-from finetune import peak_memory_mb
+from download_prepare_dataset import LABELS, REVIEWS
+from evaluation import test_metrics
+from files import whole_file, write_json
+from fine_tuning import peak_memory_mb
 from message_files import DataError
-from text_classifier import write_text
+from options import SEED, Options, option
 
-RESULTS = Path(__file__).parent / "results"
-RUNS = Path(__file__).parent / "runs"
+RESULTS = Path(__file__).parent / "results"  # those that the README reports
+MY_RESULTS = Path(__file__).parent / "my-results"  # those of a reader's own runs
+# Options that do not shape a result.
+BESIDE = ("name", "data", "runs", "results", "resume", "overwrite", "quiet")
+
+
+@dataclass(frozen=True)
+class Measurement(Options):
+    """Options that all measuring commands of this folder have."""
+
+    left_out: ClassVar[tuple[str, ...]] = ()  # inherited fields that are no options here
+    data: Path = option(REVIEWS, "folder of the three parts", group="data")
+    seed: int = option(1, "whatever is drawn: reviews, new head, order, dropout", SEED, "training")
+    results: Path = option(MY_RESULTS, "folder of the result files", group="run")
+    quiet: bool = option(False, "print the results only", group="run")
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes the result, as JSON can hold it."""
+        beside = (*BESIDE, *self.left_out)
+        return {name: value for name, value in asdict(self).items() if name not in beside}
+
+    def command(self, script: str, *names: str) -> str:
+        """The command as a reader would repeat it, without the names of private folders."""
+        words, chosen = [script, *names], self.identity()
+        for entry in fields(self):
+            value = chosen.get(entry.name, entry.default)
+            if entry.metadata and value != entry.default:
+                words.append("--" + entry.name.replace("_", "-"))
+                words += [] if value is True else [str(value)]
+        return shlex.join(words)
 
 
 def label_numbers(part: pd.DataFrame) -> np.ndarray:
@@ -30,32 +60,23 @@ def label_numbers(part: pd.DataFrame) -> np.ndarray:
     return part["label"].map(LABELS.index).to_numpy()
 
 
-def figures(positive: np.ndarray, part: pd.DataFrame) -> dict[str, Any]:
+def metrics(positive: np.ndarray, part: pd.DataFrame) -> dict[str, Any]:
     """Accuracy with interval and more, from each review's probability of being positive (N,)."""
-    return test_figures(np.stack([1 - positive, positive], axis=1), label_numbers(part))
+    return test_metrics(np.stack([1 - positive, positive], axis=1), label_numbers(part))
 
 
-def result_folder(results: Path, num_train: int | None, validation_only: bool) -> Path:
-    """Where a result belongs: the main ones, learning curves, or trials to choose options by."""
-    if validation_only:
-        return results / "trials"
-    return results if num_train is None else results / "curve"
+def kind_of_run(train_size: int | None, is_trial: bool) -> str:
+    """The subfolder of a result: main ones, learning curves, or trials to choose options by."""
+    return "trials" if is_trial else "" if train_size is None else "curve"
 
 
-def choose_train(
-    parts: dict[str, pd.DataFrame], num_train: int | None, seed: int
-) -> dict[str, pd.DataFrame]:
-    """The parts with `num_train` random training reviews, or all. Raises ``DataError``."""
-    if num_train is None:
-        return parts
-    if num_train > len(parts["train"]):
-        raise DataError(
-            f"--num-train {num_train}: there are only {len(parts['train'])} training reviews."
-        )
-    drawn = parts["train"].sample(num_train, random_state=seed)
-    if drawn["label"].nunique() < len(LABELS):
-        raise DataError(f"--num-train {num_train}: the sample has one class only; take more.")
-    return parts | {"train": drawn}
+def draw(reviews: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:
+    """`size` random reviews, or all. Raises ``DataError`` if there are fewer."""
+    if size is None:
+        return reviews
+    if size > len(reviews):
+        raise DataError(f"{size} reviews cannot be drawn: there are only {len(reviews)}.")
+    return reviews.sample(size, random_state=seed)
 
 
 def result_lines(result: dict[str, Any]) -> str:
@@ -68,49 +89,23 @@ def result_lines(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def public_name(text: str) -> str:
-    """A folder's own name, without the path to it; any other text as it is."""
-    return Path(text).resolve().name if Path(text).is_dir() else text
-
-
-def recorded_command(script: str, argv: list[str] | None) -> str:
-    """The command as a reader would repeat it, without the names of private folders.
-
-    >>> recorded_command("train_gpt.py", ["a", "--runs", "/x", "--data=/y", "--seed", "3"])
-    'train_gpt.py a --seed 3'
-    """
-    words = iter(sys.argv[1:] if argv is None else argv)
-    kept = []
-    for word in words:
-        option, equals, value = word.partition("=")
-        if option in ("--data", "--runs", "--results"):
-            if not equals:
-                next(words, None)
-        elif equals:
-            kept.append(f"{option}={public_name(value)}")
-        elif word not in ("--quiet", "--resume"):
-            kept.append(public_name(word))
-    return shlex.join([script, *kept])
-
-
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Where a result was measured, and the most memory that it took."""
-    memory = peak_memory_mb()
-    if device.startswith("cuda"):
-        memory = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    on_gpu = device.startswith("cuda")
+    gpu_memory = round(torch.cuda.max_memory_allocated() / 1e6, 1) if on_gpu else None
     modules = {"torch": "torch", "transformers": "transformers", "scikit-learn": "sklearn"}
     versions = {"python": platform.python_version()}
     versions |= {name: version(name) for name, module in modules.items() if module in sys.modules}
     return {
-        "peak_memory_mb": memory,
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else device,
+        "peak_memory_mb": gpu_memory or peak_memory_mb(),
+        "device": torch.cuda.get_device_name() if on_gpu else device,
         "threads": torch.get_num_threads(),
         "versions": versions,
     }
 
 
 def write_result(
-    name: str, result: dict[str, Any], positive: np.ndarray | None = None, folder: Path = RESULTS
+    name: str, result: dict[str, Any], positive: np.ndarray | None, folder: Path
 ) -> None:
     """`NAME.json`, and with `positive` (N,) the test reviews' probabilities in `NAME.npz`.
 
@@ -118,14 +113,9 @@ def write_result(
     """
     folder.mkdir(parents=True, exist_ok=True)
     if positive is not None:
-        partial = folder / f"{name}.npz.partial"
-        try:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, positive=np.round(positive * 255).astype(np.uint8))
-            partial.replace(folder / f"{name}.npz")
-        finally:
-            partial.unlink(missing_ok=True)
-    write_text(json.dumps(result, indent=1) + "\n", folder / f"{name}.json")
+        with whole_file(folder / f"{name}.npz") as partial:
+            np.savez_compressed(partial, positive=np.round(positive * 255).astype(np.uint8))
+    write_json(result, folder / f"{name}.json")
 
 
 def read_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:

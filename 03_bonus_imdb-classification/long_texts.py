@@ -1,6 +1,6 @@
-"""Texts longer than a model reads: what to keep of them, or how to read them piece by piece.
+"""Texts longer than a model reads: what to keep of them, or how to read them chunk by chunk.
 
-Shapes in comments: T tokens of a text, N texts, W windows of all texts together.
+Shapes in comments: T tokens of a text, N texts, K chunks of all texts together.
 """
 
 from collections.abc import Sequence
@@ -9,66 +9,48 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from text_data import encode_messages
 
 Cut = Literal["head", "tail", "both", "windows"]
-TEXTS_AT_ONCE = 1000  # as many are held uncut
 WHOLE = 2**31  # tokens: more than any text has
 
 
 def cut_tokens(ids: Tensor, max_length: int, cut: Cut) -> list[Tensor]:
-    """What is read of a text (T,): one piece of at most `max_length` tokens, or several windows.
+    """What is read of a text (T,): one chunk of at most `max_length` tokens, or several windows.
 
     `both` keeps a quarter from the head and the rest from the tail (Sun et al. 2019, "How to
     Fine-Tune BERT for Text Classification?", section 5.3.1). Windows overlap by half, and the last
     one ends with the text.
 
-    >>> [piece.tolist() for piece in cut_tokens(torch.arange(9), 4, "both")]
+    >>> [chunk.tolist() for chunk in cut_tokens(torch.arange(9), 4, "both")]
     [[0, 6, 7, 8]]
-    >>> [piece.tolist() for piece in cut_tokens(torch.arange(9), 4, "windows")]
+    >>> [chunk.tolist() for chunk in cut_tokens(torch.arange(9), 4, "windows")]
     [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [5, 6, 7, 8]]
     """
-    num_tokens = len(ids)
-    if num_tokens <= max_length:
+    last = len(ids) - max_length  # start of the last window
+    if last <= 0:
         return [ids]
-    if cut == "head":
-        return [ids[:max_length]]
-    if cut == "tail":
-        return [ids[-max_length:]]
-    if cut == "both":
-        num_head = max_length // 4
-        return [torch.cat([ids[:num_head], ids[num_tokens - (max_length - num_head) :]])]
-    last = num_tokens - max_length
-    starts = [*range(0, last, max(1, max_length // 2)), last]
-    return [ids[start : start + max_length] for start in starts]
+    if cut == "windows":
+        starts = [*range(0, last, max(1, max_length // 2)), last]
+        return [ids[start : start + max_length] for start in starts]
+    num_head = {"head": max_length, "tail": 0, "both": max_length // 4}[cut]
+    return [torch.cat([ids[:num_head], ids[last + num_head :]])]
 
 
-class Pieces(NamedTuple):
+class Chunks(NamedTuple):
     """What is read of several texts."""
 
-    sequences: list[Tensor]  # W pieces, (T,) each
-    owners: np.ndarray  # (W,) which text a piece is of
+    sequences: list[Tensor]  # K chunks, (T,) each
+    document_ids: np.ndarray  # (K,) the text that a chunk is of
 
     def mean(self, values: np.ndarray) -> np.ndarray:
-        """Each text's mean over its pieces: (W,) -> (N,)."""
-        return np.bincount(self.owners, values) / np.bincount(self.owners)
+        """Each text's mean over its chunks: (K,) -> (N,)."""
+        return np.bincount(self.document_ids, values) / np.bincount(self.document_ids)
 
 
-def encode_pieces(
-    texts: Sequence[str], tokenizer, max_length: int, cut: Cut, progress: bool = False
-) -> Pieces:
-    """Token ids of what is read of each text; few whole texts are in memory at a time."""
-    sequences, owners = [], []
-    bar = tqdm(total=len(texts), desc="tokens", unit="text", disable=not progress)
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        chunk = list(texts[start : start + TEXTS_AT_ONCE])
-        for i, ids in enumerate(encode_messages(chunk, tokenizer, WHOLE), start):
-            # Copies: a view would keep the whole text in memory.
-            pieces = [piece.clone() for piece in cut_tokens(ids, max_length, cut)]
-            sequences += pieces
-            owners += [i] * len(pieces)
-        bar.update(len(chunk))
-    bar.close()
-    return Pieces(sequences, np.array(owners))
+def encode_chunks(texts: Sequence[str], tokenizer, max_length: int, cut: Cut) -> Chunks:
+    """Token ids of what is read of each text."""
+    whole = encode_messages(list(texts), tokenizer, WHOLE)
+    chunks = [(c, i) for i, ids in enumerate(whole) for c in cut_tokens(ids, max_length, cut)]
+    return Chunks([chunk for chunk, _ in chunks], np.array([i for _, i in chunks]))

@@ -5,102 +5,82 @@
 puts it in the place of the old one.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from command_line import make_parser, run_command
+from files import write_text
 from imdb_results import RESULTS
-from text_classifier import write_text
+from message_files import DataError
 
 README = Path(__file__).parent / "README.md"
-
-HEADER = (
-    "| model | trained layers, or C | test accuracy | 95% interval | parameters | training, s "
-    "| test, s | memory, MB | device | command |"
-)
-# Test accuracies on these reviews that others published. Their parts, cuts and machines differ.
-PUBLISHED = (
-    ("logistic regression", "88.85% ¹"),
-    ("NB-SVM on bigrams (Wang and Manning 2012)", "91.22%"),
-    ("GPT-2 124M", "91.88% ¹"),
-    ("BERT base", "90.89% ¹"),
-    ("DistilBERT", "91.40% ¹"),
-    ("RoBERTa large", "92.95% or 94.69% ¹ ²"),
-    ("DeBERTa-v3", "94.69% or 92.95% ¹ ²"),
-    ("ModernBERT base", "93.79% ¹"),
-    ("ModernBERT large", "95.07% ¹"),
-)
-FOOTNOTE = (
-    "¹ From the bonus material to chapter 6 of "
-    "[LLMs-from-scratch](https://github.com/rasbt/LLMs-from-scratch), measured on 10,000 reviews "
-    "drawn at random from all 50,000 after 35,000 to train and 5,000 to validate: not the official "
-    "halves, and reviews of one film may be on both sides.\n\n"
-    "² Its table and its logs disagree on which of the two has which; of RoBERTa, only the last "
-    "block and the head were trained."
-)
+BEGIN, END = "<!-- make_table.py -->\n\n", "\n\n<!-- end of the table -->"
 
 
-def table_row(result: dict[str, Any]) -> str:
+def method(result: dict[str, Any]) -> str:
+    """What was trained, and how where it is not the plain way."""
+    options = result.get("options", {})
+    parts = [result["method"] or "-"]
+    if options.get("continued_pretraining_epochs"):
+        parts.append("continued pretraining")
+    if options.get("pooling", "last") != "last":
+        parts.append(f"{options['pooling']} pooling")
+    if options.get("word_dropout"):
+        parts.append(f"word dropout {options['word_dropout']:.0%}")
+    return ", ".join(parts)
+
+
+def table_row(result: dict[str, Any]) -> dict[str, str]:
     test, seconds = result["test"], result["seconds"]
     low, high = test["accuracy_interval"]
-    memory = result["peak_memory_mb"]
-    memory = "-" if memory is None else f"{memory:,.0f}"  # Windows does not tell
-    learning = seconds["training"] + seconds.get("pretraining", 0)
-    method = result["method"] or "-"
-    if "pretraining" in seconds:
-        method += ", pretrained further"
-    options = result.get("options", {})
-    if options.get("pooling") == "mean":
-        method += ", mean over tokens"
-    if share := options.get("word_dropout"):
-        method += f", word dropout {share:.0%}"
-    return (
-        f"| {result['model']} | {method} | {test['accuracy']:.2%} "
-        f"| [{low:.2%}, {high:.2%}] | {result['parameters']:,} | {learning:,.0f} "
-        f"| {seconds['inference']:,.0f} | {memory} | {result['device']} | `{result['command']}` |"
-    )
+    memory = result["peak_memory_mb"]  # None on Windows, which does not tell
+    return {
+        "model": result["model"],
+        "trained layers, or C": method(result),
+        "test accuracy": f"{test['accuracy']:.2%}",
+        "95% interval": f"[{low:.2%}, {high:.2%}]",
+        "parameters": f"{result['parameters']:,}",
+        "training, s": f"{seconds['training'] + seconds.get('pretraining', 0):,.0f}",
+        "test, s": f"{seconds['inference']:,.0f}",
+        "memory, MB": "-" if memory is None else f"{memory:,.0f}",
+        "device": result["device"],
+        "command": f"`{result['command']}`",
+    }
 
 
 def make_table(folder: Path = RESULTS) -> str:
-    """Measured models by test accuracy, the weakest first, then what others published."""
+    """Measured models by test accuracy, the weakest first.
+
+    Raises ``DataError`` where there are no result files.
+    """
     results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    if not results:
+        raise DataError(f"there are no result files in {folder}.")
     results.sort(key=lambda result: result["test"]["accuracy"])
-    rows = [table_row(result) for result in results]
-    rows += [
-        f"| {name}, *published by others* | | {accuracy} | | | | | | | |"
-        for name, accuracy in PUBLISHED
-    ]
-    return "\n".join([HEADER, "| --- " * 10 + "|", *rows, "", FOOTNOTE])
+    rows = map(table_row, results)
+    return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 
-def replace_table(text: str, table: str) -> str:
-    """A README's text with another table: from its header to its footnote."""
-    start, end = text.index(HEADER), text.index(FOOTNOTE) + len(FOOTNOTE)
-    return text[:start] + table + text[end:]
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="make_table.py", description="Print the README's table from the raw result files."
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument("--write", action="store_true", help="put it into the README")
-    return parser.parse_args(argv)
+def run(folder: Path, write: bool) -> None:
+    table = make_table(folder)
+    if not write:
+        print(table)
+        return
+    text = README.read_text(encoding="utf-8")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    write_text(before + BEGIN + table + END + after, README)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    if not list(args.results.glob("*.json")):
-        print(f"make_table.py: there are no result files in {args.results}.", file=sys.stderr)
-        return 2
-    table = make_table(args.results)
-    if args.write:
-        write_text(replace_table(README.read_text(encoding="utf-8"), table), README)
-    else:
-        print(table)
-    return 0
+    parser = make_parser("make_table.py", "Print the README's table from the raw result files.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument("--write", action="store_true", help="put it into the README")
+    args = parser.parse_args(argv)
+    return run_command("make_table.py", lambda: run(args.results, args.write))
 
 
 if __name__ == "__main__":

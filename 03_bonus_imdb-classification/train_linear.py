@@ -10,14 +10,12 @@ from the one and measures on the other.
 Shapes in comments: N reviews, V n-grams.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,20 +30,20 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
-from download_prepare_dataset import REVIEWS, read_parts
-from finetune import COUNT, SEED, Clock
+from command_line import add_options, config_from, make_parser, run_command
+from download_prepare_dataset import PARTS, read_parts
+from fine_tuning import Clock
 from imdb_results import (
-    RESULTS,
-    choose_train,
-    figures,
+    Measurement,
+    draw,
+    kind_of_run,
     label_numbers,
     machine,
-    recorded_command,
-    result_folder,
+    metrics,
     result_lines,
     write_result,
 )
-from message_files import DataError
+from options import AT_LEAST_1, option
 
 # Words, and signs one by one: what reviewers mean by "!", "?" or "10" is worth counting.
 TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
@@ -91,11 +89,6 @@ class NBSVM(ClassifierMixin, BaseEstimator):
 
     def predict(self, x: csr_matrix) -> np.ndarray:
         return (self.decision_function(x) > 0).astype(int)
-
-
-# ---------------------------------------------------------------------------------------------
-# The four models
-# ---------------------------------------------------------------------------------------------
 
 
 def counting(kind: type, ngrams: int, **options) -> CountVectorizer:
@@ -144,9 +137,22 @@ METHODS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class LinearConfig(Measurement):
+    """Which models are measured, and on what. Raises ``ValueError`` for what cannot be."""
+
+    methods: list = field(default_factory=list)
+    """Names of models; none stands for all."""
+    train_size: int | None = option(None, "reviews learned from; default: all", AT_LEAST_1, "data")
+    choose: bool = option(
+        False,
+        "try strengths of regularisation on the validation part; the test half is not read",
+        group="training",
+    )
+
+    def problems(self) -> list[str]:
+        unknown, choice = [n for n in self.methods if n not in METHODS], ", ".join(METHODS)
+        return super().problems() + [f"there is no {n!r}; choose of {choice}" for n in unknown]
 
 
 def probability_of_positive(model: Pipeline, part: pd.DataFrame) -> np.ndarray:
@@ -154,12 +160,6 @@ def probability_of_positive(model: Pipeline, part: pd.DataFrame) -> np.ndarray:
     if hasattr(model[-1], "predict_proba"):
         return model.predict_proba(part["text"])[:, 1]
     return expit(model.decision_function(part["text"]))
-
-
-def num_weights(classifier: BaseEstimator) -> int:
-    """Numbers by which a trained classifier multiplies counts."""
-    weights = getattr(classifier, "coef_", getattr(classifier, "weights_", np.empty(0)))
-    return weights.size
 
 
 def measure(
@@ -172,17 +172,15 @@ def measure(
         model.fit(train["text"], label_numbers(train))
     with clock.stage("inference"):
         positive = probability_of_positive(model, test)
+    classifier = model[-1]
+    weights = getattr(classifier, "coef_", getattr(classifier, "weights_", np.empty(0)))
     result = {
-        "model": name,
         "method": f"C={method.C:g}" if method.tried else "",
-        "seed": seed,
-        "num_train": len(train),
-        "test": figures(positive, test),
-        "parameters": num_weights(model[-1]),
+        "test": metrics(positive, test),
+        "parameters": weights.size,
         "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
-        **machine(),
     }
-    return result, positive
+    return result | machine(), positive
 
 
 def choose(
@@ -197,96 +195,48 @@ def choose(
     for C in METHODS[name].tried:
         classifier.set_params(C=C).fit(x_train, labels)
         accuracies[f"{C:g}"] = classifier.score(x_validation, label_numbers(validation))
-    result = {"model": name, "seed": seed, "num_train": len(train), "accuracy_by_C": accuracies}
-    return result | machine(), None
+    return {"accuracy_by_C": accuracies} | machine(), None
 
 
-def run(args: argparse.Namespace) -> None:
+def run(config: LinearConfig) -> None:
     """Measure the models one after another, each in a process whose memory is its own."""
-    parts = read_parts(args.data)
-    if args.choose:
-        task = choose
-        names, measured_on = [name for name in args.methods if METHODS[name].tried], "validation"
-        if not names:
-            raise DataError("--choose: these models have no strength of regularisation to choose.")
+    parts = read_parts(config.data, PARTS[:2] if config.choose else PARTS)
+    if config.choose:
+        task, train, measured = choose, parts["train"], parts["validation"]
     else:
-        task, names, measured_on = measure, args.methods, "test"
-        parts["train"] = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
-    parts = choose_train(parts, args.num_train, args.seed)
-    folder = result_folder(args.results, args.num_train, args.choose)
-    suffix = f"-{args.num_train}" if args.num_train else ""
-    context = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
-        for name in tqdm(names, unit="model", disable=args.quiet):
-            job = pool.submit(task, name, parts["train"], parts[measured_on], args.seed)
-            result, positive = job.result()
-            result["command"] = args.command
+        train = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
+        task, measured = measure, parts["test"]
+    train = draw(train, config.train_size, config.seed)
+    folder = config.results / kind_of_run(config.train_size, config.choose)
+    suffix = f"-{config.train_size}" if config.train_size else ""
+    names = config.methods or METHODS
+    if config.choose:
+        names = [name for name in names if METHODS[name].tried]
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for name in tqdm(names, unit="model", disable=config.quiet):
+            result, positive = pool.submit(task, name, train, measured, config.seed).result()
+            about = {"model": name, "seed": config.seed, "num_train": len(train)}
+            result = about | result | {"command": config.command("train_linear.py", name)}
             write_result(name + suffix, result, None if suffix else positive, folder)
             print(f"{name:<14}{result.get('accuracy_by_C') or result_lines(result)}")
 
 
-def method_name(text: str) -> str:
-    if text not in METHODS:
-        raise argparse.ArgumentTypeError(f"there is no {text!r}; choose of {', '.join(METHODS)}")
-    return text
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="train_linear.py",
-        description="Measure linear models on the film reviews that download_prepare_dataset.py "
-        "wrote: a majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "methods",
-        nargs="*",
-        type=method_name,
-        metavar="METHOD",
-        default=[],
-        help=f"default: all of {', '.join(METHODS)}",
-    )
-    parser.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
-    parser.add_argument("--num-train", type=COUNT, help="reviews learned from; default: all")
-    parser.add_argument(
-        "--seed", type=SEED, default=1, help="sample of reviews, order of the SVM (default: 1)"
-    )
-    parser.add_argument(
-        "--choose",
-        action="store_true",
-        help="try strengths of regularisation on the validation part; the test half is not read",
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
-    if args.choose and (without := [name for name in args.methods if not METHODS[name].tried]):
-        parser.error(f"--choose: {without[0]} has no strength of regularisation; leave it out")
-    args.methods = args.methods or list(METHODS)
-    args.command = recorded_command("train_linear.py", argv)
-    return args
-
-
 def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    try:
-        run(args)
-    except (DataError, ValueError) as error:
-        print(f"train_linear.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"train_linear.py: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, BrokenProcessPool):  # the system ends a process that asks for too much
-        print(
-            "train_linear.py: out of memory, or the measuring process was ended; the models that "
-            "were done are kept. Try fewer reviews, --num-train.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print("\nStopped; the models that were done are kept.", file=sys.stderr)
-        return 130
-    return 0
+    parser = make_parser(
+        "train_linear.py",
+        "Measure linear models on the film reviews that download_prepare_dataset.py wrote: a "
+        "majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
+    )
+    names = ", ".join(METHODS)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default: all of {names}")
+    add_options(parser, LinearConfig, leave_out=("methods",))
+    args = parser.parse_args(argv)
+    return run_command(
+        "train_linear.py",
+        lambda: run(config_from(args, LinearConfig)),
+        "stopped; the models that were done are kept.",
+    )
 
 
 if __name__ == "__main__":

@@ -1,160 +1,128 @@
-"""What train_gpt.py and train_encoder.py have in common: options, result and exit status."""
+"""What train_gpt.py and train_encoder.py have in common: options, reviews and result."""
 
 import argparse
-import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
-import torch
-from safetensors import SafetensorError
 
-from command_line import is_out_of_memory
-from download_prepare_dataset import REVIEWS
-from finetune import COUNT, SEED, Clock
-from gpt_download import DownloadError
-from imdb_results import (
-    RESULTS,
-    RUNS,
-    figures,
-    machine,
-    read_result,
-    recorded_command,
-    result_folder,
-    write_result,
-)
-from message_files import DataError
-from text_classifier import Precision
+from command_line import add_options, make_parser
+from download_prepare_dataset import PARTS, read_parts
+from fine_tuning import Clock
+from imdb_results import Measurement, draw, kind_of_run, machine, metrics, write_result
+from long_texts import Cut
+from options import AT_LEAST_1, option
+from run_config import RunConfig
 
-SECONDS = "seconds.json"  # in a run's folder: what was spent so far
-STOPPED = "Stopped. Repeat the command with --resume to go on."
-Group = argparse._ArgumentGroup  # argparse gives it no public name
+RUNS = Path(__file__).parent / "runs"
+ROUND_REVIEWS = 6000  # a checkpoint is saved each time so many reviews were trained on
+PROBE_REVIEWS = 500  # classified after each round, to see how it goes
+STOPPED = "stopped. Repeat the command with --resume to go on."
 
 
-def run_name(text: str) -> str:
-    """A name that files can have; found wrong now, not when the result is written."""
-    if not re.fullmatch(r"\w[\w.-]*", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} names files: letters, digits, and . _ - after the first of them"
-        )
-    return text
+def chapters(name: str, default: Any) -> Any:
+    """An option of finetune.py with another default."""
+    return field(default=default, metadata=RunConfig.__dataclass_fields__[name].metadata)
 
 
-def make_parser(
-    prog: str, description: str, cuts: Sequence[str], cut_help: str, max_length: int
-) -> tuple[argparse.ArgumentParser, Group, Group, Group]:
-    """A parser of the options that both commands have, and its groups for data, model, training."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+@dataclass(frozen=True)
+class ReviewsConfig(Measurement, RunConfig):
+    """One training run: options of finetune.py, but for `left_out`, and some of its own.
+
+    Raises ``ValueError`` that names everything wrong with it.
+    """
+
+    left_out: ClassVar[tuple[str, ...]] = (
+        *("text_column", "label_column", "protocol", "balance", "augment", "padding", "output"),
+        "patience",
     )
-    parser.add_argument("name", type=run_name, help="name of the run and of its result file")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
-    data.add_argument("--num-train", type=COUNT, help="training reviews used; default: all")
-    data.add_argument("--max-length", type=COUNT, default=max_length, help="tokens read at a time")
-    data.add_argument("--cut", choices=cuts, default="both", help=cut_help)
-    model = parser.add_argument_group("model")
-    training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=COUNT, default=2, help="passes")
-    training.add_argument("--batch-size", type=COUNT, default=16, help="reviews for each update")
-    training.add_argument("--seed", type=SEED, default=1, help="head, sample, order, dropout")
-    run = parser.add_argument_group("run")
-    run.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=" ")
-    run.add_argument(
-        "--precision",
-        choices=get_args(Precision),
-        help="of matrix products; default: bfloat16 on CUDA, float32 elsewhere",
+
+    name: str = field(kw_only=True)
+    """Of the run, and of its files."""
+    num_epochs: int = chapters("num_epochs", 2)
+    batch_size: int = chapters("batch_size", 16)
+    max_length: int = option(512, "tokens read at a time", AT_LEAST_1, "data")
+    cut: Cut = option(
+        "both",
+        "what is read of a longer review: its head, its tail, both (a quarter from the head), or "
+        "all of it in overlapping windows, whose probabilities are averaged",
+        group="data",
     )
-    run.add_argument(
-        "--validation-only",
-        action="store_true",
-        help="to choose options by: leave the test half unread; the result goes to results/trials, "
-        "the state to runs/trials",
+    test_size: int | None = option(
+        None,
+        "for learning curves: random test reviews measured on; default: all",
+        AT_LEAST_1,
+        "data",
     )
-    run.add_argument("--resume", action="store_true", help="go on with a run that was stopped")
-    run.add_argument("--runs", type=Path, default=RUNS, help="folder of the runs' states")
-    run.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    run.add_argument("--quiet", action="store_true", help="print the results only")
-    return parser, data, model, training
+    validation_only: bool = option(
+        False, "to choose options by: leave the test half unread; results go to trials", group="run"
+    )
+    runs: Path = option(RUNS, "folder of the runs' states and trained models", group="run")
+
+    @property
+    def kind(self) -> str:
+        """Apart, so that a small run does not take the place of the whole one."""
+        return kind_of_run(self.train_size, self.validation_only)
+
+    @property
+    def folder(self) -> Path:
+        return self.runs / self.kind / self.name
+
+    def problems(self) -> list[str]:
+        problems = super().problems()
+        if not self.name or Path(self.name).name != self.name:
+            problems.append(f"{self.name!r} cannot name a file")
+        if self.test_size and self.kind != "curve":
+            problems.append("--test-size is for learning curves: with --train-size, and a test")
+        return problems + [
+            f"{entry.name} has no effect on reviews"
+            for entry in fields(self)
+            if entry.name in self.left_out and getattr(self, entry.name) != entry.default
+        ]
 
 
-def parse_run(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
-    """The options, with what follows from them: the command, and the folder of the run's state."""
-    args = parser.parse_args(argv)
-    args.command = recorded_command(parser.prog, argv)
-    # Apart, as the results are: a small run must not take the place of the whole one.
-    kind = "trials" if args.validation_only else "curve" if args.num_train is not None else ""
-    runs = args.runs / kind
-    args.output = runs / args.name  # where the chapter's functions look for the state
-    return args
-
-
-def refuse_others_result(args: argparse.Namespace) -> None:
-    """Raise ``DataError`` if another command left a result of this name, which would be lost."""
-    folder = result_folder(args.results, args.num_train, args.validation_only)
-    if not (folder / f"{args.name}.json").exists():
-        return
-    script = args.command.split()[0]
-    command = read_result(args.name, folder)["command"]
-    if command.split()[0] != script:
-        raise DataError(f"{args.name}: {command!r} has a result of this name; choose another.")
+def read_reviews_of(config: ReviewsConfig) -> dict[str, pd.DataFrame]:
+    """The reviews that a run learns from and is measured on. Raises ``DataError``."""
+    parts = read_parts(config.data, PARTS[:2] if config.validation_only else PARTS)
+    parts["train"] = draw(parts["train"], config.train_size, config.seed)
+    if config.test_size:
+        parts["test"] = draw(parts["test"], config.test_size, seed=0)  # alike for every seed
+    return parts
 
 
 def write_run(
-    args: argparse.Namespace,
-    description: dict[str, Any],
-    parts: dict[str, pd.DataFrame],
-    positive: dict[str, np.ndarray],
+    config: ReviewsConfig,
+    about: Mapping[str, Any],
+    parts: Mapping[str, pd.DataFrame],
+    positive: Mapping[str, np.ndarray],
     clock: Clock,
-    device: torch.device,
+    device: str,
 ) -> dict[str, Any]:
-    """Write the result of a run and return it: `description` and what every run reports.
+    """Write the result of a run and return it: what `about` says, and what every run reports.
 
     `positive` has each review's probability of being positive (N,) for each part measured on.
     """
     result = {
-        "seed": args.seed,
+        **about,
+        "seed": config.seed,
         "num_train": len(parts["train"]),
-        **{part: figures(values, parts[part]) for part, values in positive.items()},
+        **{part: metrics(values, parts[part]) for part, values in positive.items()},
         "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
-        **machine(str(device)),
-        "command": args.command,
+        "resumed": config.resume,  # the seconds are then those after the stop
+        **machine(device),
     }
-    result = description | result
-    folder = result_folder(args.results, args.num_train, args.validation_only)
-    probabilities = positive.get("test") if args.num_train is None else None
-    write_result(args.name, result, probabilities, folder)
+    probabilities = positive.get("test") if config.train_size is None else None
+    write_result(config.name, result, probabilities, config.results / config.kind)
     return result
 
 
-def exit_status(prog: str, command: Callable[[], Any], when_stopped: str) -> int:
-    """Do `command`; 0 if it went well, else a sentence on the standard error says what to do."""
-    try:
-        command()
-    except (DataError, ValueError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
-    except (DownloadError, OSError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
-    except SafetensorError as error:
-        print(f"{prog}: a file could not be read or written: {error}", file=sys.stderr)
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(
-            f"{prog}: out of memory; try a smaller --batch-size or --max-length. {error}",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        print(f"\n{when_stopped}", file=sys.stderr)
-        return 130
-    return 0
+def parse_run(
+    prog: str, description: str, config_class: type[ReviewsConfig], argv: list[str] | None
+) -> argparse.Namespace:
+    parser = make_parser(prog, description)
+    parser.add_argument("name", help="name of the run and of its result file")
+    add_options(parser, config_class, leave_out=("name", *config_class.left_out))
+    return parser.parse_args(argv)
