@@ -92,6 +92,7 @@ def many_messages_tab(classifier: GPTClassifier, tokenizer) -> None:
                 info="Guessed from the length of its texts.",
                 choices=[],
                 interactive=False,
+                allow_custom_value=True,  # else Gradio may compare with an earlier file's columns
                 elem_id="column",
             )
             with gr.Row():
@@ -131,6 +132,7 @@ def many_messages_tab(classifier: GPTClassifier, tokenizer) -> None:
         [file, column],
         [status, table, download],
         show_progress_on=status,
+        trigger_mode="multiple",  # a click soon after Stop would otherwise be dropped
         api_visibility="private",
         **one_at_a_time,
     )

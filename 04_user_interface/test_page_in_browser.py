@@ -1,12 +1,12 @@
 """The page as a person uses it: in Chromium, wide and narrow, light and dark.
 
-With CH06_SCREENSHOTS set to a folder, each test leaves its pictures there to be looked at.
+With CH06_SCREENSHOTS set to a folder, each test leaves its picture there to be looked at.
 """
 
 import json
 import os
+import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium"
 )
 LOOKS = [(width, theme) for width in (1280, 390) for theme in ("light", "dark")]
+in_every_look = pytest.mark.parametrize("page", LOOKS, indirect=True)
+TABS = ("One message", "Many messages", "How good is it?", "About")
 SPAM = "cash now free urgent 1"  # a message of the training
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> "
@@ -60,9 +62,10 @@ def browser():
         browser.close()
 
 
-@contextmanager
-def opened(browser, address: str, width: int = 1280, theme: str = "light"):
+@pytest.fixture
+def page(browser, address, request):
     """A page that must ask no other host for anything, log no error, and not scroll sideways."""
+    width, theme = getattr(request, "param", LOOKS[0])
     page = browser.new_page(viewport={"width": width, "height": 850})
     page.set_default_timeout(60_000)
     asked, errors = [], []
@@ -73,13 +76,13 @@ def opened(browser, address: str, width: int = 1280, theme: str = "light"):
     page.goto(f"{address}?__theme={theme}")
     expect(page.get_by_role("button", name="Classify", exact=True)).to_be_visible()
     yield page
-    if folder := os.environ.get("CH06_SCREENSHOTS"):
-        name = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0]
-        page.screenshot(path=Path(folder) / f"{name}-{width}-{theme}.png", full_page=True)
+    if pictures := os.environ.get("CH06_SCREENSHOTS"):
+        name = re.sub(r"\[.*", "", request.node.name)
+        page.screenshot(path=Path(pictures) / f"{name}-{width}-{theme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     own = (address, "data:", "blob:", address.replace("http:", "ws:"))
     assert [url for url in asked if not url.startswith(own)] == []
-    assert errors == []
+    assert [error for error in errors if "413" not in error] == []  # an upload that is too large
     page.close()
 
 
@@ -92,121 +95,113 @@ def classify(page, text: str) -> None:
     page.get_by_role("button", name="Classify", exact=True).click()
 
 
-@pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_one_message(browser, address, width, theme):
-    with opened(browser, address, width, theme) as page:
-        classify(page, SPAM)
-        expect(page.locator("#decision h2")).to_have_text("spam")
-        expect(page.locator("#words")).to_contain_text("What each word adds to 'spam'")
-        expect(page.locator("#words .highlighted").filter(has_text="+").first).to_be_visible()
-        expect(page.get_by_text("spam without it")).to_be_visible()
-        slider = page.get_by_label("number input for Threshold", exact=False).first
-        slider.fill("0.99")
-        slider.press("Enter")
-        expect(page.locator("#decision")).to_contain_text("threshold of 0.99")
-        expect(page.locator("#decision h2")).to_have_text("ham")
-        page.get_by_role("button", name="Attention map").click()
-        page.get_by_role("button", name="Draw the attention map").click()
-        expect(page.locator("#attention tbody tr").first).to_be_visible()
-        expect(page.locator("#attention tbody td").first).to_have_text("100")
+def upload(page, path: Path, content: bytes | pd.DataFrame) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content.to_csv(path, index=False)
+    page.locator("#upload input[type=file]").set_input_files(path)
 
 
-def test_an_example_can_be_clicked(browser, address):
-    with opened(browser, address) as page:
-        page.get_by_text("Sorry, stuck in a meeting").click()
-        expect(page.locator("#decision h2")).to_have_text("ham")
-        assert page.get_by_label("Message", exact=False).first.input_value().startswith("Sorry")
+@in_every_look
+def test_one_message(page):
+    classify(page, SPAM)
+    expect(page.locator("#decision h2")).to_have_text("spam")
+    expect(page.locator("#words")).to_contain_text("What each word adds to 'spam'")
+    expect(page.locator("#words .highlighted").filter(has_text="+").first).to_be_visible()
+    expect(page.get_by_text("spam without it")).to_be_visible()
+    slider = page.get_by_label("number input for Threshold", exact=False).first
+    slider.fill("0.99")
+    slider.press("Enter")
+    expect(page.locator("#decision")).to_contain_text("threshold of 0.99")
+    expect(page.locator("#decision h2")).to_have_text("ham")
+    page.get_by_role("button", name="Attention map").click()
+    page.get_by_role("button", name="Draw the attention map").click()
+    expect(page.locator("#attention tbody tr").first).to_be_visible()
+    expect(page.locator("#attention tbody td").first).to_have_text("100")
 
 
-@pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_many_messages(browser, address, width, theme, tmp_path):
-    path = tmp_path / "some.csv"
-    table = pd.DataFrame(
-        {
-            "id": range(240),
-            "note": "=1+1",
-            "text": [SPAM, HOSTILE, "home mum dinner tonight 0"] * 80,
-        }
-    )
-    table.to_csv(path, index=False)
-    with opened(browser, address, width, theme) as page:
-        choose_tab(page, "Many messages")
-        download = page.get_by_role("button", name="Download all rows")
-        expect(download).to_be_disabled()
-        page.locator("#upload input[type=file]").set_input_files(path)
-        expect(page.locator("#status")).to_contain_text("240 rows")
-        expect(page.locator("#column input")).to_have_value("text")
-        page.get_by_role("button", name="Classify the file").click()
-        expect(page.locator("#status")).to_contain_text("240 messages: ")
-        expect(page.locator("#table")).to_contain_text("<script>")
-        expect(page.locator("#table")).to_contain_text("⟨U+202E⟩olleh")
-        expect(download).to_be_enabled()
-        with page.expect_download() as waiting:
-            download.click()
-        result = pd.read_csv(waiting.value.path(), dtype=str)
-        assert len(result) == 240
-        assert result["note"].unique().tolist() == ["'=1+1"]
-        assert result["predicted_label"][0] == "spam"
-        assert page.title() == "Fine-tuned GPT"
+def test_an_example_can_be_clicked(page):
+    page.get_by_text("Sorry, stuck in a meeting").click()
+    expect(page.locator("#decision h2")).to_have_text("ham")
+    assert page.get_by_label("Message", exact=False).first.input_value().startswith("Sorry")
 
 
-@pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_how_good_is_it(browser, address, spread, width, theme):
+@in_every_look
+def test_many_messages(page, tmp_path):
+    texts = [SPAM, HOSTILE, "home mum dinner tonight 0"] * 80
+    choose_tab(page, "Many messages")
+    download = page.get_by_role("button", name="Download all rows")
+    expect(download).to_be_disabled()
+    upload(page, tmp_path / "some.csv", pd.DataFrame({"note": "=1+1", "text": texts}))
+    expect(page.locator("#status")).to_contain_text("240 rows")
+    expect(page.locator("#column input")).to_have_value("text")
+    page.get_by_role("button", name="Classify the file").click()
+    expect(page.locator("#status")).to_contain_text("240 messages: ")
+    expect(page.locator("#table")).to_contain_text("<script>")
+    expect(page.locator("#table")).to_contain_text("⟨U+202E⟩olleh")
+    expect(download).to_be_enabled()
+    with page.expect_download() as waiting:
+        download.click()
+    result = pd.read_csv(waiting.value.path(), dtype=str)
+    assert len(result) == 240
+    assert result["note"].unique().tolist() == ["'=1+1"]
+    assert result["predicted_label"][0] == "spam"
+    assert page.title() == "Fine-tuned GPT"
+
+
+@in_every_look
+def test_how_good_is_it(page, spread):
     metrics = json.loads((spread / "metrics.json").read_text(encoding="utf-8"))
     is_spam = np.array(metrics["test_predictions"]["labels"]) == 1
     scores = np.array(metrics["test_predictions"]["probabilities"])[:, 1]
-    with opened(browser, address, width, theme) as page:
-        choose_tab(page, "How good is it?")
-        expect(page.get_by_text("95% interval of that share")).to_be_visible()
-        expect(page.get_by_role("heading", name="Confusion matrix")).to_be_visible()
-        expect(page.locator("canvas, svg.marks").first).to_be_visible()
-        threshold = page.locator("#test-threshold input[type=number]")
-        tiles = page.locator("#missed-and-lost .tiles > div")
-        for value in (0.8, 0.2):
-            threshold.fill(str(value))
-            threshold.press("Enter")
-            num_missed = (is_spam & (scores < value)).sum()
-            num_lost = (~is_spam & (scores >= value)).sum()
-            expect(tiles.nth(0)).to_have_text(f"{num_missed}missed, of {is_spam.sum()} spam")
-            expect(tiles.nth(1)).to_have_text(f"{num_lost}lost, of {(~is_spam).sum()} others")
-        expect(page.get_by_text("Expected calibration error")).to_be_visible()
+    choose_tab(page, "How good is it?")
+    expect(page.get_by_text("95% interval of that share")).to_be_visible()
+    expect(page.get_by_role("heading", name="Confusion matrix")).to_be_visible()
+    expect(page.locator("canvas, svg.marks").first).to_be_visible()
+    threshold = page.locator("#test-threshold input[type=number]")
+    tiles = page.locator("#missed-and-lost .tiles > div")
+    for value in (0.8, 0.2):
+        threshold.fill(str(value))
+        threshold.press("Enter")
+        num_missed = (is_spam & (scores < value)).sum()
+        num_lost = (~is_spam & (scores >= value)).sum()
+        expect(tiles.nth(0)).to_have_text(f"{num_missed}missed, of {is_spam.sum()} spam")
+        expect(tiles.nth(1)).to_have_text(f"{num_lost}lost, of {(~is_spam).sum()} others")
+    expect(page.get_by_text("Expected calibration error")).to_be_visible()
 
 
-@pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_about(browser, address, width, theme):
-    with opened(browser, address, width, theme) as page:
-        choose_tab(page, "About")
-        for name in ("Trained on", "Trained with", "Written on", "Limits", "Privacy"):
-            expect(page.get_by_text(name, exact=True)).to_be_visible()
-        assert "messages.csv" in page.locator(".facts").inner_text()
+@in_every_look
+def test_about(page):
+    choose_tab(page, "About")
+    for name in ("Trained on", "Trained with", "Written on", "Limits", "Privacy"):
+        expect(page.get_by_text(name, exact=True)).to_be_visible()
+    assert "messages.csv" in page.locator(".facts").inner_text()
 
 
-def test_text_is_data(browser, address):
-    with opened(browser, address) as page:
-        classify(page, HOSTILE)
-        expect(page.locator("#words")).to_contain_text("onerror")
-        page.get_by_role("button", name="Attention map").click()
-        page.get_by_role("button", name="Draw the attention map").click()
-        expect(page.locator("#attention td").first).to_be_attached()
-        assert page.title() == "Fine-tuned GPT"
-        assert page.locator("#words img, #words script, #words b").count() == 0
-        assert page.locator("#attention img, #attention script").count() == 0
-        assert "{{this}}" in page.locator("#words").inner_text()
-        assert "⟨U+202E⟩olleh" in page.locator("#words").inner_text()
+def test_text_is_data(page):
+    classify(page, HOSTILE)
+    expect(page.locator("#words")).to_contain_text("onerror")
+    page.get_by_role("button", name="Attention map").click()
+    page.get_by_role("button", name="Draw the attention map").click()
+    expect(page.locator("#attention td").first).to_be_attached()
+    assert page.title() == "Fine-tuned GPT"
+    markup = "#words img, #words script, #words b, #attention img, #attention script"
+    assert page.locator(markup).count() == 0
+    assert "{{this}}" in page.locator("#words").inner_text()
+    assert "⟨U+202E⟩olleh" in page.locator("#words").inner_text()
 
 
-def test_a_very_long_message_is_answered_and_its_rest_named(browser, address):
-    with opened(browser, address, 390) as page:
-        classify(page, "claim a prize " * 7_200)
-        expect(page.locator("#words .highlighted").last).to_contain_text("not read")
+def test_a_very_long_message_is_answered_and_its_rest_named(page):
+    classify(page, "claim a prize " * 7_200)
+    expect(page.locator("#words .highlighted").last).to_contain_text("not read")
 
 
-def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(browser, address):
-    with opened(browser, address) as page:
-        page.get_by_role("button", name="Classify", exact=True).click()
-        expect(page.get_by_text("There is no message yet")).to_be_visible()
-        classify(page, SPAM)
-        expect(page.locator("#decision h2")).to_have_text("spam")
+def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(page):
+    page.get_by_role("button", name="Classify", exact=True).click()
+    expect(page.get_by_text("There is no message yet")).to_be_visible()
+    classify(page, SPAM)
+    expect(page.locator("#decision h2")).to_have_text("spam")
 
 
 # Notes every state of the bar and the status: what lasts a moment only, a look now and then misses.
@@ -222,85 +217,75 @@ WATCH_THE_STATUS = """() => {
 }"""
 
 
-def test_the_bar_moves_and_the_table_can_be_sorted(browser, address, tmp_path):
-    path = tmp_path / "some.csv"
-    pd.DataFrame({"text": [SPAM, "home mum dinner tonight 0"] * 2_500}).to_csv(path, index=False)
-    with opened(browser, address) as page:
-        choose_tab(page, "Many messages")
-        page.locator("#upload input[type=file]").set_input_files(path)
-        expect(page.locator("#status")).to_contain_text("5,000 rows")
-        page.evaluate(WATCH_THE_STATUS)
-        page.get_by_role("button", name="Classify the file").click()
-        expect(page.locator("#status")).to_contain_text("5,000 messages: ")
-        seen = page.evaluate("seen")
-        assert len(set(seen["widths"])) > 1
-        assert seen["widths"] == sorted(seen["widths"])
-        assert any("of 5,000 messages classified" in text for text in seen["texts"])
-        table = page.locator("#table")
-        first = table.get_by_role("gridcell").first
-        expect(first).to_have_text("1")
-        table.get_by_role("button", name="Open cell menu").first.click()
-        page.get_by_role("menuitem", name="Sort descending").click()
-        expect(first).to_have_text("500")
-
-
-def test_markup_in_a_heading_is_shown_as_text_in_the_complaint(browser, address, tmp_path):
-    path = tmp_path / "some.csv"
-    heading = '"<img src=""https://example.org/y.png"">"'
-    path.write_text(f"{heading},{heading}\n1,2\n", encoding="utf-8")
-    with opened(browser, address) as page:
-        choose_tab(page, "Many messages")
-        page.locator("#upload input[type=file]").set_input_files(path)
-        expect(page.get_by_test_id("toast-body")).to_contain_text("<img src=")
-
-
-def test_files_that_cannot_be_used_are_refused_in_a_sentence(browser, address, tmp_path):
-    wrong, large, good = (tmp_path / name for name in ("wrong.csv", "large.csv", "good.txt"))
-    wrong.write_bytes(b"text\nca\xf1on\n")
-    with large.open("wb") as file:
-        file.truncate(100_000_000)
-    good.write_text(f"{SPAM}\n", encoding="utf-8")
-    page = browser.new_page()  # the refused upload is an error for the console, too
-    page.goto(address)
+def test_the_bar_moves_and_the_table_can_be_sorted(page, tmp_path):
+    texts = [SPAM, "home mum dinner tonight 0"] * 2_500
     choose_tab(page, "Many messages")
-    upload = page.locator("#upload input[type=file]")
-    upload.set_input_files(wrong)
-    expect(page.get_by_text("not UTF-8")).to_be_visible()
-    page.reload()
+    upload(page, tmp_path / "some.csv", pd.DataFrame({"text": texts}))
+    expect(page.locator("#status")).to_contain_text("5,000 rows")
+    page.evaluate(WATCH_THE_STATUS)
+    page.get_by_role("button", name="Classify the file").click()
+    expect(page.locator("#status")).to_contain_text("5,000 messages: ")
+    seen = page.evaluate("seen")
+    assert len(set(seen["widths"])) > 1
+    assert seen["widths"] == sorted(seen["widths"])
+    assert any("of 5,000 messages classified" in text for text in seen["texts"])
+    first = page.locator("#table").get_by_role("gridcell").first
+    expect(first).to_have_text("1")
+    page.locator("#table").get_by_role("button", name="Open cell menu").first.click()
+    page.get_by_role("menuitem", name="Sort descending").click()
+    expect(first).to_have_text("500")
+
+
+def test_a_long_job_can_be_stopped_and_another_file_classified(page, tmp_path):
     choose_tab(page, "Many messages")
-    upload.set_input_files(large)
-    expect(page.get_by_text("exceed the maximum", exact=False).first).to_be_visible()
-    page.reload()
-    choose_tab(page, "Many messages")
-    upload.set_input_files(good)
+    upload(page, tmp_path / "long.txt", f"{SPAM}\n".encode() * 100_000)
+    expect(page.locator("#status")).to_contain_text("100,000 rows")
+    page.get_by_role("button", name="Classify the file").click()
+    expect(page.locator("#status")).to_contain_text("of 100,000 messages classified")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#status")).to_contain_text("Stopped.")
+    page.get_by_role("button", name="Clear").first.click()
+    upload(page, tmp_path / "short.txt", SPAM.encode())
     expect(page.locator("#status")).to_contain_text("1 rows")
-    page.close()
+    page.get_by_role("button", name="Classify the file").click()
+    expect(page.locator("#status")).to_contain_text("1 messages: 1 spam")
 
 
-def test_the_page_works_by_keyboard(browser, address):
-    with opened(browser, address) as page:
-        page.get_by_label("Message", exact=False).first.focus()
-        page.keyboard.type(SPAM)
-        page.keyboard.press("Shift+Enter")
-        expect(page.locator("#decision h2")).to_have_text("spam")
-        page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.innerText") == "Classify"
-        page.get_by_role("tab", name="One message").focus()
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
-        assert "true" in {
-            page.get_by_role("tab", name=name).get_attribute("aria-selected")
-            for name in ("Many messages", "How good is it?", "About")
-        }
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"text\nca\xf1on\n", "not UTF-8"),
+        (b"<img src=/y.png>,<img src=/y.png>\n1,2\n", "'<img src=/y.png>'"),
+        (b"x" * 100_000_000, "exceed the maximum"),
+    ],
+    ids=["encoding", "markup", "100 MB"],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(page, tmp_path, content, sentence):
+    choose_tab(page, "Many messages")
+    upload(page, tmp_path / "wrong.csv", content)
+    expect(page.get_by_text(sentence).first).to_be_visible()
 
 
-def test_every_control_has_a_name(browser, address):
-    with opened(browser, address) as page:
-        for tab in ("One message", "Many messages", "How good is it?", "About"):
-            choose_tab(page, tab)
-            for control in page.locator("input:visible, textarea:visible, button:visible").all():
-                name = control.evaluate(
-                    "e => e.ariaLabel || e.innerText || e.title || e.placeholder || "
-                    "[...(e.labels || [])].map(l => l.innerText).join('')"
-                )
-                assert name.strip(), control.evaluate("e => e.outerHTML")
+def test_the_page_works_by_keyboard(page):
+    page.get_by_label("Message", exact=False).first.focus()
+    page.keyboard.type(SPAM)
+    page.keyboard.press("Shift+Enter")
+    expect(page.locator("#decision h2")).to_have_text("spam")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.innerText") == "Classify"
+    page.get_by_role("tab", name="One message").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    chosen = [page.get_by_role("tab", name=name).get_attribute("aria-selected") for name in TABS]
+    assert "true" in chosen[1:]
+
+
+def test_every_control_has_a_name(page):
+    for tab in TABS:
+        choose_tab(page, tab)
+        for control in page.locator("input:visible, textarea:visible, button:visible").all():
+            name = control.evaluate(
+                "e => e.ariaLabel || e.innerText || e.title || e.placeholder || "
+                "[...(e.labels || [])].map(l => l.innerText).join('')"
+            )
+            assert name.strip(), control.evaluate("e => e.outerHTML")
