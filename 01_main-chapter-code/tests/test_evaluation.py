@@ -98,12 +98,12 @@ def test_calibration_of_a_perfect_model_is_zero():
     assert result.counts.sum() == len(p)
 
 
-def test_figures_of_a_test_set():
+def test_metrics_of_a_test_set():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    figures = ev.test_figures(probabilities, [0, 1, 1, 1])
-    assert figures["accuracy"] == 0.75
-    assert figures["confusion_matrix"] == [[1, 0], [1, 2]]
-    low, high = figures["accuracy_interval"]
+    found = ev.test_metrics(probabilities, [0, 1, 1, 1])
+    assert found["accuracy"] == 0.75
+    assert found["confusion_matrix"] == [[1, 0], [1, 2]]
+    low, high = found["accuracy_interval"]
     assert low < 0.75 < high
 
 

@@ -25,7 +25,6 @@ from text_data import (
     drop_words,
     encode_messages,
     make_loader,
-    pad_batch,
     published_splits,
     read_sample_messages,
     read_sms_spam,
@@ -92,8 +91,8 @@ def test_splits_are_disjoint_exhaustive_and_stratified(counts, seed):
     texts = [text for part in splits for text in part["text"]]
     assert Counter(texts) == Counter(messages["text"])
     for label, count in counts.items():
-        for part, share in zip(splits, (0.7, 0.1, 0.2), strict=True):
-            assert abs((part["label"] == label).sum() - share * count) < 1.2
+        for part, fraction in zip(splits, (0.7, 0.1, 0.2), strict=True):
+            assert abs((part["label"] == label).sum() - fraction * count) < 1.2
     again = split_messages(messages, seed)
     assert all(a.equals(b) for a, b in zip(splits, again, strict=True))
 
@@ -142,17 +141,17 @@ texts = st.text(string.ascii_letters + " !", min_size=1).filter(str.strip)
 @given(texts, st.integers())
 def test_augmentation_alters_only_what_it_says(text, seed):
     words = text.split()
-    dropped = drop_words(text, random.Random(seed), share=0.5).split()
+    dropped = drop_words(text, random.Random(seed), fraction=0.5).split()
     assert dropped
     assert not Counter(dropped) - Counter(words)
-    assert Counter(swap_words(text, random.Random(seed), share=0.5).split()) == Counter(words)
-    changed = write_look_alikes(text, random.Random(seed), share=0.5)
+    assert Counter(swap_words(text, random.Random(seed), fraction=0.5).split()) == Counter(words)
+    changed = write_look_alikes(text, random.Random(seed), fraction=0.5)
     assert len(changed) == len(text)
     for before, after in zip(text, changed, strict=True):
         assert before == after or after in LOOK_ALIKES[before.lower()]
 
 
-def test_share_of_augmentation_is_kept():
+def test_about_the_given_fraction_is_altered():
     rng, text = random.Random(0), " ".join(["word"] * 10_000)
     assert len(drop_words(text, rng, 0.2).split()) == pytest.approx(8000, rel=0.05)
     assert write_look_alikes("e" * 10_000, rng, 0.2).count("3") == pytest.approx(2000, rel=0.1)
@@ -206,55 +205,42 @@ def test_no_token_of_gpt_mini_is_longer_than_the_longest():
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=40), st.integers(1, 9))
-def test_batches_hold_every_message_once_padded_to_their_longest(lengths, batch_size):
+def test_batches_hold_every_message_once_padded_on_the_right_to_their_longest(lengths, batch_size):
     sequences = [torch.full((length,), i + 1) for i, length in enumerate(lengths)]
     dataset = SpamDataset(sequences, [length % 3 for length in lengths])
     for options in ({}, {"shuffle": True}, {"shuffle": True, "group_by_length": True}):
         loader = make_loader(dataset, batch_size, **options)
+        assert len(loader) == -(-len(lengths) // batch_size)
         seen = []
         for batch in loader:
-            assert batch.inputs.shape[1] == batch.last_positions.max() + 1
-            for row, last, label in zip(*batch[:3], strict=True):
+            assert batch["attention_mask"].any(dim=0).all()  # no column of padding only
+            for row, mask, label in zip(*batch.values(), strict=True):
                 message = row[0].item() - 1
                 seen.append(message)
-                assert last + 1 == lengths[message]
+                expected = [message + 1] * lengths[message]
+                assert row[mask].tolist() == row[: lengths[message]].tolist() == expected
                 assert label == lengths[message] % 3
-                assert (row[: last + 1] == message + 1).all()
-                assert (row[last + 1 :] == 0).all()
         assert sorted(seen) == list(range(len(lengths)))
-        assert len(loader) == -(-len(lengths) // batch_size)
 
 
 def test_grouping_by_length_spares_padding_and_stays_random():
-    rng = np.random.default_rng(0)
-    lengths = rng.geometric(1 / 30, size=640)
-    dataset = SpamDataset([torch.ones(n, dtype=torch.long) for n in lengths], [0] * 640)
+    lengths = np.random.default_rng(0).geometric(1 / 30, size=640)
+    dataset = SpamDataset([torch.ones(n, dtype=torch.long) for n in lengths])
+
+    def batches(**options):
+        return list(make_loader(dataset, 8, shuffle=True, **options))
 
     def padded_tokens(**options):
-        generator = torch.Generator().manual_seed(1)
-        return sum(
-            batch.inputs.numel()
-            for batch in make_loader(dataset, 8, shuffle=True, generator=generator, **options)
-        )
+        return sum(batch["input_ids"].numel() for batch in batches(**options))
+
+    def order(seed):
+        grouped = batches(group_by_length=True, seed=seed)
+        return [batch["attention_mask"].sum(dim=1).tolist() for batch in grouped]
 
     assert padded_tokens(group_by_length=True) < 1.25 * lengths.sum()
     assert padded_tokens() > 1.8 * lengths.sum()
-
-    def order(seed):
-        generator = torch.Generator().manual_seed(seed)
-        loader = make_loader(dataset, 8, True, True, generator)
-        return [tuple(batch.last_positions.tolist()) for batch in loader]
-
     assert order(1) == order(1)
     assert order(1) != order(2)
-
-
-def test_hidden_states_are_padded_like_token_ids():
-    batch = pad_batch([(torch.ones(2, 5), 0), (torch.ones(4, 5), 1)], num_blocks_done=3)
-    assert batch.inputs.shape == (2, 4, 5)
-    assert batch.inputs[0, 2:].abs().sum() == 0
-    assert batch.last_positions.tolist() == [1, 3]
-    assert batch.num_blocks_done == 3
 
 
 def test_sequences_and_labels_must_match():
