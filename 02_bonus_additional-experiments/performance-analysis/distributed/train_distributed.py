@@ -2,27 +2,26 @@
 
     torchrun --standalone --nproc_per_node 2 train_distributed.py --model gpt-mini
 
-Every process works on its share of each batch, and the gradients are summed, so that a run on any
-number of processes takes the same steps as `finetune.py` on one. Data, model, losses, checkpoints
+Every process works on its share of each batch, and the gradients are averaged over all messages, so
+that any number of processes takes the same steps as `finetune.py` on one. Data, model, checkpoint
 and results are the chapter's own; what is added here is who computes what, and who writes.
 
-Shapes in comments: B messages in a batch, T tokens in the longest of them, C classes, D embedding
-dimensions, N messages of a data set. A *share* is what one process works on.
+Shapes in comments: C classes, N messages of a data set.
 """
 
 import argparse
 import io
-import json
-import math
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
+import time
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
@@ -32,394 +31,157 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import finetune
-from gpt_download import DownloadError
+import fine_tuning
+from command_line import add_options, config_from, make_parser, run_command
+from features import FastClassifier, FeatureDataset
+from finetune import results_table
+from gpt_download import build_decoder
+from lora import merge_lora
 from message_files import DataError
-from previous_chapters import GPTModel
+from run_config import RunConfig
+from run_folder import CHECKPOINT, RunFolder
+from run_messages import MADE_UP_NAME, read_run_messages
 from text_classifier import (
     TOKENS_AT_ONCE,
-    History,
-    Precision,
-    Trainer,
-    add_classification_head,
-    compute_frozen_layers,
-    compute_in,
-    flatten_optimizer_state,
-    learning_rate_at,
-    load_checkpoint,
+    ClassifierConfig,
+    GPTClassifier,
+    calc_logits,
+    calc_loss_batch,
     pick_device,
-    read_logits,
-    save_tensors,
 )
-from text_data import Batch, SpamDataset, batch_of, batches_by_length
+from text_data import SpamDataset, batches_by_length, class_weights, make_loader
+from training import Checkpoint, History, TrainConfig, TrainingState, micro_batches, update
 
 PROGRAM = Path(__file__).name
 TIMEOUT = timedelta(minutes=10)  # for a process that answers no more but has not ended either
-LONG_TIMEOUT = timedelta(days=7)  # where all others wait for what the first one does alone
+STOPPED = "a process ended; repeat the command with --resume to go on from the last finished epoch."
 
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """finetune.py's options and `--strategy`."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM,
-        description="finetune.py on several processes, to be started by torchrun: the same "
-        "options, the same steps, the same files. --batch-size counts the messages of all "
-        "processes together.",
-        epilog="All other options are those of finetune.py; see finetune.py --help.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--strategy",
-        choices=["ddp", "fsdp"],
-        default="ddp",
-        help="ddp: every process holds the whole model (DistributedDataParallel); fsdp: every "
-        "process holds a slice of each layer (FSDP2), for models too large for one GPU. fsdp "
-        "recomputes frozen layers at every step; default: ddp",
-    )
-    own, rest = parser.parse_known_args(argv)
-    args = finetune.parse_args(rest)
-    args.strategy = own.strategy
-    return args
+Batch = Mapping[str, Tensor]
 
 
 # ---------------------------------------------------------------------------------------------
-# Who computes what
+# Who computes what: every `size`-th message, since neighbours in a batch are of similar length
 # ---------------------------------------------------------------------------------------------
 
 
-def share_of(items: Sequence, rank: int, num_processes: int) -> Sequence:
-    """The items of one process: every `num_processes`-th.
+def share_of_batch(batch: Batch, weights: Tensor | None) -> tuple[Batch, float]:
+    """This process's messages of a batch, and what fraction of the batch's weight they have.
 
-    Neighbours in a batch are of similar length, so that all processes get similar work.
-
-    >>> [share_of([10, 11, 12, 13, 14], rank, 2) for rank in (0, 1)]
-    [[10, 12, 14], [11, 13]]
+    A process that gets none takes one that counts nothing, since all others wait for it at the
+    exchange of gradients.
     """
-    return items[rank::num_processes]
+    rank, size, labels = dist.get_rank(), dist.get_world_size(), batch["labels"]
+    counts = torch.ones(len(labels)) if weights is None else weights.cpu()[labels]
+    rows = slice(rank if rank < len(labels) else 0, None, size)
+    own = {name: t[rows] if t.dim() else t for name, t in batch.items()}
+    return own, (counts[rank::size].sum() / counts.sum()).item()
 
 
-class CalledThrough(nn.Module):
-    """A model with one door: all that is computed with it is computed in this `forward`.
+def share_of_losses(
+    model: nn.Module, batch: Batch, config: TrainConfig, weights: Tensor | None
+) -> Iterator[Tensor]:
+    """This process's losses, whose mean over all processes is the mean loss of the batch.
 
-    DDP and FSDP2 act when a module is called, whereas the chapter hands models to functions.
+    Every message weighs the same on whichever process it lands, which a mean of the processes'
+    means would not achieve. DDP and FSDP take the mean of the gradients.
     """
-
-    def __init__(self, gpt: GPTModel):
-        super().__init__()
-        self.gpt = gpt
-
-    def forward(self, function: Callable[..., Tensor], *arguments, **options) -> Tensor:
-        return function(self.gpt, *arguments, **options)
+    for part, fraction in micro_batches(batch, config.micro_batch_size):
+        own, own_fraction = share_of_batch(part, weights)
+        loss = calc_loss_batch(model, own, weights, config.label_smoothing)
+        yield dist.get_world_size() * fraction * own_fraction * loss
 
 
-def share_of_batch(batch: Batch, ignore_index: int) -> Batch:
-    """This process's messages of a batch.
-
-    A process that gets none takes one without a label that counts, so that it takes part in the
-    exchange of weights and gradients for which all others wait.
-    """
+def compute_features_together(
+    classifier: GPTClassifier, dataset: SpamDataset, num_layers: int, *how
+) -> FeatureDataset:
+    """`FeatureDataset.from_classifier`: each process computes its share and sends it to all."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    if rank >= len(batch.labels):
-        nobody = torch.full_like(batch.labels[:1], ignore_index)
-        return Batch(batch.inputs[:1], batch.last_positions[:1], nobody, *batch[3:])
-    return Batch(*(share_of(tensor, rank, size) for tensor in batch[:3]), *batch[3:])
+    own = SpamDataset(dataset.sequences[rank::size], dataset.labels[rank::size])
+    own = FeatureDataset.from_classifier(classifier, own, num_layers, *how)
+    shares: list[Any] = [None] * size
+    dist.all_gather_object(shares, [states.cpu() for states in own.sequences])
+    features: list[Any] = [None] * len(dataset)
+    for source, share in enumerate(shares):
+        features[source::size] = [states.to(classifier.device) for states in share]
+    return FeatureDataset(features, dataset.labels, own.made_by)
 
 
 @torch.no_grad()
-def pretrain_further_on_first(
-    job: finetune.Job, seed: int, device: torch.device, progress: bool
-) -> None:
-    """`finetune.pretrain_further` on the first process, which sends its weights to all others.
+def predict_together(model: FastClassifier, dataset: SpamDataset) -> Tensor:
+    """Logits (N, C) of all messages, on every process; each row is computed by one of them.
 
-    Tensors travel on `device`, which may be another than the model's. The others wait at a barrier
-    of their own, because the exchange of weights would give up after `TIMEOUT`.
+    The processes take one batch each at a time. In the last round, those for which none is left
+    repeat the last one, because FSDP needs all of them at every layer.
     """
-    waiting_room = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
-    if dist.get_rank() == 0:
-        with torch.enable_grad():
-            finetune.pretrain_further(job, seed, progress)
-    dist.barrier(waiting_room)
-    for parameter in job.model.parameters():
-        shared = parameter.to(device)
-        dist.broadcast(shared, src=0)
-        parameter.copy_(shared)
-
-
-def compute_frozen_layers_together(
-    model: GPTModel,
-    dataset: SpamDataset,
-    num_frozen: int,
-    progress: bool = False,
-    precision: Precision = "float32",
-) -> SpamDataset:
-    """`compute_frozen_layers`: each process computes its share and sends it to all others."""
-    if num_frozen == 0:
-        return dataset
+    model.eval()
     rank, size = dist.get_rank(), dist.get_world_size()
-    sequences, labels = (share_of(x, rank, size) for x in (dataset.sequences, dataset.labels))
-    own = SpamDataset(sequences, labels, reading=dataset.reading)
-    own = compute_frozen_layers(model, own, num_frozen, progress, precision)
-    num_positions: list[list[int]] = [[] for _ in range(size)]  # kept of each message
-    dist.all_gather_object(num_positions, [len(states) for states in own.sequences])
-    hidden: list[Tensor | None] = [None] * len(dataset)
-    for source in range(min(size, len(dataset))):
-        shape = sum(num_positions[source]), model.cfg.emb_dim
-        states = torch.empty(shape, device=model.tok_emb.weight.device)
-        if source == rank:
-            torch.cat(own.sequences, out=states)
-        dist.broadcast(states, src=source)
-        hidden[source::size] = states.split(num_positions[source])  # (T, D) each
-    return SpamDataset(hidden, dataset.labels, num_frozen, dataset.lengths, dataset.reading)
+    device = next(model.parameters()).device
+    batches = batches_by_length(dataset.lengths, TOKENS_AT_ONCE[device.type])
+    logits = torch.zeros(len(dataset), len(model.config.label_names), device=device)
+    for first in range(0, len(batches), size):
+        indices = batches[min(first + rank, len(batches) - 1)]
+        own = calc_logits(model, dataset.collate([dataset[i] for i in indices]))
+        if first + rank < len(batches):
+            logits[indices] = own.float()
+    dist.all_reduce(logits)  # all other processes hold zeros in a row, so its sum is the row
+    return logits.cpu()
 
 
-# ---------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------
+def evaluate_together(model: FastClassifier, dataset: SpamDataset) -> tuple[float, float]:
+    """Mean loss and accuracy over a data set."""
+    logits, labels = predict_together(model, dataset), torch.tensor(dataset.labels)
+    accuracy = (logits.argmax(dim=-1) == labels).float().mean().item()
+    return F.cross_entropy(logits, labels).item(), accuracy
 
 
-class DistributedTrainer(Trainer):
-    """The chapter's `Trainer` on several processes.
-
-    It takes over model, optimizer and history of a `plain` trainer, which may have read a
-    checkpoint. Under FSDP2 each parameter becomes a `DTensor`, of which a process keeps a slice.
-    """
-
-    def __init__(self, plain: Trainer, strategy: str, device: torch.device):
-        states = [plain.optimizer.state.get(p, {}) for p in plain.parameters.values()]
-        self.device = device
-        self.module = distribute(CalledThrough(plain.model), strategy, device)
-        super().__init__(plain.model, plain.train, plain.config)
-        self.history = plain.history
-        for parameter, state in zip(self.parameters.values(), states, strict=True):
-            if state:
-                self.optimizer.state[parameter] = {
-                    key: slice_like(tensor, parameter) for key, tensor in state.items()
-                }
-        self.best_weights = {
-            name: slice_like(tensor, self.parameters[name])
-            for name, tensor in plain.best_weights.items()
-        }
-
-    def update(self, group: Sequence[Batch]) -> float:
-        """As in the chapter, on the same batches, of which each process computes its share.
-
-        Every message weighs the same on whichever process it lands, because a sum over the share
-        is divided by what the whole batch counts. A mean of the shares' means would not do that
-        where shares are uneven.
-        """
-        config, step = self.config, len(self.history.step_losses)
-        rank, size = dist.get_rank(), dist.get_world_size()
-        torch.manual_seed(config.seed * 1009 + step * size + rank)  # dropout unlike on all others
-        self.optimizer.param_groups[0]["lr"] = learning_rate_at(step, self.num_steps, config)
-        self.optimizer.zero_grad()
-        options = {"label_smoothing": config.label_smoothing, "ignore_index": config.ignore_index}
-        total = torch.zeros((), device=self.device)
-        for batch in group:
-            divisor = self.sum_of_weights(batch.labels) * len(group)
-            if divisor == 0:
-                continue  # no label counts: there is no loss
-            own = share_of_batch(batch, config.ignore_index).to(self.device)
-            with compute_in(config.precision, self.device):
-                loss = self.module(self.calc_loss, own, self.weights, reduction="sum", **options)
-            loss = loss / divisor
-            # DDP and FSDP2 take the mean of the processes' gradients; what is wanted is the sum.
-            (loss * size).backward()
-            total += loss.detach()
-        if config.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.parameters.values(), config.max_grad_norm)
-        self.optimizer.step()
-        dist.all_reduce(total)
-        return total.item()
-
-    def sum_of_weights(self, labels: Tensor) -> float:
-        """What the mean loss of a batch with these labels (B,) is divided by."""
-        counting = labels[labels != self.config.ignore_index]
-        return len(counting) if self.weights is None else self.weights.cpu()[counting].sum().item()
-
-    @torch.no_grad()
-    def predict_logits(self, dataset: SpamDataset, precision: Precision = "float32") -> Tensor:
-        """Logits (N, C) of all messages, on every process; each row is computed by one of them.
-
-        The processes take one batch each at a time. In the last round, those for which none is
-        left repeat the first one's, because FSDP2 needs all of them at every layer.
-        """
-        self.model.eval()
-        rank, size = dist.get_rank(), dist.get_world_size()
-        lengths = [max(len(sequence), dataset.reading.width) for sequence in dataset.sequences]
-        batches = batches_by_length(lengths, TOKENS_AT_ONCE[self.device.type])
-        logits = torch.zeros(len(dataset), self.model.out_head.out_features, device=self.device)
-        for start in range(0, len(batches), size):
-            has_own = start + rank < len(batches)
-            indices = batches[start + rank if has_own else start]
-            batch = batch_of(dataset, indices).to(self.device)
-            with compute_in(precision, self.device):
-                own_logits = self.module(read_logits, batch).float()  # (B, C)
-            if has_own:
-                logits[indices] = own_logits
-        dist.all_reduce(logits)  # all other processes hold zeros in a row, so its sum is the row
-        return logits.cpu()
-
-    def evaluate_epoch(self, validation: SpamDataset) -> None:
-        """As in the chapter, on logits that all processes computed together."""
-        history = self.history
-        for name, dataset in (("train", self.train), ("validation", validation)):
-            logits = self.predict_logits(dataset, self.config.precision)
-            labels = torch.tensor(dataset.labels)
-            accuracy = (logits.argmax(dim=-1) == labels).float().mean().item()
-            getattr(history, f"{name}_loss").append(F.cross_entropy(logits, labels).item())
-            getattr(history, f"{name}_accuracy").append(accuracy)
-        if history.validation_loss[-1] < min(history.validation_loss[:-1], default=math.inf):
-            history.best_epoch = history.num_epochs
-            if self.config.patience is not None:
-                self.best_weights = {n: p.detach().clone() for n, p in self.parameters.items()}
-
-    def save_checkpoint(self, path: Path) -> None:
-        """The chapter's checkpoint, of whole tensors, written by the first process.
-
-        Any number of processes, either strategy, and finetune.py itself can go on from it.
-        """
-        tensors = {f"weight.{name}": p for name, p in self.parameters.items()}
-        tensors |= {f"best.{name}": p for name, p in self.best_weights.items()}
-        tensors |= flatten_optimizer_state(self.optimizer, "optimizer.")
-        tensors = gather_on_first(tensors)
-        if dist.get_rank() == 0:
-            state = {"history": asdict(self.history), "config": asdict(self.config)}
-            save_tensors(tensors, path, {"state": json.dumps(state)})
-
-    def whole_model(self) -> GPTModel | None:
-        """The trained model in the first process's main memory; None on the others."""
-        tensors = gather_on_first(self.model.state_dict())
-        if dist.get_rank() != 0:
-            return None
-        with torch.device("meta"):  # shapes only: the weights are there already
-            model = GPTModel(self.model.cfg)
-        add_classification_head(model, self.model.out_head.out_features)
-        model.load_state_dict(tensors, assign=True)
-        return model.eval()
-
-
-def distribute(module: CalledThrough, strategy: str, device: torch.device) -> nn.Module:
-    """Make the processes work together whenever the module is called or differentiated."""
-    if strategy == "ddp":
-        # Gradients lie where they are exchanged, or else there would be two copies of them.
-        return DistributedDataParallel(module.to(device), gradient_as_bucket_view=True)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for block in module.gpt.trf_blocks:  # each block is gathered when its turn comes
-        fully_shard(block, mesh=mesh)
-    return fully_shard(module, mesh=mesh)  # embeddings, final norm and head
-
-
-def slice_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
-    """This process's slice of a tensor of the optimizer, cut as its parameter is."""
-    tensor = tensor.to(parameter.device)
-    if isinstance(parameter, DTensor) and tensor.shape == parameter.shape:
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
-    return tensor
-
-
-def gather_on_first(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors in the first process's main memory, nothing on the others.
-
-    All processes must call it. One tensor at a time is whole on a GPU.
-    """
-    gathered = {}
-    for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if dist.get_rank() == 0:
-            gathered[name] = whole.detach().cpu()
-    return gathered
-
-
-def train(
-    trainer: DistributedTrainer, validation: SpamDataset, checkpoint: Path, progress: bool
+def train_together(
+    model: FastClassifier,
+    train: SpamDataset,
+    validation: SpamDataset,
+    config: TrainConfig,
+    strategy: str,
+    device: torch.device,
+    weights: Tensor | None = None,
+    checkpoint: Checkpoint | None = None,
+    progress: bool = False,
 ) -> History:
-    """All epochs that are still to be done, with a checkpoint after each."""
-    done = len(trainer.history.step_losses)
-    bar = tqdm(
-        total=trainer.num_steps, initial=done, desc="training", unit="step", disable=not progress
-    )
-    while not trainer.finished:
-        trainer.train_epoch(bar)
-        trainer.evaluate_epoch(validation)
-        bar.set_postfix(
-            validation_loss=f"{trainer.history.validation_loss[-1]:.3f}",
-            validation_accuracy=f"{trainer.history.validation_accuracy[-1]:.1%}",
-        )
-        trainer.save_checkpoint(checkpoint)
-    bar.close()
-    trainer.keep_best_weights()
-    return trainer.history
+    """`train_classifier_simple` on all processes; the first one writes the checkpoint."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    state, module = TrainingState(model, train, config), model
+    if checkpoint is not None:
+        checkpoint.load(state)
+    validate_alike({"the checkpoint": state.num_steps_done})
+    if strategy == "fsdp":
+        state = cut_into_slices(state, train, device)
+    else:  # gradients lie where they are exchanged, or else there would be two copies of them
+        module = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    done, total = state.num_steps_done, state.num_steps
+    with tqdm(total=total, initial=done, desc="training", unit="step", disable=not progress) as bar:
+        while not state.is_finished:
+            seed = state.start_epoch()
+            torch.manual_seed(seed * size + rank)  # dropout unlike on all others
+            for batch in make_loader(train, config.batch_size, True, True, seed):
+                state.set_learning_rate()
+                losses = share_of_losses(module, batch, config, weights)
+                own = update(state.optimizer, losses, config.max_grad_norm)
+                loss = torch.tensor(own / size, device=device)
+                dist.all_reduce(loss)
+                state.history.step_losses.append(loss.item())
+                bar.update()
+            state.add_epoch(evaluate_together(model, train), evaluate_together(model, validation))
+            if checkpoint is not None:
+                save(state, checkpoint)
+    state.restore_best_weights()
+    return state.history
 
 
-# ---------------------------------------------------------------------------------------------
-# The run
-# ---------------------------------------------------------------------------------------------
-
-
-def run(args: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """finetune.py's run on all processes; returns on the first what metrics.json holds, on the
-    others nothing."""
-    is_first = dist.get_rank() == 0
-    progress = is_first and not args.quiet
-    say = print if progress else lambda *_: None
-    clock = finetune.Clock()
-    # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
-    whole_model_device = device if args.strategy == "ddp" else torch.device("cpu")
-    job = finetune.prepare(args, whole_model_device, say, clock)
-    del job.options["strategy"]  # either can go on with the other's run, and with finetune.py's
-    refuse_differences(job.options)
-    checkpoint = prepare_folder_once(args, job.options, say)
-    if checkpoint is None:
-        return finetune.read_json(args.output / "metrics.json") if is_first else {}
-
-    if job.further_epochs:
-        with clock.stage("pretraining"):
-            texts = f"{len(job.unlabelled):,} texts, without their labels"
-            say(f"Pretraining {job.model_name} further on {texts}, on the first process.")
-            pretrain_further_on_first(job, args.seed, device, progress)
-    num_frozen = finetune.make_classifier(job, args)
-    say(
-        f"{job.model_name} on {dist.get_world_size()} x {device.type}, {args.strategy}: training "
-        f"{args.trainable}, {len(job.splits.train):,} messages."
-    )
-    with clock.stage("frozen_layers"):
-        if args.strategy == "ddp" and finetune.fits_in_memory(job.datasets, job.model, num_frozen):
-            job.datasets = [
-                compute_frozen_layers_together(
-                    job.model, dataset, num_frozen, progress, args.precision
-                )
-                for dataset in job.datasets
-            ]
-    with clock.stage("training"):
-        plain = Trainer(job.model, job.datasets[0], job.config)
-        if checkpoint.exists():
-            load_checkpoint(plain, checkpoint)
-        trainer = DistributedTrainer(plain, args.strategy, device)
-        del plain
-        history = train(trainer, job.datasets[1], checkpoint, progress)
-    finetune.refuse_divergence(history, job.config)
-    with clock.stage("evaluation"):
-        figures = finetune.evaluate(trainer.predict_logits, job.datasets)
-    job.model = trainer.whole_model()
-    if not is_first:
-        return {}
-    machine = {
-        "device": device.type,
-        "strategy": args.strategy,
-        "num_processes": dist.get_world_size(),
-    }
-    return finetune.write_results(args, job, figures, history, clock, machine)
-
-
-def refuse_differences(facts: dict[str, Any]) -> None:
+def validate_alike(facts: Mapping[str, Any]) -> None:
     """Processes on several machines can see different files; together they would learn nonsense."""
-    everyone: list[dict | None] = [None] * dist.get_world_size()
+    everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, facts)
     differing = [key for key in facts if any(other[key] != facts[key] for other in everyone)]
     if differing:
@@ -429,149 +191,238 @@ def refuse_differences(facts: dict[str, Any]) -> None:
         )
 
 
-def prepare_folder_once(args: argparse.Namespace, options: dict, say: Callable) -> Path | None:
-    """`finetune.prepare_folder` on the first process; its answer on all."""
-    answer = [finetune.prepare_folder(args, options, say) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(answer, src=0)
-    if answer[0] is not None:
-        refuse_differences({"the checkpoint": answer[0].exists()})
-    return answer[0]
-
-
 # ---------------------------------------------------------------------------------------------
-# Processes: meeting, and ending together
+# FSDP2: a process holds a slice of each parameter, as a `DTensor`
 # ---------------------------------------------------------------------------------------------
 
 
-def meet() -> tuple[dist.Store, int, int]:
-    """What torchrun tells: a store of keys that all processes share, this one's rank, and their
-    number. Without torchrun, one process by itself."""
-    if "RANK" not in os.environ:
-        return dist.HashStore(), 0, 1
-    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
-    # After a restart, the store still holds the addresses of the processes that ended.
-    return dist.PrefixStore(f"attempt {num_restarts()}", store), rank, size
+def cut_into_slices(
+    state: TrainingState, train: SpamDataset, device: torch.device
+) -> TrainingState:
+    """The same state, of whose tensors each process keeps a slice on its device."""
+    moments = [state.optimizer.state.get(p, {}) for p in state.parameters.values()]
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # FastClassifier's output is a view, and nobody changes it in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+    # Each block is gathered when its turn comes. The last one, which FastClassifier does not call
+    # as a whole, is gathered along with embeddings, final norm and head.
+    for block in state.model.classifier.decoder.trf_blocks[:-1]:
+        fully_shard(block, mesh=mesh)
+    fully_shard(state.model, mesh=mesh)
+    sliced = TrainingState(state.model, train, state.config)
+    sliced.history = state.history
+    for parameter, tensors in zip(sliced.parameters.values(), moments, strict=True):
+        own = {name: slice_like(tensor, parameter) for name, tensor in tensors.items()}
+        sliced.optimizer.state.update({parameter: own} if own else {})
+    best = state.best_weights.items()
+    sliced.best_weights = {name: slice_like(t, sliced.parameters[name]) for name, t in best}
+    return sliced
 
 
-def num_restarts() -> int:
-    """How often torchrun started all processes again, which its `--max-restarts` allows."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+def slice_like(tensor: Tensor, parameter: DTensor) -> Tensor:
+    """This process's slice of a tensor, cut as a parameter is; a step count stays whole."""
+    tensor = tensor.to(parameter.device)
+    if tensor.shape != parameter.shape:
+        return tensor
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in the first process's main memory, nothing on the others.
+
+    All processes must call it. One tensor at a time is whole on a GPU.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if dist.get_rank() == 0:
+            gathered[name] = full.detach().cpu()
+    return gathered
+
+
+def save(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """The chapter's checkpoint, of whole tensors, written by the first process.
+
+    Any number of processes, either strategy, and finetune.py itself can go on from it.
+    """
+    moments = {i: whole(t) for i, t in state.optimizer.state_dict()["state"].items()}
+    gathered = SimpleNamespace(
+        parameters=whole(state.parameters),
+        best_weights=whole(state.best_weights),
+        optimizer=SimpleNamespace(state_dict=lambda: {"state": moments}),
+        history=state.history,
+    )
+    if dist.get_rank() == 0:
+        checkpoint.save(gathered)
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+# ---------------------------------------------------------------------------------------------
+
+
+def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -> None:
+    """`fine_tune` on all processes, of which the first one writes `config.output`."""
+    is_first = dist.get_rank() == 0
+    config = replace(config, quiet=config.quiet or not is_first)
+    log, progress = (lambda *_: None) if config.quiet else print, not config.quiet
+    clock, num_processes = fine_tuning.Clock(), dist.get_world_size()
+    with clock.stage("data"):
+        messages = read_run_messages(config, log)
+    with clock.stage("model"):
+        # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
+        start_device = device if strategy == "ddp" else torch.device("cpu")
+        decoder, tokenizer, name = fine_tuning.load_decoder(config, start_device, log)
+        config = replace(config.for_model(name), device=device.type)
+        context, splits = decoder.cfg.context_length, messages.splits
+        max_length = fine_tuning.choose_max_length(
+            config.max_length, splits, tokenizer, context, log
+        )
+        pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
+        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
+        datasets = fine_tuning.make_datasets(messages, tokenizer, about)
+    run = config.identity() | {"data_sha256": fine_tuning.fingerprint(splits)}
+    validate_alike(run)
+    checkpoint = Checkpoint(config.output / CHECKPOINT, run)
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun itself
+    resume = config.resume or (restarted and checkpoint.path.exists())
+    to_write = (config.output, run, resume, config.overwrite) if is_first else (None, run)
+    with RunFolder(*to_write) as folder:
+        finished = [folder.is_finished]
+        dist.broadcast_object_list(finished, src=0)
+        if finished[0]:
+            log(f"The run in {config.output} is finished already.")
+            return
+        if config.continued_pretraining_epochs:
+            with clock.stage("pretraining"):
+                log(f"Continued pretraining of {name} on {len(messages.unlabelled):,} texts.")
+                fine_tuning.pretrain_on_messages(decoder, tokenizer, messages, config)
+                send_from_first(decoder, device)
+        classifier, num_frozen = fine_tuning.make_classifier(decoder, about, config)
+        trained = f"training {config.trainable}, {len(splits.train):,} messages"
+        log(f"{name} on {num_processes} x {device.type}, {strategy}: {trained}.")
+        with clock.stage("frozen_layers"):
+            fits = fine_tuning.fit_in_memory(datasets, decoder)
+            if cached := num_frozen if strategy == "ddp" and fits else 0:
+                how = (cached, config.precision, progress)
+                datasets = [compute_features_together(classifier, d, *how) for d in datasets]
+        with clock.stage("training"):
+            weights = None
+            if config.balance == "weights":
+                weights = class_weights(datasets[0].labels, len(about.label_names)).to(device)
+            model = FastClassifier(classifier, cached, config.precision)
+            how = (config, strategy, device, weights, checkpoint, progress)
+            history = train_together(model, *datasets[:2], *how)
+            fine_tuning.raise_if_diverged(history, config)
+        with clock.stage("evaluation"):
+            model.precision = "float32"
+            logits = [predict_together(model, dataset) for dataset in datasets]
+            tensors = whole(classifier.state_dict())
+        if not is_first:
+            return
+        with torch.device("meta"):  # shapes only: the weights are there already
+            classifier, _ = fine_tuning.make_classifier(build_decoder(decoder.cfg), about, config)
+        classifier.load_state_dict(tensors, assign=True)
+        merge_lora(classifier.decoder)
+        metrics = {
+            "model": name,
+            "weights": config.weights,
+            "data": messages.name,
+            "num_labels": len(about.label_names),
+            "labels": list(about.label_names),
+            "seed": config.seed,
+            **fine_tuning.measure(logits, datasets),
+            "ngram_baseline": fine_tuning.evaluate_baseline(splits),
+            "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
+            "peak_memory_mb": fine_tuning.peak_memory_mb(),
+            "max_length": max_length,
+            "options": run,
+            "history": asdict(history),
+            "versions": {"torch": torch.__version__},
+            "device": str(device),
+            "strategy": strategy,
+            "num_processes": num_processes,
+        }
+        card = {"trained_on": messages.name, "training": run, "test": metrics["test"]}
+        card["made_up_data"] = messages.name == MADE_UP_NAME
+        classifier.config = replace(about, card=card)
+        folder.write(classifier, metrics, history)
+    print(results_table(metrics))
+
+
+@torch.no_grad()
+def send_from_first(model: nn.Module, device: torch.device) -> None:
+    """Give all processes the first one's weights: rounding may have made theirs differ."""
+    for parameter in model.parameters():
+        shared = parameter.to(device)
+        dist.broadcast(shared, src=0)
+        parameter.copy_(shared)
 
 
 def own_device(name: str) -> torch.device:
     """The CPU, or the GPU of this process's number on its machine."""
-    if name == "mps":
-        raise DataError("--device mps: the processes cannot exchange tensors there; choose cpu.")
     device = pick_device(name)
+    if name == "mps":
+        raise ValueError("--device mps: processes cannot exchange tensors there; choose cpu.")
     if device.type != "cuda":
         return torch.device("cpu")
     index, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if index >= num_gpus:
-        raise DataError(
-            f"There are more processes than GPUs on this machine, which has {num_gpus}: start "
-            f"torchrun with --nproc_per_node {num_gpus}, or choose --device cpu."
-        )
+        raise ValueError(f"There are {num_gpus} GPUs here: start torchrun with as many processes.")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-class Reporter:
-    """Tells the reader why a run ended, in one message however many processes it ended in."""
-
-    def __init__(self, store: dist.Store):
-        self.store = store.clone()  # the signal's thread must not wait for the main thread's call
-        self.checkpoint: Path | None = None
-
-    def say(self, message: str) -> None:
-        try:
-            is_first = self.store.add("reported", 1) == 1
-        except dist.DistError:  # torchrun itself is gone
-            is_first = True
-        if is_first:
-            print(message, file=sys.stderr, flush=True)
-
-    def say_interrupted(self) -> None:
-        hint = "; repeat the command."
-        if self.checkpoint is not None and self.checkpoint.exists():
-            hint = "; repeat the command with --resume to go on from the last finished epoch."
-        self.say(
-            f"{PROGRAM}: the run ends, because one of its processes ended or it was told to stop"
-            + hint
-        )
-
-    def watch_for_the_end(self) -> None:
-        """End with a message when torchrun says so, which it does when another process died.
-
-        A thread waits for the signal: the main one may wait in vain for the process that died,
-        and a Python signal handler would wait with it.
-        """
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.set_wakeup_fd(writer)
-
-        def wait() -> None:
-            while signal.SIGTERM not in os.read(reader, 1):
-                pass
-            self.say_interrupted()
-            os._exit(1)
-
-        threading.Thread(target=wait, daemon=True).start()
-
-
-def lost_contact(error: RuntimeError) -> bool:
-    """Whether another process ended, rather than this one having failed."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
-
-
-def main(argv: list[str] | None = None) -> int:
-    store, rank, size = meet()
-    reporter = Reporter(store)
-    if rank > 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is said is said once
-    complaint = io.StringIO()
+def run(args: argparse.Namespace) -> None:
+    """Meet the other processes and work with them; without torchrun, be the only one."""
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     try:
-        with redirect_stderr(complaint):
-            args = parse_args(argv)
-    except SystemExit as stop:
-        if stop.code:
-            reporter.say(complaint.getvalue().rstrip())
-        return stop.code
-    if "RANK" in os.environ:
-        reporter.watch_for_the_end()
-    if num_restarts() and (args.output / "run.json").exists():
-        args.resume = True  # torchrun's second attempt goes on where the first one ended
-    reporter.checkpoint = args.output / finetune.CHECKPOINT
-    try:
-        device = own_device(args.device)
+        config, device = config_from(args, RunConfig), own_device(args.device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-        metrics = run(args, device)
-        dist.barrier()  # whoever is done first stays, to tell if another process ends too early
-    except (DataError, ValueError) as error:
-        reporter.say(f"{PROGRAM}: {error}")
-        return 2
-    except (DownloadError, OSError) as error:
-        reporter.say(f"{PROGRAM}: {error}")
-        return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        remedy = "try more processes, --strategy fsdp, a smaller --batch-size or --max-length"
-        reporter.say(f"{PROGRAM}: out of memory; {remedy}. {error}")
-        return 1
-    except RuntimeError as error:
-        if not lost_contact(error):
-            raise
-        reporter.say_interrupted()
-        return 1
-    except KeyboardInterrupt:
-        reporter.say_interrupted()
-        return 130
+        dist.init_process_group(backend, timeout=TIMEOUT, **alone)
+        fine_tune_together(config, args.strategy, device)
+    except Exception as error:
+        if not is_first_process():  # the first one speaks: torchrun ends all when one has failed
+            time.sleep(3)
+        if isinstance(error, dist.DistError) or "gloo" in str(error):  # another process is gone
+            raise OSError(STOPPED) from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-    if rank == 0:
-        print(finetune.results_table(metrics))
-    return 0
+
+
+def is_first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(
+        PROGRAM,
+        "finetune.py on several processes, to be started by torchrun: the same options, the same "
+        "steps, the same files. --batch-size counts the messages of all processes together.",
+    )
+    add_options(parser, RunConfig)
+    parser.add_argument(
+        "--strategy",
+        choices=["ddp", "fsdp"],
+        default="ddp",
+        help="every process holds the whole model (DistributedDataParallel), or a slice of each "
+        "layer (FSDP2), for models too large for one GPU",
+    )
+    parser.set_defaults(output=Path("classifier"))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    if not is_first_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is printed is printed once
+    with redirect_stderr(sys.stderr if is_first_process() else io.StringIO()):
+        args = parse_args(argv)
+    if "RANK" in os.environ and is_first_process():  # torchrun's signal when a process has ended
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    return run_command(PROGRAM, lambda: run(args), STOPPED)
 
 
 if __name__ == "__main__":
