@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from conftest import edit_json
+from helpers import edit_json
 from safetensors.torch import load_file, save_file
 from tiny import tiny_classifier, tiny_decoder
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import (
+from helpers import (
     CHAPTER,
     command_environment,
     file_size_limit,

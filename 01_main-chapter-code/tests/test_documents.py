@@ -17,7 +17,7 @@ from statistics import median, quantiles
 import nbformat
 import pytest
 import torch
-from conftest import CHAPTER, run_command
+from helpers import CHAPTER, run_command
 
 import run_notebooks
 import several_seeds

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import made_up_messages, run_command, write_csv
+from helpers import made_up_messages, run_command, write_csv
 
 import fine_tuning
 import finetune

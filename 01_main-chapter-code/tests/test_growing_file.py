@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import CHAPTER, command_environment, file_size_limit
+from helpers import CHAPTER, command_environment, file_size_limit
 from test_classify import fails
 
 import classify

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pooch
 import pytest
-from conftest import command_environment, file_size_limit
+from helpers import command_environment, file_size_limit
 from huggingface_hub import constants as hub_constants
 from loopback import CONTENT, GOOD_WHEEL, MEMBER, REVISION, WEIGHTS, WHEEL, Server, checksum
 

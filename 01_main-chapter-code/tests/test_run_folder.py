@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
+from helpers import (
     CHAPTER,
     command_environment,
     file_size_limit,

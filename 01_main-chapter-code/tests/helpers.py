@@ -1,0 +1,75 @@
+"""What several test files share: commands as a reader runs them, made-up messages, a full disk."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+CHAPTER = Path(__file__).resolve().parent.parent
+WORDS = {
+    "ham": ["meet", "home", "lunch", "mum", "later", "work", "bus", "dinner", "sorry", "tonight"],
+    "spam": ["win", "prize", "cash", "claim", "free", "call", "now", "award", "urgent", "£500"],
+}
+
+
+def command_environment(**variables: str) -> dict[str, str]:
+    """This process's environment for a command: few threads, UTF-8, and `variables`."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **variables}
+
+
+def run_python(*arguments, stdin: str | bytes = b"", timeout: int = 120, **variables: str):
+    """`python ARGUMENTS` to its end; stdout and stderr come back as text."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        input=stdin.encode() if isinstance(stdin, str) else stdin,
+        capture_output=True,
+        timeout=timeout,
+        env=command_environment(**variables),
+    )
+    done.stdout = done.stdout.decode("utf-8").replace("\r\n", "\n")
+    done.stderr = done.stderr.decode("utf-8").replace("\r\n", "\n")
+    return done
+
+
+def run_command(script: str, *arguments, **how):
+    """`finetune.py`, `classify.py` or another script of this folder, to its end."""
+    return run_python(CHAPTER / script, *arguments, **how)
+
+
+def made_up_messages(num_per_label: int = 30, seed: int = 0) -> list[tuple[str, str]]:
+    """Different (text, label) pairs that a few words tell apart, labels in turn."""
+    rng = random.Random(seed)
+    return [
+        (" ".join(rng.choices(words, k=rng.randint(3, 9))) + f" {i}", label)
+        for i in range(num_per_label)
+        for label, words in WORDS.items()
+    ]
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], header: str = "text,label") -> Path:
+    """Rows whose cells need no quoting."""
+    path.write_text("\n".join([header, *map(",".join, rows)]) + "\n", encoding="utf-8")
+    return path
+
+
+@contextmanager
+def file_size_limit(num_bytes: int):
+    """A disk on which a file cannot grow longer, as when it is full."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def edit_json(path: Path, **changes) -> None:
+    """Overwrite some fields of a JSON object in a file."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
