@@ -103,7 +103,7 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         try:
             return json.loads((self.path / METRICS).read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{self.path / METRICS} is damaged: {error}.") from None
 
     def open(self, device: torch.device) -> tuple[GPTClassifier, Any]:
