@@ -1,27 +1,31 @@
-"""The experiments: every option acts, the whole suite runs and resumes, tables are in step.
+"""The experiments: every row acts, a suite runs, shares work and goes on, nothing is overwritten.
 
-Everything runs on a tiny model and the made-up messages; no figure from here is reported.
+Everything runs on a tiny model and the made-up messages; no metric from here is reported.
 """
 
-import dataclasses
 import json
 import shlex
 
 import additional_experiments as experiments
+import comparisons
+import experiment_config
 import make_tables
 import numpy as np
+import other_classifiers
 import pandas as pd
 import pytest
 import suites
 import torch
+from experiment_config import ExperimentConfig
 
-import finetune
-from gpt_download import load_mini_tokenizer
-from message_files import DataError
+import fine_tuning
+import run_messages
+from command_line import config_from
+from gpt_download import DownloadError, load_mini_tokenizer
 from previous_chapters import GPTConfig, GPTModel
 from text_data import clean_messages, read_sample_messages, split_messages
 
-TINY = GPTConfig(vocab_size=4096, context_length=96, emb_dim=16, num_heads=2, num_layers=6)
+TINY = {"vocab_size": 4096, "context_length": 96, "emb_dim": 16, "n_heads": 2, "n_layers": 6}
 
 
 def few_messages():
@@ -34,42 +38,147 @@ def few_messages():
     return mixed.reset_index(drop=True)
 
 
-def tiny_model(args, device):
-    torch.manual_seed(args.seed if args.weights == "random" else 12345)
-    model = GPTModel(TINY)
+def tiny_decoder(config, device, log=print):
+    torch.manual_seed(config.seed if config.weights == "random" else 12345)
+    decoder = GPTModel(GPTConfig(**TINY, causal=config.causal))
     with torch.no_grad():  # random layers that change little would hide what options do
-        for parameter in model.parameters():
+        for parameter in decoder.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model.eval(), load_mini_tokenizer(), "gpt-mini"
+    return decoder.eval(), load_mini_tokenizer(), "gpt-mini"
+
+
+def make_tiny(patch) -> None:
+    patch.setattr(fine_tuning, "load_decoder", tiny_decoder)
+    patch.setattr(other_classifiers, "load_decoder", tiny_decoder)
+    patch.setattr(experiment_config, "default_model_name", lambda: "gpt-mini")
+    patch.setattr(experiments, "fetch", lambda file: None)
+    patch.setattr(experiments, "read_sms_spam", few_messages)
+    patch.setattr(run_messages, "read_sms_spam", few_messages)
+    published = split_messages(clean_messages(few_messages()), 9)
+    patch.setattr(run_messages, "published_splits", lambda: published)
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(experiments, "load_model", tiny_model)
-    monkeypatch.setattr(finetune, "default_model_name", lambda *_: "gpt-mini")
-    monkeypatch.setattr(experiments, "read_sms_spam", few_messages)
-    monkeypatch.setattr(
-        experiments, "published_splits", lambda: split_messages(clean_messages(few_messages()), 9)
-    )
+    make_tiny(monkeypatch)
 
 
-def measure(options: str, reuse=None) -> dict:
-    arguments = shlex.split(options)
-    if "--classifier" not in options:
-        arguments = ["--epochs", "1", *arguments]
-    return experiments.run(experiments.parse_args([*arguments, "--quiet"]), reuse)
+def config_of(options: str) -> ExperimentConfig:
+    arguments = ["--model", "gpt-mini"] if "--classifier" not in options else []
+    arguments += ["--seed", "1", "--quiet", *shlex.split(options)]
+    return config_from(experiments.parse_args(arguments), ExperimentConfig)
 
 
-@pytest.fixture(scope="module")
-def base() -> dict:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "load_model", tiny_model)
-        patch.setattr(experiments, "read_sms_spam", few_messages)
-        return measure("")
+def measure(options: str, store=None) -> dict:
+    return experiments.measure(config_of(options), store)
 
 
 def scores(result: dict) -> np.ndarray:
-    return experiments.unpack(result["predictions"]["spam_probability"])
+    return comparisons.unpack(result["predictions"]["spam_probability"])
+
+
+def quick(rows):
+    """The same rows, each GPT trained for one epoch."""
+    return [
+        row if row.is_classical else row._replace(options=f"{row.options} --num-epochs 1")
+        for row in rows
+    ]
+
+
+def run_quickly(rows, results, monkeypatch, *options: str) -> int:
+    monkeypatch.setitem(suites.SUITES, "main", quick(rows))
+    arguments = ["--suite", "main", "--results", str(results), "--quiet", *options]
+    return experiments.main(arguments)
+
+
+# ---------------------------------------------------------------------------------------------
+# The whole suite
+# ---------------------------------------------------------------------------------------------
+
+ROWS = suites.SUITES["main"]
+
+
+@pytest.fixture(scope="module")
+def tiny_suite(tmp_path_factory):
+    """The results of the whole main suite; those of a second seed are a copy."""
+    folder, own_processes = tmp_path_factory.mktemp("results"), []
+
+    def in_this_process(config):
+        own_processes.append(config.row)
+        experiments.measure_and_save(config)
+
+    with pytest.MonkeyPatch.context() as patch:
+        make_tiny(patch)
+        patch.setattr(experiments, "measure_in_own_process", in_this_process)
+        assert run_quickly(ROWS, folder, patch, "--seeds", "1", "--model", "gpt-mini") == 0
+    assert sorted(own_processes) == sorted(suites.COST_MEASURED)
+    for path in list(folder.rglob("seed-1.json")):
+        copy = json.loads(path.read_text(encoding="utf-8")) | {"seed": 2}
+        path.with_name("seed-2.json").write_text(json.dumps(copy), encoding="utf-8")
+    return folder
+
+
+def read(folder, row: str) -> dict:
+    return json.loads((folder / row / "seed-1.json").read_text(encoding="utf-8"))
+
+
+# In one epoch; there are only 64 training messages here.
+SAME_AS_ROW_1 = {"last-block", "accumulated", *(f"pretrained-{n}" for n in (100, 200, 400))}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_row_gives_answers_of_its_own(row, tiny_suite):
+    result, base = read(tiny_suite, row.name), read(tiny_suite, "last-block")
+    predictions = result["predictions"]
+    right = (scores(result) > 0.5) == comparisons.labels_of(result)
+    assert result["test"]["accuracy"] == pytest.approx(right.mean())
+    if "almeida" in row.name:
+        assert predictions["test_texts_crc32"] != base["predictions"]["test_texts_crc32"]
+        return
+    assert predictions["test_texts_crc32"] == base["predictions"]["test_texts_crc32"]
+    difference = np.abs(scores(result) - scores(base)).max()
+    assert difference < 1e-5 if row.name in SAME_AS_ROW_1 else difference > 1e-7
+
+
+@pytest.mark.parametrize("name", ["two-blocks", "last-position", "no-causal-mask", "mean-pooling"])
+def test_kept_frozen_states_change_nothing(name, tiny_suite):
+    [row] = quick([row for row in ROWS if row.name == name])
+    store = {}
+    measure(f"{row.options} --seed 2", store)
+    alone = scores(read(tiny_suite, name))
+    np.testing.assert_allclose(scores(measure(row.options, store)), alone, atol=1e-5)
+
+
+def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
+    store = {}
+    measure("--num-epochs 1", store)
+    num_states = len(store)
+    measure("--num-epochs 1 --pooling mean", store)
+    assert len(store) == num_states > 0
+    measure("--num-epochs 1 --seed 2", store)  # other ham, and the same spam
+    assert num_states < len(store) < 2 * num_states
+
+
+def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")}
+    assert run_quickly(ROWS, tiny_suite, monkeypatch, "--seeds", "1") == 0
+    said = capsys.readouterr().out
+    assert f"All {len(ROWS)} results" in said
+    assert "name another folder with --results" in said
+    assert {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")} == before
+
+
+def test_tables_and_figures_are_made_of_a_suite(tiny_suite, monkeypatch):
+    monkeypatch.setattr(comparisons, "RESULTS", tiny_suite)
+    monkeypatch.setattr(comparisons, "NUM_SEEDS", 2)
+    marks = "".join(f"<!-- table {name} -->\n\n<!-- end -->\n" for name in make_tables.TABLES)
+    text = make_tables.fill_in(marks)
+    assert make_tables.fill_in(text) == text
+    for row in ROWS:
+        assert f"`{row.options}`" in text or not row.options or row in suites.CURVES, row.name
+    for plot in make_tables.PLOTS.values():
+        assert all(ax.get_xlabel() for ax in plot().axes)
+    make_tables.plt.close("all")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -78,366 +187,165 @@ def scores(result: dict) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        "--weights random",
-        "--pretrain_further 1",
-        "--trainable_layers head",
-        "--trainable_layers last_two_blocks",
-        "--trainable_layers all",
-        "--trainable_layers 3",
-        "--trainable_layers lora --learning_rate 1e-2",
-        "--ensemble",
-        "--trainable_token_pos last",
-        "--trainable_token_pos first",
-        "--trainable_token_pos mean",
-        "--average_embeddings",
-        "--trainable_token_pos last --context_length model",
-        "--no_padding",
-        "--disable_causal_mask",
-        "--balance weights",
-        "--balance none",
-        "--augment 1",
-        "--train_fraction 0.5",
-        "--epochs 2",
-        "--batch_size 4",
-        "--accumulation_steps 2",
-        "--learning_rate 1e-2",
-        "--schedule constant",
-        "--warmup_share 0.5",
-        "--weight_decay 50",
-        "--dropout 0.5",
-        "--label_smoothing 0.5",
-        "--ignore_index 1",
-    ],
-)
-def test_an_option_changes_the_answers_to_the_same_messages(base, options):
-    result = measure(options)
-    assert result["predictions"]["test_texts_crc32"] == base["predictions"]["test_texts_crc32"]
-    assert np.abs(scores(result) - scores(base)).max() > 1e-7
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("--trainable_layers lora --lora_rank 2", "--trainable_layers lora --lora_rank 4"),
-        ("--trainable_layers lora --lora_alpha 2", "--trainable_layers lora --lora_alpha 64"),
-        ("--balance weights", "--balance none"),
-        ("--trainable_token_pos last", "--trainable_token_pos last --context_length model"),
-        ("--no_padding", "--no_padding --accumulation_steps 4"),
-        ("--classifier char_ngrams", "--classifier char_ngrams --balance weights"),
-        ("--classifier char_ngrams", "--classifier char_ngrams --train_fraction 0.3"),
-        ("--classifier char_ngrams", "--classifier char_ngrams --augment 1"),
-        ("--classifier word_ngrams", "--classifier naive_bayes"),
-        ("--classifier char_svm", "--classifier majority"),
-    ],
-)
-def test_two_settings_differ(one, other):
-    assert np.abs(scores(measure(one)) - scores(measure(other))).max() > 1e-9
-
-
-@pytest.mark.parametrize("option", ["--protocol almeida --balance none", "--protocol published"])
-def test_a_protocol_has_its_own_test_messages(base, option):
-    result = measure(option)
-    assert result["predictions"]["test_texts_crc32"] != base["predictions"]["test_texts_crc32"]
-
-
-def test_a_seed_has_its_own_split_and_repeats_itself(base):
-    assert scores(measure("")).tolist() == scores(base).tolist()
-    other = measure("--seed 2")
-    assert other["predictions"]["test_texts_crc32"] != base["predictions"]["test_texts_crc32"]
-
-
-def test_padding_costs_positions_and_changes_no_answer_at_the_last_real_token(base):
-    positions = {"": base["positions_per_epoch"]}
-    for options in ("--context_length longest_in_training", "--context_length model"):
-        result = measure(options)
-        positions[options] = result["positions_per_epoch"]
-        np.testing.assert_allclose(scores(result), scores(base), atol=1e-5)
-    in_batch, in_training, in_model = positions.values()
-    assert in_batch < in_training < in_model
-    assert measure("--no_padding")["positions_per_epoch"] < in_batch
-
-
-def test_an_index_that_no_label_has_is_ignored_without_a_trace(base):
-    assert scores(measure("--ignore_index 4095")).tolist() == scores(base).tolist()
-
-
-def test_average_embeddings_is_the_mean():
-    mean = measure("--trainable_token_pos mean")
-    assert scores(measure("--average_embeddings")).tolist() == scores(mean).tolist()
-
-
-@pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--lora_rank 4", "lora_rank"),
-        ("--trainable_layers head --dropout 0.1", "--dropout"),
-        ("--no_padding --batch_size 8", "--batch_size"),
-        ("--no_padding --context_length model", "--context_length"),
-        ("--balance weights --batch_size 1", "leave out --no_padding and --batch_size 1"),
-        ("--balance weights --no_padding --accumulation_steps 8", "among the messages of a batch"),
-        ("--trainable_token_pos last --context_length longest_in_batch", "other messages"),
-        ("--protocol published --balance weights", "--balance"),
-        ("--classifier naive_bayes --balance weights", "class weights"),
-        ("--classifier char_ngrams --ensemble", "--ensemble"),
-        ("--classifier char_ngrams --dropout 0.5", "--dropout does nothing"),
-        ("--trainable_layers 7", "6 blocks"),
-        ("--suite main --epochs 1", "--epochs"),
-        ("--seeds 1 2", "--seeds belongs to --suite"),
+        ("--classifier char_ngrams --dropout 0.5 --no-causal", "--dropout does nothing for"),
+        ("--classifier char_ngrams --dropout 0.5 --no-causal", "--causal does nothing for"),
+        ("--classifier naive_bayes --balance weights", "class_weight"),
+        ("--balance none --train-size 25", "leave out --balance"),
+        ("--protocol almeida --augment 1", "--protocol almeida"),
+        ("--trainable 7", "from 0 to 6"),
     ],
 )
 def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys):
-    arguments = [*shlex.split(options), "--quiet"]
-    if "--suite" not in options:
-        arguments += ["--results", str(tmp_path)]
+    arguments = [*shlex.split(options), "--quiet", "--results", str(tmp_path)]
     assert experiments.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert complaint in error
+    assert complaint in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--trainable_layers", "some"],
-        ["--train_fraction", "0"],
-        ["--suite", "none"],
-        ["--average_embeddings", "--trainable_token_pos", "first"],
-    ],
-)
-def test_wrong_options_end_with_status_2(arguments, capsys):
+@pytest.mark.parametrize("arguments", ["--suite main --row mine", "--seeds 1 2", "--suite none"])
+def test_wrong_use_of_a_suite_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
-        experiments.parse_args(arguments)
+        experiments.main(arguments.split())
     assert stop.value.code == 2
-    assert "usage" in capsys.readouterr().err
+
+
+def test_command_gives_the_configuration_back():
+    config = config_of("--row x --trainable lora --lora-rank 4 --batch-size 1 --no-causal")
+    script, *arguments = shlex.split(config.command)
+    assert script == "additional_experiments.py"
+    again = config_from(experiments.parse_args(arguments), ExperimentConfig)
+    assert (again.row, again.identity()) == (config.row, config.identity())
+
+
+def test_reference_does_not_depend_on_what_suits_the_model():
+    config = ExperimentConfig().for_model("smollm2-135m")
+    assert (config.trainable, config.pooling) == ("last_block", "last")
+    assert config.continued_pretraining_epochs == 0
 
 
 # ---------------------------------------------------------------------------------------------
-# Data
+# Messages
 # ---------------------------------------------------------------------------------------------
 
 
-def read(options: str):
-    return experiments.read_splits(experiments.parse_args(shlex.split(options)))
+def messages_of(options: str):
+    return experiments.read_experiment_messages(config_of(options))
 
 
 def test_all_ham_is_added_to_the_training_messages_and_to_nothing_else():
-    balanced, texts = read("")
-    everything, same_texts = read("--balance weights")
-    assert everything.test.equals(balanced.test)
-    assert everything.validation.equals(balanced.validation)
-    assert set(balanced.train["text"]) < set(everything.train["text"]) == set(texts)
-    assert texts == same_texts
-    kept_back = set(balanced.test["text"]) | set(balanced.validation["text"])
+    balanced, everything = messages_of(""), messages_of("--balance weights")
+    assert everything.splits.test.equals(balanced.splits.test)
+    assert everything.splits.validation.equals(balanced.splits.validation)
+    texts = everything.splits.train["text"]
+    assert set(balanced.splits.train["text"]) < set(texts)
+    assert list(texts) == everything.unlabelled == balanced.unlabelled
+    true_labels = few_messages().drop_duplicates("text").set_index("text")["label"]
+    assert list(everything.splits.train["label"]) == list(true_labels[texts])
+    kept_back = {*balanced.splits.test["text"], *balanced.splits.validation["text"]}
     assert not kept_back & set(texts)
-    added = everything.train[~everything.train["text"].isin(balanced.train["text"])]
-    assert set(added["label"]) == {"ham"}
 
 
-def test_the_papers_protocol_cuts_the_file_in_its_order():
-    messages, (splits, texts) = few_messages(), read("--protocol almeida --balance none")
-    cut = round(0.3 * len(messages))
-    assert splits.train["text"].tolist() == messages["text"].tolist()[:cut] == texts
-    assert splits.test["text"].tolist() == messages["text"].tolist()[cut:]
-    repeated = experiments.is_repeated(splits)
-    seen = set(texts)
-    for text, flag in zip(splits.test["text"], repeated):
-        assert flag == (text in seen)
-        seen.add(text)
+def test_papers_protocol_cuts_the_file_in_its_order():
+    texts, messages = (
+        few_messages()["text"].tolist(),
+        messages_of("--protocol almeida --balance none"),
+    )
+    cut = round(0.3 * len(texts))
+    assert messages.splits.train["text"].tolist() == texts[:cut] == messages.unlabelled
+    assert messages.splits.test["text"].tolist() == texts[cut:]
+    repeated = experiments.is_repeated(messages.splits)
+    assert repeated.tolist() == [text in texts[:i] for i, text in enumerate(texts)][cut:]
     assert repeated.any()
 
 
-def test_a_share_of_the_training_messages_keeps_both_labels():
-    splits, _ = read("--train_fraction 0.05")
-    whole, _ = read("")
-    assert splits.train["label"].nunique() == 2
-    assert len(splits.train) == max(2, round(0.05 * len(whole.train)))
-    assert set(splits.train["text"]) < set(whole.train["text"])
+def test_made_up_messages_are_never_measured(tmp_path, monkeypatch, capsys):
+    def unavailable(file):
+        raise DownloadError("not to be had")
+
+    monkeypatch.setattr(experiments, "fetch", unavailable)
+    assert experiments.main(["--model", "gpt-mini", "--results", str(tmp_path), "--quiet"]) == 1
+    assert "not to be had" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("share", ["1", "0.9999", "0.985"])  # of 64; the last leaves one out
-def test_a_share_that_leaves_too_few_takes_all(share):
-    whole, _ = read("")
-    assert len(whole.train) == 64
-    splits, _ = read(f"--train_fraction {share}")
-    assert splits.train.equals(whole.train)
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_frozen_features_are_the_pooled_final_states(pooling, monkeypatch):
+    seen = []
+
+    class Regression(other_classifiers.LogisticRegression):
+        def predict_proba(self, features):
+            seen.append(features)
+            return super().predict_proba(features)
+
+    monkeypatch.setattr(other_classifiers, "LogisticRegression", Regression)
+    options = f"--classifier frozen_features --model gpt-mini --pooling {pooling}"
+    decoder, tokenizer, _ = tiny_decoder(config_of(options), "cpu")
+    measure(options)
+    for features, text in zip(seen[0], messages_of("").splits.test["text"], strict=True):
+        ids = torch.tensor([tokenizer.encode_ordinary(text)])
+        states = decoder.final_norm(decoder.run_blocks(decoder.embed(ids)))[0].detach()
+        expected = states[-1] if pooling == "last" else states.mean(dim=0)
+        np.testing.assert_allclose(features, expected, atol=1e-4)
 
 
-def test_figures_name_what_the_paper_names():
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
-    figures = experiments.figures(probabilities, np.array([0, 0, 1, 1]))
-    assert figures["ham_blocked"] == figures["spam_caught"] == figures["accuracy"] == 0.5
-    assert figures["roc_area"] == 0.5
+def test_spam_metrics_are_what_the_paper_names():
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])
+    metrics = experiments.spam_metrics(probabilities, np.array([0, 0, 1, 1, 1]))
+    assert (metrics["ham_blocked"], metrics["spam_caught"]) == (1 / 2, 2 / 3)
+    assert metrics["roc_area"] == pytest.approx(4 / 6)  # of pairs of spam and ham, in order
 
 
 # ---------------------------------------------------------------------------------------------
-# Runs and suites
+# What is there already
 # ---------------------------------------------------------------------------------------------
 
 
-def test_an_average_of_two_rows_is_what_the_option_ensemble_measures(base):
-    pair = []
-    for row, options in ((suites.KNOWN[0], ""), (suites.BASELINES[3], "--classifier char_ngrams")):
-        pair.append(make_tables.Measured(row, [measure(options)]))
-    averaged = make_tables.average(*pair).runs[0]
-    together = measure("--ensemble")
-    np.testing.assert_allclose(scores(averaged), scores(together), atol=1e-6)
-    for name in ("accuracy", "mcc", "roc_area"):
-        assert averaged["test"][name] == pytest.approx(together["test"][name])
-
-
-@pytest.mark.parametrize(
-    "options",
-    ["", "--trainable_layers head", "--disable_causal_mask", "--trainable_token_pos last"],
-)
-def test_reused_frozen_layers_change_nothing(options):
-    reuse = experiments.Reuse()
-    measure(f"{options} --train_fraction 0.4", reuse)
-    again = measure(options, reuse)
-    np.testing.assert_allclose(scores(again), scores(measure(options)), atol=1e-5)
-
-
-def test_a_command_gives_the_configuration_back():
-    options = "--row x --trainable_layers lora --lora_rank 4 --no_padding --average_embeddings"
-    args = experiments.parse_args(shlex.split(options))
-    script, *arguments = shlex.split(experiments.command_of(args))
-    assert script == "additional_experiments.py"
-    again = experiments.parse_args(arguments)
-    assert experiments.configuration(again) == experiments.configuration(args)
-
-
-@pytest.fixture(scope="module")
-def tiny_suite(tmp_path_factory):
-    """The whole main suite on two seeds, each GPT trained for one epoch."""
-    folder = tmp_path_factory.mktemp("results")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "load_model", tiny_model)
-        patch.setattr(experiments, "read_sms_spam", few_messages)
-        own_processes = []
-
-        def in_this_process(arguments):
-            own_processes.append(arguments)
-            experiments.run_and_save(experiments.parse_args(arguments))
-
-        patch.setattr(experiments, "run_in_own_process", in_this_process)
-        patch.setitem(experiments.SUITES, "main", quick(suites.SUITES["main"]))
-        arguments = ["--suite", "main", "--seeds", "1", "2", "--results", str(folder), "--quiet"]
-        assert experiments.main([*arguments, "--model", "gpt-mini"]) == 0
-        before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
-        assert experiments.main([*arguments, "--model", "gpt-mini"]) == 0
-        assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")} == before
-    assert len(own_processes) == len(suites.COST_MEASURED)
-    return folder
-
-
-def quick(rows):
-    def options(row):
-        short = row.options.replace("--pretrain_further 2", "--pretrain_further 1")
-        return short if row.is_classical else f"{short} --epochs 1"
-
-    return [dataclasses.replace(row, options=options(row)) for row in rows]
-
-
-def test_the_whole_suite_runs_and_leaves_complete_files(tiny_suite):
-    for row in suites.SUITES["main"]:
-        for seed in (1, 2):
-            path = tiny_suite / row.name / f"seed-{seed}.json"
-            result = json.loads(path.read_text(encoding="utf-8"))
-            assert (result["row"], result["seed"]) == (row.name, seed)
-            assert 0 <= result["test"]["accuracy"] <= 1
-            assert len(scores(result)) == len(result["predictions"]["labels"])
-            assert result["processor_seconds"] > 0
-            assert {"model", "command", "configuration", "versions", "seconds"} <= result.keys()
-            predicted = scores(result) > 0.5
-            labels = np.array(list(result["predictions"]["labels"])) == "1"
-            assert np.mean(predicted == labels) == pytest.approx(result["test"]["accuracy"])
-
-
-def test_tables_and_figures_can_be_made_of_a_suite(tiny_suite, monkeypatch):
-    monkeypatch.setattr(make_tables, "NUM_SEEDS", 2)
-    marks = "".join(f"<!-- table {name} -->\n<!-- end -->\n" for name in make_tables.TABLES)
-    tables = make_tables.make_all(tiny_suite)
-    text = make_tables.fill_in(marks, tables)
-    assert make_tables.fill_in(text, tables) == text
-    for row in suites.SUITES["main"]:
-        if row.options:
-            assert f"`{row.options}`" in text or row in suites.CURVES, row.name
-    for plot in make_tables.PLOTS.values():
-        figure = plot(tiny_suite)
-        assert all(ax.get_xlabel() for ax in figure.axes)
-        make_tables.plt.close(figure)
-
-
-def test_a_result_of_other_options_is_not_taken_for_this_one(tiny_suite, tmp_path, capsys):
-    args = experiments.parse_args(["--row", "a", "--epochs", "1", "--results", str(tmp_path)])
-    experiments.run_and_save(args)
-    assert experiments.is_done(args)
-    args.epochs = 2
-    with pytest.raises(DataError, match="epochs was 1, not 2"):
-        experiments.is_done(args)
-    experiments.path_of(args).write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="damaged"):
-        experiments.is_done(args)
-
-
-def test_a_measured_row_is_not_overwritten(tmp_path, capsys):
-    arguments = ["--trainable_layers", "head", "--epochs", "1", "--quiet"]
-    arguments += ["--results", str(tmp_path)]
+def test_measured_row_is_not_overwritten(tmp_path, capsys):
+    arguments = ["--trainable", "head", "--num-epochs", "1", "--seed", "1", "--quiet", "--results"]
+    arguments += [str(tmp_path)]
     assert experiments.main([*arguments, "--row", "mine"]) == 0
-    [path] = (tmp_path / "mine").iterdir()
+    path = tmp_path / "mine" / "seed-1.json"
     before = path.read_bytes()
     assert json.loads(before)["configuration"]["model"] == "gpt-mini"  # found out, not "auto"
-    for options, said in (([], "is there already"), (["--dropout", "0"], "is there already")):
-        assert experiments.main([*arguments, "--row", "mine", *options]) == 2
-        assert said in capsys.readouterr().err
-    assert experiments.main([*arguments, "--row", "mine", "--batch_size", "4"]) == 2
-    assert "comes from other options" in capsys.readouterr().err
+    assert experiments.main([*arguments, "--row", "mine"]) == 2
+    assert "is there already: delete it" in capsys.readouterr().err
+    assert experiments.main([*arguments, "--row", "mine", "--batch-size", "4"]) == 2
+    assert "--batch-size 4" in capsys.readouterr().err
     assert path.read_bytes() == before
     for _ in range(2):  # a trial may be repeated
         assert experiments.main(arguments) == 0
 
 
-def test_the_models_name_reaches_the_function_that_loads_it(monkeypatch):
-    asked = []
-
-    def load(args, device):
-        asked.append(args.model)
-        return tiny_model(args, device)
-
-    monkeypatch.setattr(experiments, "load_model", load)
-    measure("--model gpt2-medium --trainable_layers head")
-    assert asked == ["gpt2-medium"]
-
-
-def test_a_suite_finds_out_once_which_model_it_measures(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(experiments.SUITES, "main", quick(suites.KNOWN[:1]))
-    arguments = ["--suite", "main", "--seeds", "2", "--results", str(tmp_path), "--quiet"]
+def test_suite_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, "COST_MEASURED", set())
-    assert experiments.main([*arguments, "--model", "gpt-mini"]) == 0
-    assert "1 of 1 runs made now, in" in capsys.readouterr().out
-    assert experiments.main(arguments) == 0  # gpt-mini is what can be had
-    assert "0 of 1 runs made now" in capsys.readouterr().out
-    monkeypatch.setattr(finetune, "default_model_name", lambda *_: "gpt2-small (124M)")
-    assert experiments.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert "give --model 'gpt-mini', or choose another folder with --results" in error
+    assert run_quickly(suites.KNOWN[:1], tmp_path, monkeypatch, "--seeds", "2") == 0
+    assert run_quickly(suites.KNOWN[:2], tmp_path, monkeypatch, "--seeds", "2", "3") == 0
+    assert "main: 3 of 4 runs made now" in capsys.readouterr().out
+    monkeypatch.setattr(experiment_config, "default_model_name", lambda: "gpt2-small (124M)")
+    assert run_quickly(suites.KNOWN[:1], tmp_path, monkeypatch, "--seeds", "2") == 2
+    assert "--model gpt-mini" in capsys.readouterr().err
 
 
-def test_a_suite_of_classical_models_fetches_no_weights(tmp_path, monkeypatch):
-    monkeypatch.delattr(finetune, "default_model_name")
+def test_options_beside_a_suite_go_to_every_gpt_and_its_own_options_win(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "COST_MEASURED", set())
+    rows = [suites.Row("a", "", ""), suites.Row("b", "--batch-size 16", ""), suites.BASELINES[3]]
+    options = ("--seeds", "1", "--batch-size", "4")
+    assert run_quickly(rows, tmp_path, monkeypatch, *options) == 0
+    sizes = [read(tmp_path, row.name)["configuration"]["batch_size"] for row in rows]
+    assert sizes == [4, 16, 8]
+
+
+def test_suite_of_classical_models_fetches_no_weights(tmp_path, monkeypatch):
+    monkeypatch.delattr(experiment_config, "default_model_name")
     arguments = ["--suite", "baselines", "--seeds", "1", "--results", str(tmp_path), "--quiet"]
     assert experiments.main(arguments) == 0
 
 
-def test_a_row_that_fails_ends_the_suite_with_its_message(tmp_path, monkeypatch, capsys):
-    row = suites.Row("wrong", "--dropout 0.1 --trainable_layers head", "")
-    monkeypatch.setitem(experiments.SUITES, "main", [row])
-    assert experiments.main(["--suite", "main", "--results", str(tmp_path), "--quiet"]) == 2
-    assert "--dropout" in capsys.readouterr().err
-
-
-def test_a_run_in_its_own_process_reports_what_went_wrong(tmp_path):
-    arguments = ["--dropout", "0.1", "--trainable_layers", "head", "--results", str(tmp_path)]
-    with pytest.raises(RuntimeError, match="--dropout acts"):
-        experiments.run_in_own_process(arguments)
+def test_run_in_its_own_process_says_what_went_wrong(tmp_path):
+    config = config_of(f"--row mine --results {tmp_path}")
+    config.path.parent.mkdir()
+    config.path.write_text('{"command": "another"}', encoding="utf-8")
+    with pytest.raises(ChildProcessError, match="made by\n  another"):
+        experiments.measure_in_own_process(config)
