@@ -1,8 +1,5 @@
 """The last tab: what the classifier is, what it was trained on and with, and where it ends."""
 
-from datetime import date
-from pathlib import Path
-
 import gradio as gr
 from html_parts import facts
 
@@ -16,18 +13,16 @@ def trained_on(classifier: GPTClassifier) -> str:
     return str(classifier.config.card.get("trained_on") or "data that its folder does not name")
 
 
-def about_tab(classifier: GPTClassifier, folder: Path) -> None:
+def about_tab(classifier: GPTClassifier) -> None:
     config, shape = classifier.config, classifier.decoder.cfg
     options = config.card.get("training") or {}
     settings = [f"{key.replace('_', ' ')} {options[key]}" for key in SETTINGS if key in options]
-    written = date.fromtimestamp((folder / "model.safetensors").stat().st_mtime)
     card = {
         "Model": f"{config.model_name}: {shape.n_layers} layers of {shape.n_heads} heads, "
         f"{num_parameters(classifier) / 1e6:.1f} million parameters",
         "Classes": ", ".join(config.label_names),
         "Trained on": trained_on(classifier),
         "Trained with": ", ".join(settings) or "settings that its folder does not name",
-        "Written on": f"{written:%d %B %Y} (date of the weights' file)",
         "Reads": f"the first {config.max_length} tokens of a message; the rest has no part in the "
         "answer",
         "Limits": "It knows messages like those it was trained on and always names one of its "

@@ -4,7 +4,6 @@ python 04_user_interface/app.py [DIR]
 """
 
 import argparse
-import os
 import socket
 import sys
 from pathlib import Path
@@ -57,7 +56,6 @@ def train_if_missing(folder: Path) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         from page import LAUNCH, build_page
     except ModuleNotFoundError as error:

@@ -65,7 +65,7 @@ def threshold_slider(label_names: Sequence[str]) -> gr.Slider:
 def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
     """The message; beside the words that count, what they add to the class or take from it."""
     tokens: list[tuple[str, str | None]] = []
-    limit = WEAK * max(map(abs, found.changes), default=0)
+    limit = max(0.05, *(WEAK * abs(change) for change in found.changes))
     for part, change in zip(found.parts, found.changes, strict=True):
         word = part.lstrip()
         number = f"{change:+.1f}" if abs(change) > limit else None

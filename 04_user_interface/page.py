@@ -64,7 +64,7 @@ def build_page(folder: Path) -> gr.Blocks:
         with gr.Tab("How good is it?"):
             quality_tab(classifier, folder)
         with gr.Tab("About"):
-            about_tab(classifier, folder)
+            about_tab(classifier)
     # Whoever comes when 200 requests wait is told that the queue is full.
     return page.queue(max_size=200, default_concurrency_limit=2)
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 import matplotlib.pyplot as plt
@@ -10,32 +10,14 @@ import numpy as np
 import pandas as pd
 from html_parts import heat_table, tiles
 
-from evaluation import calibration, plot_calibration, precision_recall_curve
+from evaluation import (
+    calibration,
+    confusion_matrix,
+    plot_calibration,
+    precision_recall_curve,
+    precision_recall_f1,
+)
 from text_classifier import GPTClassifier
-
-
-class AtThreshold(NamedTuple):
-    num_missed: int
-    num_lost: int
-    recall: float
-    precision: float
-
-
-def at_threshold(positive: np.ndarray, scores: np.ndarray, threshold: float) -> AtThreshold:
-    """What a threshold does: how many messages of the class stay below it (missed), and how many
-    others reach it (lost). Precision is NaN where none does.
-
-    `positive` (N,) says which messages belong to the class, `scores` (N,) are its probabilities.
-
-    >>> at_threshold(np.array([True, True, False]), np.array([0.9, 0.4, 0.6]), 0.5)
-    AtThreshold(num_missed=1, num_lost=1, recall=0.5, precision=0.5)
-    """
-    num_positive = int(positive.sum())
-    num_flagged = int((scores >= threshold).sum())
-    num_caught = int((positive & (scores >= threshold)).sum())
-    precision = num_caught / num_flagged if num_flagged else float("nan")
-    missed, lost = num_positive - num_caught, num_flagged - num_caught
-    return AtThreshold(missed, lost, num_caught / num_positive, precision)
 
 
 def read_metrics(folder: Path, test: dict[str, Any]) -> dict[str, Any] | None:
@@ -82,15 +64,15 @@ def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
 def threshold_section(names: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray):
     def show(name: str, threshold: float) -> tuple[str, pd.DataFrame]:
         positive, scores = labels == names.index(name), probabilities[:, names.index(name)]
-        found = at_threshold(positive, scores, threshold)
-        num_positive = int(positive.sum())
+        matrix = confusion_matrix(positive.astype(int), (scores >= threshold).astype(int), 2)
+        precision, recall, _ = precision_recall_f1(matrix)
         numbers = {
-            f"missed, of {num_positive} {name}": f"{found.num_missed}",
-            f"lost, of {len(labels) - num_positive} others": f"{found.num_lost}",
-            "recall": f"{found.recall:.1%}",
-            "precision": "–" if np.isnan(found.precision) else f"{found.precision:.1%}",
+            f"missed, of {matrix[1].sum()} {name}": f"{matrix[1, 0]}",
+            f"lost, of {matrix[0].sum()} others": f"{matrix[0, 1]}",
+            "recall": f"{recall[1]:.1%}",
+            "precision": f"{precision[1]:.1%}",
         }
-        return tiles(numbers), curve_points(positive, scores, found)
+        return tiles(numbers), curve_points(positive, scores, recall[1], precision[1])
 
     gr.Markdown(
         "## Where to set the threshold\n"
@@ -132,13 +114,14 @@ def threshold_section(names: tuple[str, ...], labels: np.ndarray, probabilities:
     )
 
 
-def curve_points(positive: np.ndarray, scores: np.ndarray, chosen: AtThreshold) -> pd.DataFrame:
-    """The curve, and an upright line at the chosen threshold."""
+def curve_points(
+    positive: np.ndarray, scores: np.ndarray, recall: float, precision: float
+) -> pd.DataFrame:
+    """The curve, and an upright line at the recall and precision of the chosen threshold."""
     curve = precision_recall_curve(positive, scores)
     points = pd.DataFrame({"recall": curve.x, "precision": curve.y, "line": "all thresholds"})
-    for height in (0, chosen.precision):
-        points.loc[len(points)] = [chosen.recall, height, "chosen threshold"]
-    return points.dropna()
+    line = {"recall": recall, "precision": [0, precision], "line": "chosen threshold"}
+    return pd.concat([points, pd.DataFrame(line)])
 
 
 def calibration_section(labels: np.ndarray, probabilities: np.ndarray) -> None:

@@ -75,12 +75,6 @@ def test_probabilities_without_a_word_are_those_of_the_shorter_text(
     assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
 
 
-def test_one_word_is_explained_by_the_empty_text(prize_classifier, tokenizer):
-    found = explain(prize_classifier, tokenizer, "prize")
-    empty = classify_texts(prize_classifier, tokenizer, [""])[0, found.label_index].item()
-    assert found.probabilities_without == pytest.approx([empty], abs=1e-5)
-
-
 def test_log_odds_are_exact_where_a_probability_rounds_to_one():
     logits = torch.tensor([[40.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert log_odds(logits, 0).tolist() == pytest.approx([40 - math.log(2), -math.log(2)])

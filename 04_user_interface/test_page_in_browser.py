@@ -82,7 +82,7 @@ def page(browser, address, request):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     own = (address, "data:", "blob:", address.replace("http:", "ws:"))
     assert [url for url in asked if not url.startswith(own)] == []
-    assert [error for error in errors if "413" not in error] == []  # an upload that is too large
+    assert errors == []
     page.close()
 
 
@@ -174,9 +174,7 @@ def test_how_good_is_it(page, spread):
 @in_every_look
 def test_about(page):
     choose_tab(page, "About")
-    for name in ("Trained on", "Trained with", "Written on", "Limits", "Privacy"):
-        expect(page.get_by_text(name, exact=True)).to_be_visible()
-    assert "messages.csv" in page.locator(".facts").inner_text()
+    expect(page.locator(".facts")).to_contain_text("Trained onmessages.csv")
 
 
 def test_text_is_data(page):
@@ -256,9 +254,8 @@ def test_a_long_job_can_be_stopped_and_another_file_classified(page, tmp_path):
     [
         (b"text\nca\xf1on\n", "not UTF-8"),
         (b"<img src=/y.png>,<img src=/y.png>\n1,2\n", "'<img src=/y.png>'"),
-        (b"x" * 100_000_000, "exceed the maximum"),
     ],
-    ids=["encoding", "markup", "100 MB"],
+    ids=["encoding", "markup"],
 )
 def test_a_file_that_cannot_be_used_is_refused_in_a_sentence(page, tmp_path, content, sentence):
     choose_tab(page, "Many messages")
