@@ -1,46 +1,47 @@
-"""What all benchmarks share: devices, data, fair timing, the machine's rate, results as files."""
+"""What all benchmarks share: timing in turns, models and messages, raw files, tables, pictures."""
 
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
+import matplotlib.pyplot as plt
+import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
-from gpt_download import load_tokenizer, resolve_model_name
-from previous_chapters import MODEL_CONFIGS, GPTConfig, GPTModel
-from text_classifier import add_classification_head, write_text
-from text_data import clean_messages, encode_messages, read_sms_spam
+from gpt_download import MODEL_CONFIGS, build_decoder, load_tokenizer, resolve_model_name
+from text_classifier import ClassifierConfig, GPTClassifier
+from text_data import SpamDataset, clean_messages, encode_messages, read_sms_spam
 
 RESULTS = Path(__file__).parent / "results"
-PADDED_LENGTH = 120  # tokens, as in the well-known way of doing it
 PACKAGES = ("torch", "transformers", "accelerate", "torchao", "onnx", "onnxruntime")
 Item, Way, Result = TypeVar("Item"), TypeVar("Way"), TypeVar("Result")
 
 
-class NotHere(Exception):
+class Unavailable(Exception):
     """This machine or installation cannot do it; the message says why."""
 
 
-def need_bf16(device: torch.device) -> None:
-    """Raise ``NotHere`` on a processor that would only imitate bfloat16, slowly."""
+def require(*packages: str) -> None:
+    """Raise ``Unavailable`` unless these optional packages are installed."""
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise Unavailable(f"not installed: {', '.join(missing)}; see requirements-extra.txt")
+
+
+def require_bf16(device: torch.device) -> None:
+    """Raise ``Unavailable`` on a processor that would only imitate bfloat16, slowly."""
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        raise NotHere("the processor has no bf16 instructions")
-
-
-# ---------------------------------------------------------------------------------------------
-# Timing
-# ---------------------------------------------------------------------------------------------
+        raise Unavailable("the processor has no bf16 instructions")
 
 
 def wait_for(device: torch.device) -> None:
@@ -59,28 +60,35 @@ def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def interleave(
+def take_turns(functions: Mapping[str, Callable[[], Result]], rounds: int) -> dict[str, list]:
+    """What each function returns in each round.
+
+    All take turns, so that a machine that slows down for a while slows them all alike.
+    """
+    results: dict[str, list[Result]] = {name: [] for name in functions}
+    with tqdm(total=len(functions) * rounds, unit="run") as bar:
+        for _ in range(rounds):
+            for name, function in functions.items():
+                bar.set_description(str(name))
+                results[name].append(function())
+                bar.update()
+    return results
+
+
+def time_in_turns(
     functions: Mapping[str, Callable[[], Any]],
-    repetitions: int,
+    rounds: int,
     device: torch.device,
     warm_up: bool = True,
 ) -> dict[str, list[float]]:
     """Seconds of each function in each round.
 
-    All take turns, so that a machine that slows down for a while slows them all alike. With
-    `warm_up`, an uncounted call of each comes first, which compiles and allocates; leave it out
-    where every function was called before.
+    With `warm_up`, a round that does not count comes first, which compiles and allocates; leave it
+    out where every function was called before.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    with tqdm(total=len(functions) * (repetitions + warm_up), unit="run") as bar:
-        for number in range(-warm_up, repetitions):
-            for name, function in functions.items():
-                bar.set_description(name)
-                measured = seconds_of(function, device)
-                if number >= 0:
-                    seconds[name].append(measured)
-                bar.update()
-    return seconds
+    timed = {name: partial(seconds_of, f, device) for name, f in functions.items()}
+    seconds = take_turns(timed, rounds + warm_up)
+    return {name: values[warm_up:] for name, values in seconds.items()}
 
 
 def try_each(
@@ -90,7 +98,7 @@ def try_each(
 
     Returns the ways that work, what their first calls returned, and why the others do not work.
     """
-    ways, results, not_here = {}, {}, {}
+    ways, results, unavailable = {}, {}, {}
     for name, make in tqdm(makers.items(), "first calls", unit="way"):
         try:
             way = make()
@@ -98,57 +106,43 @@ def try_each(
             ways[name] = way
         except Exception as error:  # of somebody else's library: it can be of any kind
             first_line = str(error).strip().partition("\n")[0]
-            not_here[name] = first_line[:100] or type(error).__name__
-    return ways, results, not_here
+            unavailable[name] = first_line[:100] or type(error).__name__
+    return ways, results, unavailable
 
 
-def matrix_rate(cfg: GPTConfig, device: torch.device, seconds: float = 2.0) -> float:
-    """Floating-point operations a second of the model's own largest matrix product."""
-    x = torch.randn(2048, cfg.emb_dim, device=device)
-    weight = torch.randn(4 * cfg.emb_dim, cfg.emb_dim, device=device)
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        times.append(seconds_of(lambda: F.linear(x, weight), device))
-    return 2 * x.shape[0] * weight.numel() / statistics.median(times)
-
-
-# ---------------------------------------------------------------------------------------------
-# Models and messages
-# ---------------------------------------------------------------------------------------------
-
-
-def random_classifier(model_name: str, device: torch.device, seed: int = 0) -> GPTModel:
-    """A two-class model of the named shape. Its weights are random: no time depends on them."""
+def random_classifier(model_name: str, device: torch.device) -> GPTClassifier:
+    """A two-class classifier of the named shape; no time depends on its random weights."""
+    cfg = MODEL_CONFIGS[resolve_model_name(model_name)]
     with torch.device("meta"):  # shapes only, so that each weight is written once
-        model = GPTModel(MODEL_CONFIGS[resolve_model_name(model_name)])
-        add_classification_head(model, 2)
-    model.to_empty(device=device)
-    torch.manual_seed(seed)
-    for name, parameter in model.named_parameters():
+        about = ClassifierConfig(model_name, ("ham", "spam"), cfg.context_length)
+        classifier = GPTClassifier(build_decoder(cfg), about)
+    classifier.to_empty(device=device)
+    torch.manual_seed(0)
+    for name, parameter in classifier.named_parameters():
         if parameter.dim() == 2:
             nn.init.normal_(parameter, std=0.02)
         else:
             nn.init.constant_(parameter, float(name.endswith("scale")))
-    return model.eval()
+    return classifier.eval()
 
 
-def mixed_messages(num_messages: int, seed: int = 0) -> list[str]:
+def mixed_messages(num_messages: int) -> list[str]:
     """Different messages of the SMS Spam Collection in a random order, ham and spam as they come.
 
     Beyond the 5,171 that there are, they come again.
     """
-    texts = clean_messages(read_sms_spam())["text"].sample(frac=1, random_state=seed).tolist()
+    texts = clean_messages(read_sms_spam())["text"].sample(frac=1, random_state=0).tolist()
     return (texts * -(-num_messages // len(texts)))[:num_messages]
 
 
-def mixed_sequences(model_name: str, num_messages: int) -> list[torch.Tensor]:
-    """Their token ids (T,), within the model's context."""
-    name = resolve_model_name(model_name)
-    texts, context = mixed_messages(num_messages), MODEL_CONFIGS[name].context_length
-    return encode_messages(texts, load_tokenizer(name), context)
+def mixed_dataset(model_name: str, num_messages: int) -> SpamDataset:
+    """Their token ids, within the model's context."""
+    context = MODEL_CONFIGS[resolve_model_name(model_name)].context_length
+    texts, tokenizer = mixed_messages(num_messages), load_tokenizer(model_name)
+    return SpamDataset(encode_messages(texts, tokenizer, context))
 
 
-def evenly_spaced(items: Sequence[Item], num: int, size: Callable[[Item], float]) -> list[Item]:
+def evenly_spaced(items: Iterable[Item], num: int, size: Callable[[Item], float]) -> list[Item]:
     """A sample that stands for all items: the middle ones of `num` groups of equal number, when
     they are sorted by their size.
 
@@ -160,50 +154,29 @@ def evenly_spaced(items: Sequence[Item], num: int, size: Callable[[Item], float]
     return [ordered[int((i + 0.5) * len(ordered) / num)] for i in range(num)]
 
 
-# ---------------------------------------------------------------------------------------------
-# A fresh process
-# ---------------------------------------------------------------------------------------------
-
-
 def run_fresh(script: str, *arguments: str) -> str:
-    """What a Python script beside this one prints when it runs in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / script), *arguments],
-        capture_output=True,
-        text=True,
-    )
+    """What a Python script prints in a process of its own; `script` is relative to this folder."""
+    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = done.stderr.strip().rsplit("\n", 1)[-1]
-        raise RuntimeError(f"{script} {' '.join(arguments)} failed: {reason}")
+        raise ChildProcessError(f"{script} {' '.join(arguments)} failed: {reason}")
     return done.stdout
-
-
-# ---------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where and with what something was measured."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    name = torch.cuda.get_device_name() if device.type == "cuda" else _processor_name()
+    installed = {package: package for package in PACKAGES if find_spec(package)}
+    versions = {"python": platform.python_version()} | {p: metadata.version(p) for p in installed}
+    on_gpu = device.type == "cuda"
     return {
         "device": str(device),
-        "processor": name,
+        "processor": torch.cuda.get_device_name() if on_gpu else _processor_name(),
         "threads": torch.get_num_threads(),
         "versions": versions,
+        # What other programs took in the last minute, where the system tells.
+        "load_average_at_start": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
-
-
-def load_average() -> float | None:
-    """How many programs wanted to compute in the last minute, on average; None where the system
-    does not tell."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def _processor_name() -> str:
@@ -215,51 +188,70 @@ def _processor_name() -> str:
     return f"{names[0]}, {len(names)} cores" if names else platform.machine()
 
 
-def save_result(result: dict[str, Any], folder: Path, name: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(json.dumps(result, indent=2) + "\n", folder / f"{name}.json")
-
-
 def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
-    """Raises ``FileNotFoundError`` naming the command that makes the file."""
-    path = folder / f"{name}.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: `benchmark.py {name}` writes it.")
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What `benchmark.py NAME` wrote."""
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-# ---------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------
+def shown(value: float | str | list | None) -> str:
+    """Three digits of a measurement; counts and larger numbers in full.
+
+    >>> [shown(value) for value in (7, 0.1234, 6230.4, 2.98e-7, None, "xl", [0.936, 0.982])]
+    ['7', '0.123', '6,230', '3e-07', '-', 'xl', '0.936 to 0.982']
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list):
+        return " to ".join(map(shown, value))
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, int) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.0e}" if 0 < value < 1e-3 else f"{value:.3g}"
 
 
-class Table(NamedTuple):
-    """What is shown of a result, on a terminal and in the README."""
-
-    header: tuple[str, ...]
-    rows: list[tuple]
-    notes: Sequence[str] = ()
-    """Sentences below it."""
+def tables_as_text(result: dict[str, Any], notes: Sequence[str]) -> str:
+    """A result's tables for a terminal. Each is a list of rows, header -> number or text."""
+    tables = (pd.DataFrame(rows).map(shown) for rows in result["tables"].values())
+    return "\n\n".join([*(table.to_string(index=False) for table in tables), *notes])
 
 
-def as_text(table: Table) -> str:
-    """Aligned columns, the first to the left, the others to the right; then the notes."""
-    cells = [tuple(map(str, row)) for row in (table.header, *table.rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for first, *others in cells:
-        right = (text.rjust(width) for text, width in zip(others, widths[1:], strict=True))
-        lines.append("  ".join([first.ljust(widths[0]), *right]))
-    return "\n".join([*lines, *table.notes])
+def tables_as_markdown(result: dict[str, Any], notes: Sequence[str]) -> str:
+    parts = []
+    for rows in result["tables"].values():
+        cells = pd.DataFrame(rows).map(shown)
+        align = ["left"] + ["right"] * (cells.shape[1] - 1)
+        parts.append(cells.to_markdown(index=False, disable_numparse=True, colalign=align))
+    return "\n\n".join([*parts, *notes])
 
 
-def as_markdown(table: Table) -> str:
-    """The same for a page; each note is a paragraph."""
-    lines = [table.header, tuple("---" for _ in table.header), *table.rows]
-    text = "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
-    return "\n\n".join([text, *table.notes])
-
-
-def reasons(not_here: Mapping[str, str]) -> list[str]:
+def unavailable_notes(unavailable: Mapping[str, str]) -> list[str]:
     """A note for each way that could not be taken."""
-    return [f"Not here: {way} ({reason})." for way, reason in not_here.items()]
+    return [f"Unavailable: {way} ({reason})." for way, reason in unavailable.items()]
+
+
+def plot_bars(values: pd.DataFrame, path: Path, **options: Any) -> None:
+    """One panel for each column, its name the label, with a bar for each row that has a number.
+    `options` go to `Axes.set`."""
+    fig, axes = plt.subplots(1, values.shape[1], figsize=(12, 0.8 + 0.32 * len(values)))
+    for ax, (label, column) in zip(axes, values.items(), strict=True):
+        column = column.dropna()
+        bars = ax.barh(column.index, column, color=list(map(_color, column.index)))
+        ax.bar_label(bars, list(map(shown, column)), padding=3)
+        ax.set(xlabel=label, **options)
+        ax.margins(x=0.2)
+        ax.invert_yaxis()
+    save_figure(fig, path)
+
+
+def _color(name: str) -> str:
+    """Grey for what the chapter's code is compared with, blue for the lower bound."""
+    if name.startswith(("plain:", "transformers")):
+        return "#b0b0b0"
+    return "#4c72b0" if name.startswith("lower bound") else "#e6761b"
+
+
+def save_figure(fig: plt.Figure, path: Path) -> None:
+    fig.tight_layout()
+    fig.savefig(path, dpi=120)
+    plt.close(fig)

@@ -1,367 +1,249 @@
 """Time and memory against length, batch size, model size, number of messages, threads, workers."""
 
-import argparse
 import json
 import os
-import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from bench_common import (
-    NotHere,
-    Table,
-    interleave,
-    machine,
-    matrix_rate,
+    Unavailable,
+    mixed_dataset,
     mixed_messages,
-    mixed_sequences,
     random_classifier,
     run_fresh,
+    save_figure,
+    time_in_turns,
 )
-from bench_memory import peaks_by_stage, predict_mb
-from floors import block_operations
-from measure_memory import random_batch
+from bench_memory import FLOAT, passing_numbers, peaks_by_stage
+from lower_bound import achieved_flops, block_operations
+from measure_memory import model_for, random_batch
 from torch.utils.data import DataLoader
-from training_ways import Way, logits_of
 
-from finetune import COUNT
-from gpt_download import load_mini_tokenizer, resolve_model_name
-from previous_chapters import MODEL_CONFIGS, GPTConfig, GPTModel
-from text_classifier import Classifier, add_classification_head, predict_logits, save_classifier
-from text_data import Batch, SpamDataset, pad_batch
+from classifier_folder import save_classifier
+from features import FastClassifier
+from gpt_download import MODEL_CONFIGS, load_mini_tokenizer, resolve_model_name
+from previous_chapters import GPTConfig, GPTModel
+from text_classifier import ClassifierConfig, GPTClassifier, calc_logits, predict_logits
 
-GPT2_SHAPES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
-FUSED, BY_HAND = Way("fused kernel", fused_attention=True), Way("by hand")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="gpt2-small", help="shape; the weights are random")
-    parser.add_argument(
-        "--lengths", type=COUNT, nargs="+", default=[64, 128, 256, 512, 1024], help="tokens"
-    )
-    parser.add_argument(
-        "--batch-sizes", type=COUNT, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="messages"
-    )
-    parser.add_argument(
-        "--shapes", nargs="+", default=list(GPT2_SHAPES), help="shapes for the model's size"
-    )
-    parser.add_argument(
-        "--messages", type=COUNT, nargs="+", default=[10**3, 10**4, 10**5, 10**6], help="streamed"
-    )
-    parser.add_argument(
-        "--threads",
-        type=COUNT,
-        nargs="+",
-        default=sorted({1, 2, os.cpu_count()}),
-        help="threads that compute",
-    )
-    parser.add_argument(
-        "--workers", type=int, nargs="+", default=[0, 1, 2], help="processes that load batches"
-    )
-    parser.add_argument("--repetitions", type=COUNT, default=5, help="rounds; the median counts")
+OPTIONS = {
+    "lengths": ([64, 128, 256, 512, 1024], "tokens"),
+    "batch_sizes": ([1, 2, 4, 8, 16, 32, 64], "messages"),
+    "shapes": (["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"], "shapes of models"),
+    "messages": ([10**3, 10**4, 10**5, 10**6], "messages in a file"),
+    "threads": (sorted({1, 2, os.cpu_count()}), "threads that compute"),
+    "workers": ([0, 1, 2], "further processes that load batches"),
+    "repetitions": (5, "rounds; the median counts"),
+}
+ATTENTION = {"fused": "inference", "by hand": "inference_by_hand"}  # as measure_memory.py names it
+Rows = list[dict[str, Any]]
 
 
-def run(args: argparse.Namespace) -> dict:
-    name = resolve_model_name(args.model)
-    cfg = MODEL_CONFIGS[name]
-    args.shapes = [resolve_model_name(shape) for shape in args.shapes]  # a typo costs no minutes
-    if max(args.lengths) > cfg.context_length:
-        raise ValueError(f"--lengths: {name} reads {cfg.context_length} tokens at most.")
-    model = random_classifier(name, args.device)
-    rounds: dict[str, dict[str, list[float]]] = {}
-    sections = {
-        "length": against_length(model, args, rounds),
-        "batch_size": against_batch_size(model, args, rounds),
-        "thread_counts": against_threads(model, args, rounds),
-        "workers": against_workers(args, rounds),
-        "model_size": against_model_size(args, rounds),
-        "messages": against_messages(args),
+@dataclass
+class Timer:
+    """Medians of functions that take turns; every round of them is kept."""
+
+    device: torch.device
+    repetitions: int
+    rounds: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    @torch.inference_mode()
+    def medians(self, section: str, functions: dict[Any, Callable[[], Any]]) -> dict[Any, float]:
+        seconds = time_in_turns(functions, self.repetitions, self.device)
+        kept = {str(name): values for name, values in seconds.items()}
+        self.rounds[section] = self.rounds.get(section, {}) | kept
+        return {name: median(values) for name, values in seconds.items()}
+
+
+def run(
+    model: str,
+    device: torch.device,
+    lengths: list[int],
+    batch_sizes: list[int],
+    shapes: list[str],
+    messages: list[int],
+    threads: list[int],
+    workers: list[int],
+    repetitions: int,
+) -> dict[str, Any]:
+    context = MODEL_CONFIGS[model].context_length
+    if max(lengths) > context:
+        raise ValueError(f"--lengths: {model} reads {context} tokens at most.")
+    shapes = list(map(resolve_model_name, shapes))  # a typo costs no minutes
+    classifier, timer = random_classifier(model, device), Timer(device, repetitions)
+    tables = {
+        "length": against_length(classifier, lengths, timer),
+        "batch_size": against_batch_size(classifier, batch_sizes, timer),
+        "threads": against_threads(classifier, threads, timer),
+        "workers": against_workers(model, workers, timer),
+        "model_size": against_model_size(shapes, timer),
+        "messages": against_messages(messages, device),
     }
-    return {
-        "model": name,
-        "weights": "random",
-        "repetitions": args.repetitions,
-        **sections,
-        "rounds": rounds,
-        **machine(args.device),
-    }
+    return {"tables": tables, "rounds": timer.rounds}
 
 
-# ---------------------------------------------------------------------------------------------
-# One quantity at a time
-# ---------------------------------------------------------------------------------------------
+def forward(
+    classifier: GPTClassifier, batch_size: int, length: int, choice: str = "inference"
+) -> Callable[[], torch.Tensor]:
+    """A pass of random messages through all blocks at every position."""
+    batch = random_batch(classifier, batch_size, length)
+    return partial(calc_logits, model_for(classifier, choice, 0), batch)
 
 
-def forward(model: GPTModel, batch: Batch, way: Way) -> Callable[[], torch.Tensor]:
-    return lambda: logits_of(model, batch, way)
-
-
-def medians(name: str, functions: dict, args: argparse.Namespace, rounds: dict) -> dict[str, float]:
-    """Median seconds of functions that take turns; every round goes into `rounds[name]`."""
-    with torch.inference_mode():
-        rounds[name] = interleave(functions, args.repetitions, args.device)
-    return {key: statistics.median(values) for key, values in rounds[name].items()}
-
-
-def against_length(model: GPTModel, args: argparse.Namespace, rounds: dict) -> list[dict]:
+def against_length(classifier: GPTClassifier, lengths: list[int], timer: Timer) -> Rows:
     """One message of growing length, with attention fused and by hand."""
+    cfg, device = classifier.decoder.cfg, classifier.device
     functions = {
-        f"{way.name}, {length}": forward(model, random_batch(model, 1, length), way)
-        for length in args.lengths
-        for way in (FUSED, BY_HAND)
+        f"{key}, {length}": forward(classifier, 1, length, choice)
+        for length in lengths
+        for key, choice in ATTENTION.items()
     }
-    seconds = medians("length", functions, args, rounds)
-    rows = []
-    for length in args.lengths:
-        operations = model.cfg.num_layers * block_operations(model.cfg, [length])
-        quadratic = model.cfg.num_layers * 2 * model.cfg.emb_dim * length**2
-        row = {
-            "tokens": length,
-            "fused_seconds": seconds[f"{FUSED.name}, {length}"],
-            "by_hand_seconds": seconds[f"{BY_HAND.name}, {length}"],
-            "gflop": operations / 1e9,
-            "quadratic_share": quadratic / operations,
-        }
-        for key, choice in (("fused", "inference"), ("by_hand", "inference_by_hand")):
-            row[f"{key}_extra_mb"] = extra_mb(choice, length, args)
-            row[f"{key}_predicted_mb"] = predict_mb(model.cfg, choice, 1, length) - predict_mb(
-                model.cfg, choice, 1, 0
-            )
+    seconds, rows = timer.medians("length", functions), []
+    for length in lengths:
+        operations = block_operations(cfg, [length])
+        row = {"tokens of one message": length, "GFLOP": cfg.n_layers * operations / 1e9}
+        row["attention's fraction"] = 2 * cfg.emb_dim * length**2 / operations
+        for key, choice in ATTENTION.items():
+            row[f"{key}, seconds"] = seconds[f"{key}, {length}"]
+            row[f"{key}, MB"] = extra_mb(classifier.config.model_name, choice, length, device)
+            if isinstance(cfg, GPTConfig):  # the formula is of its kind of block
+                row[f"{key}, predicted MB"] = FLOAT * passing_numbers(cfg, choice, 1, length) / 1e6
         rows.append(row)
     return rows
 
 
-def extra_mb(choice: str, length: int, args: argparse.Namespace) -> float | None:
+def extra_mb(model: str, choice: str, length: int, device: torch.device) -> float | None:
     """What a forward pass needs on top of the model itself; None where it cannot be measured."""
     try:
-        stages = peaks_by_stage(args.model, choice, 1, length, args.device)
-    except NotHere:
+        stages = peaks_by_stage(model, choice, 1, length, device)
+    except Unavailable:
         return None
     return stages["forward"] - stages["model"]
 
 
-def against_batch_size(model: GPTModel, args: argparse.Namespace, rounds: dict) -> list[dict]:
-    """Batches of messages of 32 tokens."""
-    functions = {
-        str(size): forward(model, random_batch(model, size, 32), FUSED) for size in args.batch_sizes
-    }
+def against_batch_size(classifier: GPTClassifier, batch_sizes: list[int], timer: Timer) -> Rows:
+    functions = {size: forward(classifier, size, 32) for size in batch_sizes}
     return [
-        {"batch_size": int(size), "seconds": value, "messages_per_second": int(size) / value}
-        for size, value in medians("batch_size", functions, args, rounds).items()
+        {"messages of 32 tokens": size, "seconds": seconds, "messages a second": size / seconds}
+        for size, seconds in timer.medians("batch_size", functions).items()
     ]
 
 
-def against_model_size(args: argparse.Namespace, rounds: dict) -> list[dict]:
+def against_model_size(shapes: list[str], timer: Timer) -> Rows:
     """One message of 128 tokens through each shape. There is one model in memory at a time, so
     these do not take turns."""
-    rows, all_rounds = [], {}
-    for shape in args.shapes:
-        model = random_classifier(shape, args.device)
-        function = {shape: forward(model, random_batch(model, 1, 128), FUSED)}
-        weights = sum(p.numel() * p.element_size() for p in model.parameters())
-        operations = model.cfg.num_layers * block_operations(model.cfg, [128])
-        seconds = medians("model_size", function, args, rounds)[shape]
-        all_rounds |= rounds["model_size"]
-        rows.append(
-            {
-                "model": shape,
-                "weights_mb": weights / 1e6,
-                "gflop": operations / 1e9,
-                "seconds": seconds,
-                "gflops": operations / seconds / 1e9,
-            }
-        )
-        del model, function
-    rounds["model_size"] = all_rounds
+    rows = []
+    for shape in shapes:
+        classifier = random_classifier(shape, timer.device)
+        cfg = classifier.decoder.cfg
+        weights = sum(p.numel() * p.element_size() for p in classifier.parameters())
+        gflop = cfg.n_layers * block_operations(cfg, [128]) / 1e9
+        seconds = timer.medians("model_size", {shape: forward(classifier, 1, 128)})[shape]
+        row = {"one message of 128 tokens": shape, "weights, MB": weights / 1e6, "GFLOP": gflop}
+        rows.append(row | {"seconds": seconds, "GFLOP/s": gflop / seconds})
+        del classifier
     return rows
 
 
-def against_threads(model: GPTModel, args: argparse.Namespace, rounds: dict) -> list[dict]:
-    """Messages a second of `classify.py`'s way, and the matrix rate, with so many threads."""
-    sequences = mixed_sequences(args.model, 64)
-    dataset = SpamDataset(sequences, [0] * len(sequences))
-    rates: dict[int, list[float]] = {threads: [] for threads in args.threads}
+def against_threads(classifier: GPTClassifier, threads: list[int], timer: Timer) -> Rows:
+    """Messages a second as `classify.py` does, and the FLOP/s achieved, with so many threads."""
+    model, dataset = FastClassifier(classifier), mixed_dataset(classifier.config.model_name, 64)
+    flops: dict[int, list[float]] = {n: [] for n in threads}
 
-    def classify(threads: int) -> None:
-        torch.set_num_threads(threads)
+    def classify(num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
         predict_logits(model, dataset)
 
-    def measure_rate(threads: int) -> None:
-        torch.set_num_threads(threads)
-        rates[threads].append(matrix_rate(model.cfg, args.device, seconds=0.5))
+    def measure_flops(num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        flops[num_threads].append(achieved_flops(classifier.decoder.cfg, timer.device, 0.5))
 
-    functions = {f"{n} threads": lambda n=n: classify(n) for n in args.threads}
-    functions |= {f"matrix rate, {n} threads": lambda n=n: measure_rate(n) for n in args.threads}
+    functions = {f"{n} threads": partial(classify, n) for n in threads}
+    functions |= {f"FLOP/s, {n} threads": partial(measure_flops, n) for n in threads}
     before = torch.get_num_threads()
-    seconds = medians("thread_counts", functions, args, rounds)
+    seconds = timer.medians("threads", functions)
     torch.set_num_threads(before)
     return [
         {
-            "threads": threads,
-            "matrix_gflops": statistics.median(rates[threads]) / 1e9,
-            "messages_per_second": len(dataset) / seconds[f"{threads} threads"],
+            "threads": n,
+            "GFLOP/s": median(flops[n]) / 1e9,
+            "messages a second": len(dataset) / seconds[f"{n} threads"],
         }
-        for threads in args.threads
+        for n in threads
     ]
 
 
-def against_workers(args: argparse.Namespace, rounds: dict) -> list[dict]:
-    """Seconds in which the batches of 1,000 messages are made, by so many further processes."""
-    sequences = mixed_sequences(args.model, 1000)
-    rows = SpamDataset(sequences, [0] * len(sequences))
+def against_workers(model: str, workers: list[int], timer: Timer) -> Rows:
+    """Seconds in which batches are made, by so many further processes."""
+    dataset = mixed_dataset(model, 1000)
 
-    def make_batches(workers: int) -> None:
-        for _ in DataLoader(rows, 8, collate_fn=pad_batch, num_workers=workers):
+    def make_batches(num_workers: int) -> None:
+        for _ in DataLoader(dataset, 8, collate_fn=dataset.collate, num_workers=num_workers):
             pass
 
-    functions = {str(n): lambda n=n: make_batches(n) for n in args.workers}
+    seconds = timer.medians("workers", {n: partial(make_batches, n) for n in workers})
     return [
-        {"workers": int(workers), "seconds": seconds}
-        for workers, seconds in medians("workers", functions, args, rounds).items()
+        {"processes that load": n, "seconds for 1,000 messages": value}
+        for n, value in seconds.items()
     ]
 
 
-def against_messages(args: argparse.Namespace) -> list[dict]:
+def against_messages(numbers: list[int], device: torch.device) -> Rows:
     """`classify.py` on files of growing length, each once in a process of its own. The model is
     tiny on purpose: what is measured is reading, cutting into tokens, batching and writing, and
     whether memory stays flat."""
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        save_tiny_classifier(folder / "classifier")
-        for num_messages in args.messages:
-            source, output = folder / "messages.csv", folder / "classified.csv"
-            table = pd.DataFrame({"id": range(num_messages), "text": mixed_messages(num_messages)})
+        source, output, classifier = (Path(name) / n for n in ("in.csv", "out.csv", "classifier"))
+        save_tiny_classifier(classifier)
+        for number in numbers:
+            table = pd.DataFrame({"id": range(number), "text": mixed_messages(number)})
             table.to_csv(source, index=False)
-            options = [str(folder / "classifier"), "--file", str(source), "--output", str(output)]
-            options += ["--text-column", "text", "--device", args.device.type]
-            figures = json.loads(run_fresh("measure_stream.py", *options))
-            num_answers, in_order = check_answers(output)
-            if num_answers != num_messages or not in_order:
-                raise RuntimeError(f"{num_messages} messages went in, {num_answers} came out.")
+            options = ["--file", str(source), "--output", str(output), "--overwrite"]
+            options += ["--text-column", "text", "--device", device.type]
+            measured = json.loads(run_fresh("measure_stream.py", str(classifier), *options))
+            if pd.read_csv(output)["id"].tolist() != list(range(number)):
+                raise OSError(f"{number} messages went in, others or in another order came out.")
             file_mb = source.stat().st_size / 1e6
-            rows.append({"messages": num_messages, "file_mb": file_mb, **figures})
+            rows.append({"messages in a file": number, "file, MB": file_mb, **measured})
     return rows
 
 
-def check_answers(path: Path) -> tuple[int, bool]:
-    """How many rows a file of answers holds, and whether they are in their order."""
-    count, in_order = 0, True
-    for piece in pd.read_csv(path, usecols=["id"], chunksize=100_000):
-        in_order &= piece["id"].tolist() == list(range(count, count + len(piece)))
-        count += len(piece)
-    return count, in_order
-
-
 def save_tiny_classifier(folder: Path) -> None:
-    tokenizer = load_mini_tokenizer()
-    shape = {"vocab_size": tokenizer.n_vocab, "context_length": 256, "emb_dim": 16}
+    vocabulary = load_mini_tokenizer().n_vocab
+    cfg = GPTConfig(vocabulary, context_length=256, emb_dim=16, n_heads=2, n_layers=1)
     torch.manual_seed(0)
-    model = GPTModel(GPTConfig(**shape, num_heads=2, num_layers=1))
-    add_classification_head(model, 2)
-    card = {"trained_on": "nothing", "training": {}, "test": {}, "made_up_data": True}
-    classifier = Classifier(model.eval(), tokenizer, "gpt-mini", ["ham", "spam"], 256, card)
-    save_classifier(classifier, folder)
+    about = ClassifierConfig("gpt-mini", ("ham", "spam"), cfg.context_length)
+    save_classifier(GPTClassifier(GPTModel(cfg), about), folder)
 
 
-# ---------------------------------------------------------------------------------------------
-# What is shown
-# ---------------------------------------------------------------------------------------------
-
-# What each section's table is called, and its columns: key in the raw file, header with unit.
-SECTIONS = {
-    "length": {
-        "tokens": "tokens of one message",
-        "fused_seconds": "fused attention, seconds",
-        "by_hand_seconds": "by hand, seconds",
-        "gflop": "operations, GFLOP",
-        "quadratic_share": "attention's share of them",
-        "fused_extra_mb": "memory of the pass, fused, MB",
-        "fused_predicted_mb": "predicted, MB",
-        "by_hand_extra_mb": "by hand, MB",
-        "by_hand_predicted_mb": "predicted, MB",
-    },
-    "batch_size": {
-        "batch_size": "messages of 32 tokens in a batch",
-        "seconds": "seconds",
-        "messages_per_second": "messages a second",
-    },
-    "model_size": {
-        "model": "one message of 128 tokens",
-        "weights_mb": "weights, MB",
-        "gflop": "operations, GFLOP",
-        "seconds": "seconds",
-        "gflops": "GFLOP a second",
-    },
-    "messages": {
-        "messages": "messages in a file",
-        "file_mb": "file, MB",
-        "seconds": "seconds",
-        "peak_mb": "peak of the process, MB",
-    },
-    "thread_counts": {
-        "threads": "threads",
-        "matrix_gflops": "matrix rate, GFLOP a second",
-        "messages_per_second": "messages a second",
-    },
-    "workers": {
-        "workers": "further processes that load",
-        "seconds": "seconds for 1,000 messages",
-    },
-}
+def notes(result: dict[str, Any]) -> list[str]:
+    return []
 
 
-def tables(result: dict) -> list[Table]:
-    return [
-        Table(
-            tuple(columns.values()),
-            [tuple(shown(row[key]) for key in columns) for row in result[section]],
-            [f"Shape: {result['model']}."] if section in ("length", "batch_size") else (),
-        )
-        for section, columns in SECTIONS.items()
-    ]
+# The panels of the picture: section, its x axis, what is drawn, and its label.
+PANELS = (
+    ("length", 0, ["fused, seconds", "by hand, seconds"], "seconds a message"),
+    ("length", 0, ["fused, MB", "by hand, MB"], "memory of the pass (MB)"),
+    ("batch_size", 0, ["messages a second"], "messages a second"),
+    ("model_size", 2, ["seconds"], "seconds a message of 128 tokens"),
+    ("messages", 0, ["peak, MB"], "peak memory (MB)"),
+    ("threads", 0, ["messages a second"], "messages a second"),
+)
 
 
-def shown(value: float | str | None) -> str:
-    """Three digits of a measurement; counts and larger numbers in full."""
-    if value is None or isinstance(value, str):
-        return value or "-"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
-
-
-def plot(result: dict, folder: Path) -> None:
+def plot(result: dict[str, Any], path: Path) -> None:
     fig, axes = plt.subplots(2, 3, figsize=(13, 7))
-    panels = (
-        ("length", "tokens", ("fused_seconds", "by_hand_seconds"), "seconds a message"),
-        ("length", "tokens", ("fused_extra_mb", "by_hand_extra_mb"), "memory of the pass (MB)"),
-        ("batch_size", "batch_size", ("messages_per_second",), "messages a second"),
-        ("model_size", "gflop", ("seconds",), "seconds a message of 128 tokens"),
-        ("messages", "messages", ("peak_mb",), "peak memory (MB)"),
-        ("thread_counts", "threads", ("messages_per_second",), "messages a second"),
-    )
-    for ax, (section, x, quantities, label) in zip(axes.flat, panels, strict=True):
-        for quantity in quantities:
-            values = [row[quantity] for row in result[section]]
-            name = quantity.split("_")[0] if len(quantities) > 1 else None
-            name = {"by": "attention by hand", "fused": "fused attention"}.get(name)
-            values = [float("nan") if value is None else value for value in values]
-            ax.plot([row[x] for row in result[section]], values, "o-", label=name)
-        ax.set_xlabel({"gflop": "operations (GFLOP)"}.get(x, x.replace("_", " ")))
-        ax.set_ylabel(label)
-        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
-        ax.grid(alpha=0.3)
-        if section == "messages":
-            ax.set_xscale("log")
-        if section == "thread_counts":
-            ax.set_xticks([row[x] for row in result[section]])
-        if len(quantities) > 1:
-            ax.legend()
-    fig.tight_layout()
-    fig.savefig(folder / "scale.png", dpi=120)
-    plt.close(fig)
+    for ax, (section, x, quantities, label) in zip(axes.flat, PANELS, strict=True):
+        rows = pd.DataFrame(result["tables"][section])
+        rows = rows.astype(dict.fromkeys(quantities, float)).set_index(rows.columns[x])
+        rows[quantities].plot(ax=ax, style="o-", grid=True, legend=len(quantities) > 1)
+        ax.set(ylabel=label, ylim=(0, None), xscale="log" if section == "messages" else "linear")
+    save_figure(fig, path)

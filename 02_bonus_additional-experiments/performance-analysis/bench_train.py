@@ -1,93 +1,70 @@
-"""Training: the plain way, each improvement in turn, the floor, and `transformers`' Trainer."""
+"""Training: the plain way, each improvement, the chapter's run, the lower bound, the Trainer."""
 
-import argparse
-import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from statistics import median
+from typing import Any, get_args
 
-import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 from bench_common import (
-    NotHere,
-    Table,
-    evenly_spaced,
-    interleave,
-    machine,
-    matrix_rate,
-    need_bf16,
+    Unavailable,
+    plot_bars,
     random_classifier,
-    reasons,
+    require_bf16,
+    take_turns,
+    unavailable_notes,
 )
-from floors import floor_operations
-from hugging_face import TrainerJob, freeze_twin_but_last_block, hugging_face_twin
-from matplotlib.ticker import NullFormatter
-from training_ways import TrainingJob, Way, ladder
+from hugging_face import TrainerJob, freeze_twin_but_last_block, hugging_face_classifier
+from lower_bound import achieved_flops, training_operations
+from training_ways import IMPROVEMENTS, TrainingJob, Work, ladder
 
-import finetune
-from finetune import COUNT
-from gpt_download import load_pretrained, load_tokenizer, resolve_model_name
-from previous_chapters import MODEL_CONFIGS
-from text_classifier import (
-    Precision,
-    TrainConfig,
-    add_classification_head,
-    compute_in,
-    freeze_all_but,
-)
+from features import Precision
+from fine_tuning import RunConfig, fine_tune
+from gpt_download import MODEL_CONFIGS, load_pretrained, load_tokenizer
+from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but
 from text_data import SpamDataset, encode_messages, published_splits
 
-# Of finetune.py's run; the n-gram baseline that it also fits is no part of the GPT's training.
+OPTIONS = {
+    "num_epochs": (5, "passes over the training messages"),
+    "sample": (3, "batches of each way that are timed, evenly spaced by length"),
+    "repetitions": (3, "rounds; the median counts"),
+    "check_steps": (40, "steps over which losses are compared"),
+}
+# Of the chapter's run; the n-gram baseline that it also fits is no part of the GPT's training.
 COUNTED_STAGES = ("data", "model", "frozen_layers", "training", "evaluation")
-HEADLINE = ("plain_seconds", "fast_seconds", "floor_seconds", "speedup", "times_floor")
-GROUPED = Way("grouped", pad_to_longest=True, group_by_length=True)
-TRAINER = "transformers' Trainer"
+PARTS = {"last_block": "last_block", "all_layers": "all"}  # key in the raw file: what is trained
+TRAINER = "transformers Trainer"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="gpt2-small", help="shape; the weights are random")
-    parser.add_argument("--epochs", type=COUNT, default=5, help="passes over the training messages")
-    parser.add_argument(
-        "--sample",
-        type=COUNT,
-        default=3,
-        help="batches of each way that are timed, evenly spaced by length",
-    )
-    parser.add_argument("--repetitions", type=COUNT, default=3, help="rounds; the median counts")
-    parser.add_argument(
-        "--check-steps", type=COUNT, default=40, help="steps over which losses are compared"
-    )
-
-
-def run(args: argparse.Namespace) -> dict:
-    """All figures of the comparison."""
-    name = resolve_model_name(args.model)
-    parts = read_parts(name)
-    with tempfile.TemporaryDirectory() as folder:
-        last_block = compare(args, parts, "last_block", folder)
-        all_layers = compare(args, parts, "all", folder)
+def run(
+    model: str,
+    device: torch.device,
+    num_epochs: int,
+    sample: int,
+    repetitions: int,
+    check_steps: int,
+) -> dict[str, Any]:
+    parts = read_parts(model)
+    compared = {
+        key: compare(model, device, parts, trainable, num_epochs, sample, repetitions)
+        for key, trainable in PARTS.items()
+    }
+    differences = {
+        precision: {
+            key: compare_losses(trainable, check_steps, precision)
+            for key, trainable in PARTS.items()
+        }
+        for precision in get_args(Precision)
+    }
     return {
-        "model": name,
-        "weights": "random",
+        "tables": {"seconds": table(compared)},
         "data": "SMS Spam Collection, published split",
-        "epochs": args.epochs,
-        "repetitions": args.repetitions,
         "real_tokens": sum(sum(part.lengths) for part in parts),
-        **{key: last_block[key] for key in HEADLINE},  # what other pages quote
-        "matrix_gflops": last_block["matrix_gflops"],
-        "last_block": last_block,
-        "all_layers": all_layers,
-        "largest_difference_of_losses": {
-            precision: {
-                trainable: compare_losses(trainable, args.check_steps, precision)
-                for trainable in ("last_block", "all")
-            }
-            for precision in get_args(Precision)
-        },
-        **machine(args.device),
+        **compared,
+        "largest_difference_of_losses": differences,
     }
 
 
@@ -95,271 +72,126 @@ def read_parts(model_name: str) -> list[SpamDataset]:
     """The published split, as token ids within the model's context."""
     tokenizer, context = load_tokenizer(model_name), MODEL_CONFIGS[model_name].context_length
     return [
-        SpamDataset(
-            encode_messages(part["text"], tokenizer, context),
-            (part["label"] == "spam").astype(int).tolist(),
-        )
+        SpamDataset(encode_messages(part["text"], tokenizer, context), part["label"] == "spam")
         for part in published_splits()
     ]
 
 
-# ---------------------------------------------------------------------------------------------
-# Seconds of each way
-# ---------------------------------------------------------------------------------------------
-
-
 def compare(
-    args: argparse.Namespace, parts: list[SpamDataset], trainable: str, folder: str
-) -> dict:
-    """Seconds of the whole training in each way, of `finetune.py` in full, and of the floor.
+    model: str,
+    device: torch.device,
+    parts: list[SpamDataset],
+    trainable: str,
+    num_epochs: int,
+    sample: int,
+    repetitions: int,
+) -> dict[str, Any]:
+    """Seconds of the whole training in each way, of the chapter's run, and of the lower bound.
 
-    All take turns, and so does the measuring of the matrix rate; but where all layers are trained,
-    `finetune.py` runs one epoch, once and after the rounds, since that alone takes minutes.
+    All take turns, and so does the measuring of FLOP/s; but where all layers are trained, the
+    chapter's run has one epoch, once and after the rounds, since that alone takes minutes.
     """
-    model = random_classifier(args.model, args.device)
-    num_frozen = freeze_all_but(model, trainable)
-    job = TrainingJob(model, parts, TrainConfig.batch_size, num_frozen)
+    classifier = random_classifier(model, device)
+    cfg, num_frozen = classifier.decoder.cfg, freeze_all_but(classifier, trainable)
+    job = TrainingJob(classifier, parts, num_frozen)
     ways = ladder(any_frozen=num_frozen > 0)
-    epochs_in_full = args.epochs if trainable == "last_block" else 1
-    not_here: dict[str, str] = {}
-    precisions = usable_precisions(args.device, not_here)
-    full_runs: dict[Precision, list] = {precision: [] for precision in precisions}
-    rates, trainer_runs = [], []
-
-    def run_in_full(precision: Precision) -> None:
-        full_runs[precision].append(run_chapter(args, trainable, epochs_in_full, precision))
-
-    functions, samples = timed_functions(job, ways, args.sample, args.epochs)
-    functions["matrix rate"] = lambda: rates.append(matrix_rate(model.cfg, args.device, 1.0))
+    work = {name: job.work(way, sample, num_epochs) for name, way in ways.items()}
+    epochs_run = num_epochs if trainable == "last_block" else 1
+    chapter = partial(run_chapter, model, device, trainable, epochs_run)
+    runs, unavailable = {"float32": partial(chapter, "float32")}, {}
     try:
-        trainer = make_trainer(args, job, trainable, folder)
-        functions[TRAINER] = lambda: trainer_runs.append((trainer.train(), trainer.evaluate()))
-    except NotHere as reason:
-        not_here[TRAINER] = str(reason)
-    in_full = {f"finetune.py in full, {p}": partial(run_in_full, p) for p in precisions}
-    if trainable == "last_block":
-        functions |= in_full
-    rounds = interleave(functions, args.repetitions, args.device, warm_up=False)
-    if trainable != "last_block":
-        for function in in_full.values():
-            function()
+        require_bf16(device)
+        runs["bfloat16"] = partial(chapter, "bfloat16")
+    except Unavailable as reason:
+        unavailable["the chapter's run, bfloat16"] = str(reason)
+    try:
+        work[TRAINER] = trainer_work(job, trainable, sample, work["group_by_length"])
+    except Unavailable as reason:
+        unavailable[TRAINER] = str(reason)
 
-    stages = {p: medians(runs, args.epochs / epochs_in_full) for p, runs in full_runs.items()}
-    rungs = [estimate(way, rounds, samples, stages["float32"]) for way in ways]
-    plain, rate = rungs[0]["seconds"], statistics.median(rates)
-    lengths = [part.lengths for part in parts]
-    floor = floor_operations(model.cfg, lengths, args.epochs, num_frozen) / rate
-    figures = {
-        p: {"fast_runs": full_runs[p], **compared(stages[p], plain, floor)} for p in precisions
-    }
+    functions = {f"{way}, {kind}": w.run for way, of in work.items() for kind, w in of.items()}
+    functions["FLOP/s"] = partial(achieved_flops, cfg, device, 1.0)
+    if trainable == "last_block":
+        rounds = take_turns(functions | runs, repetitions)
+    else:
+        rounds = take_turns(functions, repetitions) | take_turns(runs, 1)
+
+    stages = {p: median_stages(rounds[p], num_epochs / epochs_run) for p in runs}
+    once = dict.fromkeys(work, stages["float32"]["data"] + stages["float32"]["model"])
+    for name, way in ways.items():
+        once[name] += stages["float32"]["frozen_layers"] if "compute_frozen_once" in way else 0
+    lengths, flops = [part.lengths for part in parts], median(rounds["FLOP/s"])
+    operations = training_operations(cfg, lengths, num_epochs, num_frozen)
     return {
-        "ways": rungs,
-        "batches_timed_in_a_round": samples["step, plain"].num_timed,
-        "trainer": trainer_figures(job, trainer_runs, stages["float32"], args),
-        "not_here": not_here,
-        "plain_seconds": plain,
-        "fast_runs_epochs": epochs_in_full,
-        "matrix_gflops": rate / 1e9,
-        "matrix_gflops_of_rounds": [value / 1e9 for value in rates],
-        "floor_seconds": floor,
-        **figures["float32"],
-        "bfloat16": figures.get("bfloat16"),
+        "ways": {name: estimate(name, of, rounds, once[name]) for name, of in work.items()},
+        "batches_timed_in_a_round": work["plain"]["step"].num_timed,
+        "epochs_run": epochs_run,
+        "stage_seconds": stages,
+        "achieved_gflops": flops / 1e9,
+        "lower_bound_seconds": operations / flops,
+        "unavailable": unavailable,
         "rounds": rounds,
     }
 
 
-def usable_precisions(device: torch.device, not_here: dict[str, str]) -> list[Precision]:
-    """All that the device has instructions for; `not_here` gets the reason of what is left out."""
-    try:
-        need_bf16(device)
-    except NotHere as reason:
-        not_here["finetune.py --precision bfloat16"] = str(reason)
-        return ["float32"]
-    return ["float32", "bfloat16"]
+def run_chapter(
+    model: str, device: torch.device, trainable: str, num_epochs: int, precision: Precision
+) -> dict[str, float]:
+    """Seconds of each stage of the chapter's run, from reading the file to the accuracies."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            model=model,
+            weights="random",
+            protocol="published",
+            trainable=trainable,
+            num_epochs=num_epochs,
+            precision=precision,
+            device=device.type,
+            output=Path(folder),
+            quiet=True,
+        )
+        return fine_tune(config).metrics["seconds"]
 
 
-def medians(runs: list[dict[str, float]], times_training: float) -> dict[str, float]:
+def median_stages(runs: list[dict[str, float]], times_training: float) -> dict[str, float]:
     """Seconds of each stage, the training multiplied where only a part of its epochs was run."""
-    stages = {stage: statistics.median(run[stage] for run in runs) for stage in runs[0]}
+    stages = {stage: median(run[stage] for run in runs) for stage in runs[0]}
     return stages | {"training": stages["training"] * times_training}
 
 
-def compared(stages: dict[str, float], plain: float, floor: float) -> dict:
-    """What `finetune.py` took, beside the plain way and the floor, both of float32."""
-    seconds = sum(stages[stage] for stage in COUNTED_STAGES)
-    return {
-        "fast_seconds": seconds,
-        "fast_seconds_by_stage": stages,
-        "speedup": plain / seconds,
-        "times_floor": seconds / floor,
-    }
-
-
-class Sample(NamedTuple):
-    """Batches that were timed, and all that they stand for. Tokens count padding, too."""
-
-    num_timed: int
-    tokens_timed: int
-    num: int
-    tokens: int
-
-
-def estimate(way: Way, rounds: dict, samples: dict[str, Sample], stages: dict) -> dict:
-    """Seconds of the whole training in this way: reading the data, making the model and, where it
-    is done once, the frozen pass as they were in the full runs, and all batches by those timed."""
-    step, evaluation = (samples[f"{kind}, {way.name}"] for kind in ("step", "evaluation"))
-    step_seconds, evaluation_seconds = (
-        statistics.median(rounds[f"{kind}, {way.name}"]) * sample.tokens / sample.tokens_timed
-        for kind, sample in (("step", step), ("evaluation", evaluation))
+def estimate(name: str, work: dict[str, Work], rounds: dict, once: float) -> dict[str, float]:
+    """Seconds of the whole training in a way: what is done once, and all batches by the tokens of
+    those timed."""
+    step, evaluation = work["step"], work["evaluation"]
+    steps, evaluations = (
+        median(rounds[f"{name}, {kind}"]) * w.tokens / w.tokens_timed for kind, w in work.items()
     )
-    frozen = stages["frozen_layers"] if way.compute_frozen_once else 0
     return {
-        "name": way.name,
         "steps": step.num,
-        "step_seconds": step_seconds / step.num,
+        "step_seconds": steps / step.num,
         "evaluation_batches": evaluation.num,
-        "evaluation_batch_seconds": evaluation_seconds / evaluation.num,
-        "frozen_pass_seconds": frozen,
-        "seconds": stages["data"] + stages["model"] + frozen + step_seconds + evaluation_seconds,
+        "evaluation_batch_seconds": evaluations / evaluation.num,
+        "once_seconds": once,
+        "seconds": once + steps + evaluations,
     }
 
 
-def timed_functions(
-    job: TrainingJob, ways: list[Way], num: int, epochs: int
-) -> tuple[dict[str, Callable[[], None]], dict[str, Sample]]:
-    """For each way a function that takes some steps and one that evaluates some batches, and what
-    these stand for. Each function has had its longest batch already when it is returned."""
-    functions, samples = {}, {}
-    for way in ways:
-        steps = job.train_batches(way)
-        evaluations = [job.evaluation_batches(way, part) for part in range(3)]
-        for kind, function, batches, everything in (
-            ("step", job.step, steps, [(0, steps)] * epochs),
-            ("evaluation", job.evaluate, evaluations[0], evaluated(evaluations, epochs)),
-        ):
-            name = f"{kind}, {way.name}"
-            chosen = evenly_spaced(batches, num, lambda rows, way=way: job.tokens(rows, way))
-            made = [job.make_batch(rows, way) for rows in chosen]
-            function(made[-1], way)
-            functions[name] = for_all(function, made, way)
-            timed = [job.tokens(rows, way) for rows in chosen]
-            whole = [
-                job.tokens(rows, way, part) for part, all_rows in everything for rows in all_rows
-            ]
-            samples[name] = Sample(len(timed), sum(timed), len(whole), sum(whole))
-    return functions, samples
-
-
-def for_all(function: Callable, batches: list, way: Way) -> Callable[[], None]:
-    """A function that takes all batches, one after the other."""
-
-    def once() -> None:
-        for batch in batches:
-            function(batch, way)
-
-    return once
-
-
-def evaluated(of_parts: Sequence, epochs: int) -> list[tuple[int, Any]]:
-    """Each part as often as the chapter evaluates it, with what belongs to it: training and
-    validation messages after every epoch, and all three parts at the end."""
-    return [(part, of_parts[part]) for part in [0, 1] * epochs + [0, 1, 2]]
-
-
-def run_chapter(
-    args: argparse.Namespace, trainable: str, epochs: int, precision: Precision
-) -> dict[str, float]:
-    """Seconds of each stage of `finetune.py`, from reading the file to the final accuracies."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--model", args.model, "--weights", "random", "--protocol", "published"]
-        options += ["--trainable", trainable, "--epochs", str(epochs), "--output", folder]
-        options += ["--precision", precision, "--device", args.device.type, "--quiet"]
-        return finetune.run(finetune.parse_args(options))["seconds"]
-
-
-# ---------------------------------------------------------------------------------------------
-# The Trainer
-# ---------------------------------------------------------------------------------------------
-
-
-def make_trainer(
-    args: argparse.Namespace, job: TrainingJob, trainable: str, folder: str
-) -> TrainerJob:
-    """`transformers`' Trainer on the steps that the grouped ways are timed on, and on evaluation
-    batches of neighbours in length. Raises ``NotHere``."""
-    for package in ("transformers", "accelerate"):
-        if find_spec(package) is None:
-            raise NotHere(f"{package} is not installed")
-    twin = hugging_face_twin(random_classifier(args.model, args.device))
+def trainer_work(
+    job: TrainingJob, trainable: str, num_timed: int, grouped: dict[str, Work]
+) -> dict[str, Work]:
+    """`transformers`' Trainer on the very batches that the grouped way is timed on. Raises
+    ``Unavailable``."""
+    twin = hugging_face_classifier(random_classifier(job.classifier.config.model_name, job.device))
     if trainable == "last_block":
         freeze_twin_but_last_block(twin)
-    steps, evaluations = (
-        evenly_spaced(batches, args.sample, lambda rows: job.tokens(rows, GROUPED))
-        for batches in trainer_batches(job)
-    )
-    train = [i for rows in (steps[:1] + steps) for i in rows]  # the first is not counted
-    evaluation = [i for rows in evaluations for i in rows]
-    rows = job.parts[0]
-    trainer = TrainerJob(
-        twin,
-        [rows[i] for i in train],
-        job.batch_size,
-        [rows[i] for i in evaluation],
-        trainer_evaluation_size(job),
-        folder,
-    )
-    trainer.evaluate()
-    return trainer
-
-
-def trainer_evaluation_size(job: TrainingJob) -> int:
-    """Messages in an evaluation batch: as many as the chapter's hold on average."""
-    return round(len(job.parts[0]) / len(job.evaluation_batches(GROUPED, 0)))
-
-
-def trainer_batches(job: TrainingJob) -> tuple[list[list[int]], list[list[int]]]:
-    """Its steps, and evaluation batches of training messages sorted by length; full ones only,
-    since the Trainer cuts its rows into batches of equal size."""
-    steps = [rows for rows in job.train_batches(GROUPED) if len(rows) == job.batch_size]
-    size = trainer_evaluation_size(job)
-    order = sorted(range(len(job.parts[0])), key=lambda i: job.parts[0].lengths[i])
-    return steps, [order[i : i + size] for i in range(0, len(order) - size + 1, size)]
-
-
-def mean_tokens(job: TrainingJob, batches: list[list[int]], num: int) -> float:
-    """Tokens of a batch, padding too, over `num` evenly spaced batches of all."""
-    tokens = [job.tokens(rows, GROUPED) for rows in batches]
-    return statistics.mean(evenly_spaced(tokens, num, float))
-
-
-def trainer_figures(
-    job: TrainingJob, runs: list[tuple[float, float]], stages: dict, args: argparse.Namespace
-) -> dict | None:
-    """The estimate for the whole training, as for the other ways; None without a run."""
-    if not runs:
-        return None
-    step, evaluation = (
-        statistics.median(seconds)
-        * mean_tokens(job, batches, len(batches))
-        / mean_tokens(job, batches, args.sample)
-        for seconds, batches in zip(zip(*runs, strict=True), trainer_batches(job), strict=True)
-    )
-    size = trainer_evaluation_size(job)
-    num_steps = args.epochs * len(job.train_batches(GROUPED))
-    num_evaluations = sum(-(-len(part) // size) for _, part in evaluated(job.parts, args.epochs))
-    batches = step * num_steps + evaluation * num_evaluations
+    way = ladder(any_frozen=False)["group_by_length"]
+    steps = job.sample(job.train_batches(way), way, num_timed)
+    evaluations = job.sample(job.evaluation_batches(way, 0), way, num_timed)
+    trainer = TrainerJob(twin, job.parts[0], steps, evaluations)
     return {
-        "step_seconds": step,
-        "evaluation_batch_seconds": evaluation,
-        "evaluation_batch_size": size,
-        "rounds": [{"step_seconds": s, "evaluation_batch_seconds": e} for s, e in runs],
-        "seconds": stages["data"] + stages["model"] + batches,
+        "step": replace(grouped["step"], run=trainer.train),
+        "evaluation": replace(grouped["evaluation"], run=trainer.evaluate),
     }
-
-
-# ---------------------------------------------------------------------------------------------
-# The same results
-# ---------------------------------------------------------------------------------------------
 
 
 def compare_losses(trainable: str, num_steps: int, precision: Precision) -> float:
@@ -370,116 +202,61 @@ def compare_losses(trainable: str, num_steps: int, precision: Precision) -> floa
     though not what is computed of a batch: both ways get the grouped batches here.)
     """
     parts, losses = read_parts("gpt-mini"), []
-    fast = ladder(any_frozen=trainable != "all")[-1]
-    for way, its_precision in ((Way("plain"), "float32"), (fast, precision)):
-        model, _ = load_pretrained("gpt-mini")
+    *_, fast = ladder(any_frozen=trainable != "all").values()
+    for way in (frozenset(), fast):
+        decoder, _ = load_pretrained("gpt-mini")
         torch.manual_seed(0)
-        add_classification_head(model, 2)
-        job = TrainingJob(model, parts, TrainConfig.batch_size, freeze_all_but(model, trainable))
-        job.optimizer.param_groups[0]["lr"] = 5e-4
+        about = ClassifierConfig("gpt-mini", ("ham", "spam"), decoder.cfg.context_length)
+        classifier = GPTClassifier(decoder, about)
+        job = TrainingJob(classifier, parts, freeze_all_but(classifier, trainable), 5e-4, precision)
         batches = job.train_batches(fast)[:num_steps]
-        losses.append([])
-        for rows in batches:
-            with compute_in(its_precision, job.device):  # anew: it keeps the weights that it rounds
-                losses[-1].append(job.step(job.make_batch(rows, way), way).item())
+        losses.append([job.step(job.make_batch(rows, way), way) for rows in batches])
     return max(abs(a - b) for a, b in zip(*losses, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------
-# What is shown
-# ---------------------------------------------------------------------------------------------
-
-FLOOR = "floor, in float32"
-TRAINED = {"last_block": "last block", "all_layers": "all layers"}
-RUNGS = {
-    "plain": "plain: pad to 120 tokens, attention by hand, all blocks at every step",
-    "fused_attention": "+ fused attention",
-    "pad_to_longest": "+ pad to the batch's longest message",
-    "group_by_length": "+ messages of similar length in a batch",
-    "compute_frozen_once": "+ frozen layers computed once",
-    "last_position_only": "+ only the last position through the last block",
-}
+def seconds_by_name(part: dict[str, Any]) -> dict[str, float]:
+    """Seconds of all that was compared, the plain way first and the lower bound last."""
+    names = {"plain": "plain: pad to 120 tokens, attention by hand, all blocks at every step"}
+    names |= {key: f"+ {text}" for key, text in IMPROVEMENTS.items()}
+    names[TRAINER] = f"{TRAINER}, grouped by length"
+    seconds = {names[way]: metrics["seconds"] for way, metrics in part["ways"].items()}
+    for precision, stages in part["stage_seconds"].items():
+        seconds[f"the chapter's run, {precision}"] = sum(stages[s] for s in COUNTED_STAGES)
+    return seconds | {"lower bound, float32": part["lower_bound_seconds"]}
 
 
-def seconds_by_name(part: dict) -> dict[str, float]:
-    """Seconds of all that was compared."""
-    seconds = {RUNGS[way["name"]]: way["seconds"] for way in part["ways"]}
-    seconds["`finetune.py`"] = part["fast_seconds"]
-    if part["bfloat16"]:
-        seconds["`finetune.py --precision bfloat16`"] = part["bfloat16"]["fast_seconds"]
-    seconds[FLOOR] = part["floor_seconds"]
-    if part["trainer"]:
-        seconds["`transformers`' Trainer, grouped by length"] = part["trainer"]["seconds"]
-    return seconds
+def table(compared: dict[str, dict]) -> list[dict[str, Any]]:
+    by_part = {key.replace("_", " "): seconds_by_name(part) for key, part in compared.items()}
+    rows: list[dict[str, Any]] = [{"how": name} for name in by_part["last block"]]
+    for part, seconds in by_part.items():
+        plain, *_, lower_bound = seconds.values()
+        for row in rows:
+            value = seconds.get(row["how"])
+            row[f"{part}, seconds"] = value
+            row[f"{part}, speedup"] = plain / value if value else None
+            row[f"{part}, times the bound"] = value / lower_bound if value else None
+    return rows
 
 
-def tables(result: dict) -> list[Table]:
-    rows = [
-        (trained, name, f"{seconds:,.0f}", f"{result[key]['plain_seconds'] / seconds:.1f}")
-        for key, trained in TRAINED.items()
-        for name, seconds in seconds_by_name(result[key]).items()
-    ]
-    header = ("trained", "how", "seconds", "times faster than plain")
-    return [Table(header, rows, notes(result))]
-
-
-def notes(result: dict) -> list[str]:
-    num_timed, way = result["last_block"]["batches_timed_in_a_round"], result["last_block"]["ways"]
-    lines = [
-        f"Shape: {result['model']}. Each row of a way is an estimate: the "
-        f"median of {result['repetitions']} rounds of {num_timed} of the {way[0]['steps']:,} steps "
-        f"and of {num_timed} of the {way[0]['evaluation_batches']:,} evaluation batches of the "
-        f"plain way (fewer, larger ones where messages are grouped)."
-    ]
-    for key, trained in TRAINED.items():
-        part = result[key]
-        rounded = part["bfloat16"]
-        lines.append(
-            f"{trained.capitalize()}: `finetune.py` is {part['speedup']:.1f} times faster than the "
-            f"plain way and takes {part['times_floor']:.2f} times the floor at "
-            f"{part['matrix_gflops']:.0f} GFLOP/s"
-            + (
-                f"; with `--precision bfloat16` it is {rounded['speedup']:.1f} times faster and "
-                f"takes {rounded['times_floor']:.2f} times that floor"
-                if rounded
-                else ""
-            )
-            + f"; {runs_in_words(part, result['epochs'])}."
-        )
-        lines += reasons(part["not_here"])
-    differences = [
-        f"{'last block' if trainable == 'last_block' else 'all layers'} {value:.0e} in {precision}"
-        for precision, values in result["largest_difference_of_losses"].items()
-        for trainable, value in values.items()
-    ]
-    lines.append(
-        "Largest difference between the losses of the plain way (float32) and of all "
-        f"improvements, on the pretrained gpt-mini: {', '.join(differences)}."
+def notes(result: dict[str, Any]) -> list[str]:
+    part, plain = result["last_block"], result["last_block"]["ways"]["plain"]
+    flops = " and ".join(f"{result[key]['achieved_gflops']:.0f}" for key in PARTS)
+    differences = ", ".join(
+        f"{difference:.0e} ({key.replace('_', ' ')}, {precision})"
+        for precision, by_part in result["largest_difference_of_losses"].items()
+        for key, difference in by_part.items()
     )
-    return lines
+    return [
+        f"{result['data']}. Ways and Trainer are estimates: {part['batches_timed_in_a_round']} "
+        f"steps and evaluation batches are timed, of {plain['steps']:,} and "
+        f"{plain['evaluation_batches']:,} of the plain way. The chapter's run with all layers is "
+        f"one epoch, once, its training times {result['options']['num_epochs']}. The lower bound "
+        f"is at {flops} GFLOP/s.",
+        *unavailable_notes(part["unavailable"]),
+        f"Largest difference from the plain way's losses on gpt-mini: {differences}.",
+    ]
 
 
-def runs_in_words(part: dict, epochs: int) -> str:
-    if part["fast_runs_epochs"] == epochs:
-        return f"each stage is the median of {len(part['fast_runs'])} full runs"
-    return f"one run of one epoch, its training multiplied by {epochs}"
-
-
-def plot(result: dict, folder: Path) -> None:
-    fig, axes = plt.subplots(1, 2, figsize=(13, 3.8))
-    for ax, (key, trained) in zip(axes, TRAINED.items(), strict=True):
-        seconds = seconds_by_name(result[key])
-        names = [name.replace("`", "").partition(":")[0] for name in seconds]
-        colors = ["#b0b0b0" if n.startswith(("plain", "transf")) else "#e6761b" for n in names]
-        colors = ["#4c72b0" if n == FLOOR else c for n, c in zip(names, colors, strict=True)]
-        drawn = ax.barh(names, list(seconds.values()), color=colors)
-        ax.bar_label(drawn, fmt="%.0f", padding=3)
-        ax.set_xscale("log")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xlim(min(seconds.values()) / 2, max(seconds.values()) * 3)
-        ax.set_xlabel("seconds (logarithmic)")
-        ax.set_title(trained)
-        ax.invert_yaxis()
-    fig.tight_layout()
-    fig.savefig(folder / "train.png", dpi=120)
-    plt.close(fig)
+def plot(result: dict[str, Any], path: Path) -> None:
+    seconds = pd.DataFrame(result["tables"]["seconds"]).set_index("how")
+    plot_bars(seconds[["last block, seconds", "all layers, seconds"]], path, xscale="log")

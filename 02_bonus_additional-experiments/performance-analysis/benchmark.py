@@ -2,13 +2,14 @@
 
     python 02_bonus_additional-experiments/performance-analysis/benchmark.py train --plot
 
-Each sub-command prints its tables and writes its figures, those of every round too, as JSON into
-`--output`, with `--plot` also as pictures. README.md says which figures took turns in one process.
+Each sub-command prints its tables and writes all that was measured, every round of it, as JSON
+into `--output`, with `--plot` also as a picture.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import bench_generate
 import bench_infer
@@ -17,16 +18,18 @@ import bench_quantize
 import bench_scale
 import bench_train
 import matplotlib
-from bench_common import NotHere, as_text, load_average, save_result
+from bench_common import Unavailable, machine, tables_as_text
 
-from gpt_download import DownloadError
+from command_line import HelpFormatter, run_command
+from files import write_json
+from gpt_download import resolve_model_name
 from text_classifier import pick_device
 
 COMMANDS = {
-    "train": (bench_train, "training: the plain way, each improvement, the floor, the Trainer"),
+    "train": (bench_train, "training: the plain way, each improvement, the lower bound, a rival"),
     "infer": (bench_infer, "classifying: latency of one message, throughput of many"),
     "generate": (bench_generate, "generating text with and without a key-value cache"),
-    "memory": (bench_memory, "peak memory by stage and by choice, measured and predicted"),
+    "memory": (bench_memory, "peak memory by stage and by what is trained, and predicted"),
     "scale": (bench_scale, "time and memory against length, batch, model, messages, threads"),
     "quantize": (bench_quantize, "fewer bits a weight: size, speed, accuracy"),
 }
@@ -39,20 +42,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (module, text) in COMMANDS.items():
         command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            name, help=text, description=text, formatter_class=HelpFormatter
         )
-        module.add_arguments(command)
+        command.add_argument("--model", default="gpt2-small", help="shape; the weights are random")
+        for option, (default, about) in module.OPTIONS.items():
+            add_option(command, option, default, about)
         add_common_arguments(command)
-    everything = commands.add_parser(
-        "all",
-        help="all of them, as the README's figures were made",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add_common_arguments(everything)
+    text = "all of them, as the README's tables were made"
+    add_common_arguments(commands.add_parser("all", help=text, description=text))
     return parser.parse_args(argv)
+
+
+def add_option(parser: argparse.ArgumentParser, name: str, default: Any, about: str) -> None:
+    """One number or text, or several where the default is a list."""
+    several = isinstance(default, list)
+    first = default[0] if several else default
+
+    def number(text: str) -> int:
+        if int(text) < min(1, first):
+            raise argparse.ArgumentTypeError(f"{text} must be at least {min(1, first)}")
+        return int(text)
+
+    kind = number if isinstance(first, int) else str
+    flag, nargs = "--" + name.replace("_", "-"), "+" if several else None
+    parser.add_argument(flag, type=kind, nargs=nargs, default=default, help=about)
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,38 +76,36 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run_command(argv: list[str], load: float | None) -> None:
-    """Measure, save and show one sub-command; `load` is what other programs took before."""
-    args = parse_args(argv)
-    module, _ = COMMANDS[args.command]
-    args.device = pick_device(args.device)
-    start = {"command": " ".join(["benchmark.py", *argv]), "load_average_at_start": load}
-    result = start | module.run(args)
-    save_result(result, args.output, args.command)
-    print("\n\n".join(map(as_text, module.tables(result))), flush=True)
-    if args.plot:
-        module.plot(result, args.output)
+def measure(argv: list[str]) -> None:
+    """Measure, save and show one sub-command."""
+    options = vars(parse_args(argv))
+    command, output, plot = (options.pop(name) for name in ("command", "output", "plot"))
+    module, _ = COMMANDS[command]
+    options["model"] = resolve_model_name(options["model"])
+    device = pick_device(options.pop("device"))
+    result = {"command": " ".join(["benchmark.py", *argv]), "options": options}
+    result |= machine(device)
+    try:
+        result |= module.run(device=device, **options)
+    except Unavailable as reason:
+        print(f"benchmark.py {command}: unavailable, {reason}", file=sys.stderr)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    write_json(result, output / f"{command}.json")
+    print(tables_as_text(result, module.notes(result)), flush=True)
+    if plot:
+        module.plot(result, output / f"{command}.png")
 
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    args = parse_args(argv)
-    load = load_average()  # once: later, what was measured before would be counted
-    try:
-        for name in COMMANDS if args.command == "all" else [args.command]:
-            try:
-                run_command([name, *argv[1:]], load)
-            except NotHere as reason:
-                print(f"benchmark.py {name}: not here, {reason}", file=sys.stderr)
-    except ValueError as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 2
-    except (DownloadError, RuntimeError, OSError) as error:
-        print(f"benchmark.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    command = parse_args(argv).command
+
+    def measure_all() -> None:
+        for name in COMMANDS if command == "all" else [command]:
+            measure([name, *argv[1:]])
+
+    return run_command("benchmark.py", measure_all)
 
 
 if __name__ == "__main__":

@@ -1,225 +1,168 @@
 """Ways to classify messages with the same weights: plain loops, batches, compilers, fewer bits.
 
-Each way is a function from token-id sequences to logits (N, C), in the order of the messages.
+Each way is a function from a data set to logits (N, C), in the order of its messages.
 """
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from bench_common import NotHere, need_bf16
-from hugging_face import hugging_face_inputs, hugging_face_twin
+from bench_common import Unavailable, require, require_bf16
+from hugging_face import hugging_face_classifier, hugging_face_inputs
 from torch import Tensor, nn
 
-from previous_chapters import GPTModel
-from text_classifier import TOKENS_AT_ONCE, last_token_logits, predict_logits
-from text_data import Batch, SpamDataset, batches_by_length, pad_batch
+from features import FastClassifier
+from text_classifier import TOKENS_AT_ONCE, GPTClassifier, calc_logits, predict_logits
+from text_data import SpamDataset, batches_by_length
 
 BATCH_SIZE = 16
-Classify = Callable[[Sequence[Tensor]], Tensor]
-Batches = Callable[[Sequence[Tensor]], list[list[int]]]
+Batches = list[list[int]]
+CalcLogits = Callable[[dict[str, Tensor]], Tensor]
+Classify = Callable[[SpamDataset], Tensor]
 
 
-def one_by_one(sequences: Sequence[Tensor]) -> list[list[int]]:
-    return [[i] for i in range(len(sequences))]
+def one_by_one(dataset: SpamDataset) -> Batches:
+    return [[i] for i in range(len(dataset))]
 
 
-def as_they_come(sequences: Sequence[Tensor]) -> list[list[int]]:
-    return [
-        list(range(start, min(start + BATCH_SIZE, len(sequences))))
-        for start in range(0, len(sequences), BATCH_SIZE)
-    ]
+def as_they_come(dataset: SpamDataset) -> Batches:
+    return [rows.tolist() for rows in torch.arange(len(dataset)).split(BATCH_SIZE)]
 
 
-def grouped(device: torch.device) -> Batches:
-    """By length, and as many tokens at once as `classify.py` takes on this device."""
-    return lambda sequences: batches_by_length(
-        [len(s) for s in sequences], TOKENS_AT_ONCE[device.type]
-    )
+def by_length(dataset: SpamDataset, device: torch.device) -> Batches:
+    """As many tokens at once as `classify.py` takes on this device."""
+    return batches_by_length(dataset.lengths, TOKENS_AT_ONCE[device.type])
 
 
-@dataclass
-class InBatches:
-    """A way to get logits: what a batch goes through, and how batches are formed."""
-
-    logits_of_batch: Classify
-    batches: Batches
-
-    @torch.inference_mode()
-    def __call__(self, sequences: Sequence[Tensor]) -> Tensor:
-        parts, order = [], []
-        for indices in self.batches(sequences):
-            parts.append(self.logits_of_batch([sequences[i] for i in indices]).float().cpu())
-            order += indices
-        return torch.cat(parts)[torch.tensor(order).argsort()]
+@torch.inference_mode()
+def in_batches(
+    logits_of: CalcLogits, batches_of: Callable[[SpamDataset], Batches], dataset: SpamDataset
+) -> Tensor:
+    """Logits (N, C), computed in the given batches."""
+    batches = batches_of(dataset)
+    logits = [logits_of(dataset.collate([dataset[i] for i in rows])) for rows in batches]
+    order = torch.tensor([i for rows in batches for i in rows])
+    return torch.cat(logits).float().cpu()[order.argsort()]
 
 
-def from_scratch(model: GPTModel) -> Classify:
-    device = model.tok_emb.weight.device
-
-    def logits_of_batch(sequences: Sequence[Tensor]) -> Tensor:
-        return last_token_logits(model, as_batch(sequences, device))
-
-    return logits_of_batch
+def from_scratch(classifier: GPTClassifier) -> CalcLogits:
+    return partial(calc_logits, FastClassifier(classifier))
 
 
-def as_batch(sequences: Sequence[Tensor], device: torch.device) -> Batch:
-    return pad_batch([(sequence, 0) for sequence in sequences]).to(device)
-
-
-def chapter(model: GPTModel) -> Classify:
-    """What `classify.py` does."""
-    return lambda sequences: predict_logits(model, SpamDataset(sequences, [0] * len(sequences)))
-
-
-def compiled(model: GPTModel) -> Classify:
-    """`torch.compile` of the blocks: all but the last share one compilation, for any shape."""
-    changed = copy.deepcopy(model)
-    for block in changed.trf_blocks:
+def compiled(classifier: GPTClassifier) -> CalcLogits:
+    """`torch.compile` of the blocks: they share one compilation, for any shape."""
+    changed = copy.deepcopy(classifier)
+    for block in changed.decoder.trf_blocks:
         block.compile(dynamic=True)
     return from_scratch(changed)
 
 
-def in_bf16(model: GPTModel) -> Classify:
-    """All weights, embeddings too, and activations in bfloat16: 8 bits of precision, half the
-    memory."""
-    need_bf16(model.tok_emb.weight.device)
-    return from_scratch(copy.deepcopy(model).to(torch.bfloat16))
+def bfloat16(classifier: GPTClassifier) -> GPTClassifier:
+    """All weights, embeddings too, and activations: 8 bits of precision, half the memory."""
+    require_bf16(classifier.device)
+    return copy.deepcopy(classifier).to(torch.bfloat16)
 
 
-def in_int8(model: GPTModel) -> Classify:
-    """Matrices in 8 bits, activations too while they are multiplied."""
-    if model.tok_emb.weight.device.type == "cpu":
-        return from_scratch(torch_dynamic_int8(model))
-    return from_scratch(torchao_int8(model))
-
-
-def torch_dynamic_int8(model: GPTModel) -> GPTModel:
-    """PyTorch's own dynamic quantisation, for processors."""
-    import warnings
-
+def int8_by_pytorch(classifier: GPTClassifier) -> GPTClassifier:
+    """PyTorch's own dynamic quantisation, for processors: matrices in 8 bits, activations too
+    while they are multiplied."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they point to torchao, which is measured too
-        changed = copy.deepcopy(model)
+        changed = copy.deepcopy(classifier)
         return torch.ao.quantization.quantize_dynamic(changed, {nn.Linear}, torch.qint8)
 
 
-def torchao_int8(model: GPTModel) -> GPTModel:
-    if find_spec("torchao") is None:
-        raise NotHere("torchao is not installed")
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+def by_torchao(make_config: Callable[[Any], Any], classifier: GPTClassifier) -> GPTClassifier:
+    """The blocks' matrices in one of torchao's formats, not the small head."""
+    require("torchao")
+    from torchao import quantization
 
-    changed = copy.deepcopy(model)
-    quantize_(changed, Int8DynamicActivationInt8WeightConfig(), filter_fn=is_block_linear)
+    changed = copy.deepcopy(classifier)
+    quantization.quantize_(changed.decoder.trf_blocks, make_config(quantization))
     return changed
 
 
-def is_block_linear(module: nn.Module, name: str) -> bool:
-    """The blocks' matrices, not the small head."""
-    return isinstance(module, nn.Linear) and name.startswith("trf_blocks")
+int8_by_torchao = partial(by_torchao, lambda q: q.Int8DynamicActivationInt8WeightConfig())
+int8_weights = partial(by_torchao, lambda q: q.Int8WeightOnlyConfig())
+# One scale for each 32 weights. torchao keeps 4 bits in a byte on a processor, so that neither size
+# nor speed gains, but the rounding is that of 4 bits.
+int4_weights = partial(
+    by_torchao,
+    lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=q.PerGroup(32)),
+)
 
 
-class LastTokenLogits(nn.Module):
-    """`last_token_logits` as a module of two tensors, which is what an export wants."""
-
-    def __init__(self, model: GPTModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, last_positions: Tensor) -> Tensor:
-        return last_token_logits(self.model, Batch(input_ids, last_positions, last_positions))
-
-
-def in_onnx_runtime(model: GPTModel) -> Classify:
+def in_onnx_runtime(classifier: GPTClassifier) -> CalcLogits:
     """Exported to ONNX, with batch and length left open, and run by ONNX Runtime."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        if find_spec(package) is None:
-            raise NotHere(f"{package} is not installed")
+    require("onnx", "onnxscript", "onnxruntime")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    on_gpu = model.tok_emb.weight.device.type == "cuda"
+    on_gpu = classifier.device.type == "cuda"
     provider = "CUDAExecutionProvider" if on_gpu else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
-        raise NotHere(f"onnxruntime has no {provider}")
+        raise Unavailable(f"onnxruntime has no {provider}; see requirements-extra.txt")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "classifier.onnx"
-        export_onnx(copy.deepcopy(model).cpu(), path)
+        export_onnx(copy.deepcopy(classifier).cpu(), path)
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
-
-    def logits_of_batch(sequences: Sequence[Tensor]) -> Tensor:
-        batch = as_batch(sequences, torch.device("cpu"))
-        inputs = {
-            "input_ids": batch.inputs.numpy(),
-            "last_positions": batch.last_positions.numpy(),
-        }
-        return torch.from_numpy(session.run(None, inputs)[0])
-
-    return logits_of_batch
+    names = [entry.name for entry in session.get_inputs()]
+    return lambda batch: torch.from_numpy(
+        session.run(None, {name: batch[name].numpy() for name in names})[0]
+    )
 
 
-def export_onnx(model: GPTModel, path: Path) -> None:
-    batch = as_batch([torch.arange(7), torch.arange(5), torch.arange(3)], torch.device("cpu"))
-    any_number = torch.export.Dim.DYNAMIC
+def export_onnx(classifier: GPTClassifier, path: Path) -> None:
+    dataset = SpamDataset([torch.arange(7), torch.arange(5), torch.arange(3)])
+    batch = dataset.collate(list(dataset))
+    names = ["attention_mask", "input_ids"]
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
         torch.onnx.export(
-            LastTokenLogits(model).eval(),
-            (batch.inputs, batch.last_positions),
+            FastClassifier(classifier).eval(),
+            tuple(batch[name] for name in names),
             path,
             dynamo=True,
-            dynamic_shapes=({0: any_number, 1: any_number}, {0: any_number}),
-            input_names=["input_ids", "last_positions"],
+            dynamic_shapes=(any_size, any_size),
+            input_names=names,
             output_names=["logits"],
             verbose=False,
         )
 
 
-def in_transformers(model: GPTModel) -> Classify:
-    if find_spec("transformers") is None:
-        raise NotHere("transformers is not installed")
-    theirs = hugging_face_twin(model)
-    theirs.config.use_cache = False  # keys and values that nobody would read again
-
-    def logits_of_batch(sequences: Sequence[Tensor]) -> Tensor:
-        inputs = hugging_face_inputs(sequences, theirs.config.pad_token_id)
-        return theirs(**{k: v.to(theirs.device) for k, v in inputs.items()}).logits
-
-    return logits_of_batch
+def in_transformers(classifier: GPTClassifier) -> CalcLogits:
+    twin = hugging_face_classifier(classifier)
+    twin.config.use_cache = False  # keys and values that nobody would read again
+    return lambda batch: twin(**hugging_face_inputs(batch, twin)).logits
 
 
-def own_ways(model: GPTModel) -> dict[str, Classify]:
-    """The chapter's code, with batches formed in three ways."""
-    return {
-        "plain loop": InBatches(from_scratch(model), one_by_one),
-        "batches of 16": InBatches(from_scratch(model), as_they_come),
-        "grouped by length (classify.py)": chapter(model),
-    }
-
-
-def other_ways(model: GPTModel) -> dict[str, Callable[[], Classify]]:
-    """What makes each of the ways that need a library, a compiler or a processor's instructions.
-
-    Making or calling one may fail, with ``NotHere`` or with an error of the library's.
-    """
-    by_length = grouped(model.tok_emb.weight.device)
+def makers_of_ways(classifier: GPTClassifier) -> dict[str, Callable[[], Classify]]:
+    """What makes each way. Making or calling one may fail, with ``Unavailable`` or with an error
+    of a library's."""
+    grouped, chapter = partial(by_length, device=classifier.device), FastClassifier(classifier)
+    ours = partial(calc_logits, chapter)
+    theirs = cache(lambda: in_transformers(classifier))  # one copy of the weights for three ways
+    int8 = int8_by_pytorch if classifier.device.type == "cpu" else int8_by_torchao
     makers = {
-        "ONNX Runtime": in_onnx_runtime,  # first: an export forgets what was compiled before it
-        "torch.compile": compiled,
-        "bf16": in_bf16,
-        "int8": in_int8,
+        "plain loop": (lambda: ours, one_by_one),
+        "batches of 16": (lambda: ours, as_they_come),
+        # Early: an export forgets what was compiled before it.
+        "ONNX Runtime, grouped": (lambda: in_onnx_runtime(classifier), grouped),
+        "torch.compile, grouped": (lambda: compiled(classifier), grouped),
+        "bf16, grouped": (lambda: from_scratch(bfloat16(classifier)), grouped),
+        "int8, grouped": (lambda: from_scratch(int8(classifier)), grouped),
+        "transformers, loop": (theirs, one_by_one),
+        "transformers, batches of 16": (theirs, as_they_come),
+        "transformers, grouped": (theirs, grouped),
     }
-    theirs = cache(lambda: in_transformers(model))  # one copy of the weights for three ways
-    ways = {"loop": one_by_one, "batches of 16": as_they_come, "grouped": by_length}
-    return {
-        f"{name}, grouped": lambda make=make: InBatches(make(model), by_length)
-        for name, make in makers.items()
-    } | {
-        f"transformers, {name}": lambda batches=batches: InBatches(theirs(), batches)
-        for name, batches in ways.items()
+    ways: dict[str, Callable[[], Classify]] = {
+        way: lambda make=make, batches=batches: partial(in_batches, make(), batches)
+        for way, (make, batches) in makers.items()
     }
+    return ways | {"grouped by length (classify.py)": lambda: partial(predict_logits, chapter)}

@@ -1,96 +1,93 @@
 """The same classifier in `transformers`: the measure of what a reader could use instead."""
 
+import tempfile
 import time
 from collections.abc import Sequence
 
-import torch
-from bench_common import wait_for
+from bench_common import Unavailable, require, wait_for
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader
 
-from previous_chapters import GPTConfig, GPTModel, gpt2_state_dict
+from previous_chapters import Decoder, GPTModel, gpt2_state_dict
+from text_classifier import GPTClassifier
+from text_data import SpamDataset, collate
 
 
-def hugging_face_config(cfg: GPTConfig, **options):
-    """`GPT2Config` of the same shape, without dropout; `<|endoftext|>` is every special token."""
-    from transformers import GPT2Config
+def _twin(decoder: Decoder, task: str, head: str, **options):
+    """`GPT2<task>` with the weights of a decoder, whose output layer it calls `head`.
 
-    end_of_text = cfg.vocab_size - 1
-    return GPT2Config(
+    `<|endoftext|>` is every special token, and it has no dropout. Raises ``Unavailable``.
+    """
+    require("transformers")
+    import transformers
+
+    if not isinstance(decoder, GPTModel):
+        raise Unavailable("no twin is made of other decoders than GPT-2's kind")
+    cfg = decoder.cfg
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), cfg.vocab_size - 1)
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    config = transformers.GPT2Config(
         vocab_size=cfg.vocab_size,
         n_positions=cfg.context_length,
         n_embd=cfg.emb_dim,
-        n_layer=cfg.num_layers,
-        n_head=cfg.num_heads,
-        pad_token_id=end_of_text,
-        bos_token_id=end_of_text,
-        eos_token_id=end_of_text,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
+        n_layer=cfg.n_layers,
+        n_head=cfg.n_heads,
+        **special,
+        **no_dropout,
         **options,
     )
-
-
-def hugging_face_state(model: GPTModel) -> dict[str, Tensor]:
-    """Our weights under its names, without the head."""
-    return {f"transformer.{name}": tensor for name, tensor in gpt2_state_dict(model).items()}
-
-
-def hugging_face_generator(model: GPTModel):
-    """`GPT2LMHeadModel` with the weights of our language model."""
-    from transformers import GPT2LMHeadModel
-
-    twin = GPT2LMHeadModel(hugging_face_config(model.cfg)).to(model.tok_emb.weight.device).eval()
-    head = {"lm_head.weight": model.out_head.weight.detach()}
-    twin.load_state_dict(hugging_face_state(model) | head)  # strict: nothing missing, nothing over
+    twin = getattr(transformers, "GPT2" + task)(config).to(decoder.device).eval()
+    weights = {f"transformer.{name}": tensor for name, tensor in gpt2_state_dict(decoder).items()}
+    weights[f"{head}.weight"] = decoder.out_head.weight.detach()
+    twin.load_state_dict(weights)  # strict: nothing missing, nothing over
     return twin
 
 
-def hugging_face_twin(model: GPTModel):
-    """`GPT2ForSequenceClassification` with the weights of our classifier.
+def hugging_face_generator(decoder: Decoder):
+    """A language model with the weights of ours."""
+    return _twin(decoder, "LMHeadModel", "lm_head")
+
+
+def hugging_face_classifier(classifier: GPTClassifier):
+    """A sequence classifier with the weights of ours.
 
     Its head has no bias, so ours must be zero. It finds a message's last real token by looking for
     the padding token, for which it takes `<|endoftext|>`, which no message holds.
     """
-    from transformers import GPT2ForSequenceClassification
-
-    if model.out_head.bias.any():
+    decoder = classifier.decoder
+    if decoder.out_head.bias.any():
         raise ValueError("transformers' head has no bias: ours must be zero to give the same.")
-    config = hugging_face_config(model.cfg, num_labels=model.out_head.out_features)
-    twin = GPT2ForSequenceClassification(config).to(model.tok_emb.weight.device).eval()
-    head = {"score.weight": model.out_head.weight.detach()}
-    twin.load_state_dict(hugging_face_state(model) | head)
-    return twin
+    num_labels = len(classifier.config.label_names)
+    return _twin(decoder, "ForSequenceClassification", "score", num_labels=num_labels)
 
 
-def hugging_face_inputs(sequences: Sequence[Tensor], pad_id: int) -> dict[str, Tensor]:
-    """Token ids and mask of a batch, padded to its longest message."""
-    input_ids = pad_sequence(list(sequences), batch_first=True, padding_value=pad_id)
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    mask = torch.arange(input_ids.shape[1]) < lengths.unsqueeze(1)
-    return {"input_ids": input_ids, "attention_mask": mask.long()}
+def hugging_face_inputs(batch: dict[str, Tensor], twin) -> dict[str, Tensor]:
+    """Token ids (B, T), the padding as `twin` wants it, and the mask (B, T)."""
+    mask = batch["attention_mask"]
+    input_ids = batch["input_ids"].masked_fill(~mask, twin.config.pad_token_id)
+    inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
+    return {name: tensor.to(twin.device) for name, tensor in inputs.items()}
 
 
 def freeze_twin_but_last_block(twin) -> None:
+    """As `freeze_all_but(classifier, "last_block")` does."""
     twin.requires_grad_(False)
     for part in (twin.transformer.h[-1], twin.transformer.ln_f, twin.score):
         part.requires_grad_(True)
 
 
-Rows = Sequence[tuple[Tensor, int]]  # token ids (T,) and label
-
-
 class TrainerJob:
-    """`transformers`' Trainer on given rows, in their order.
-
-    Evaluation has rows and a batch size of its own, as in the chapter.
-    """
+    """`transformers`' Trainer on given batches of a data set's rows. Raises ``Unavailable``."""
 
     def __init__(
-        self, twin, train: Rows, batch_size: int, evaluation: Rows, evaluation_size: int, folder
+        self,
+        twin,
+        dataset: SpamDataset,
+        steps: Sequence[list[int]],
+        evaluations: Sequence[list[int]],
     ):
-        from transformers import Trainer, TrainerCallback, TrainingArguments
+        require("transformers", "accelerate")
+        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
         moments: list[float] = []
 
@@ -99,47 +96,47 @@ class TrainerJob:
                 wait_for(twin.device)
                 moments.append(time.perf_counter())
 
-        def collate(items: Sequence[dict]) -> dict[str, Tensor]:
-            inputs = hugging_face_inputs([i["input_ids"] for i in items], twin.config.pad_token_id)
-            return inputs | {"labels": torch.tensor([i["labels"] for i in items])}
+        def collate_for_twin(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
+            batch = collate(items)
+            return hugging_face_inputs(batch, twin) | {"labels": batch["labels"].to(twin.device)}
 
-        def as_dicts(rows: Rows) -> list[dict]:
-            return [{"input_ids": ids, "labels": label} for ids, label in rows]
+        def loader(batches: Sequence[list[int]]) -> DataLoader:
+            return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_for_twin)
 
-        self.moments, self.evaluation = moments, as_dicts(evaluation)
-        self.num_evaluation_batches = -(-len(evaluation) // evaluation_size)
+        class GivenBatches(Trainer):
+            def get_train_dataloader(self) -> DataLoader:
+                return loader([steps[0], *steps])  # the first step is not counted
+
+            def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+                return loader(evaluations)
+
+        self.moments = moments
         arguments = TrainingArguments(
-            output_dir=str(folder),
-            per_device_train_batch_size=batch_size,
-            per_device_eval_batch_size=evaluation_size,
+            output_dir=tempfile.gettempdir(),  # nothing is saved
             num_train_epochs=1,
             learning_rate=1e-6,
             weight_decay=0.1,
             max_grad_norm=1.0,
-            train_sampling_strategy="sequential",
             save_strategy="no",
             report_to="none",
             logging_strategy="no",
             disable_tqdm=True,
             use_cpu=twin.device.type == "cpu",
-            dataloader_pin_memory=False,
         )
-        self.trainer = Trainer(
-            twin,
-            arguments,
-            data_collator=collate,
-            train_dataset=as_dicts(train),
-            callbacks=[Stopwatch()],
+        self.trainer = GivenBatches(
+            twin, arguments, train_dataset=dataset, eval_dataset=dataset, callbacks=[Stopwatch()]
         )
+        self.trainer.remove_callback(PrinterCallback)
+        self.evaluate()
 
     def train(self) -> float:
-        """Mean seconds of a step, the first one of the run left out."""
+        """Seconds of the steps."""
         self.moments.clear()
         self.trainer.train()
-        return (self.moments[-1] - self.moments[0]) / (len(self.moments) - 1)
+        return self.moments[-1] - self.moments[0]
 
     def evaluate(self) -> float:
-        """Mean seconds of an evaluation batch."""
+        """Seconds of the evaluation batches."""
         start = time.perf_counter()
-        self.trainer.predict(self.evaluation)  # its answers are on the CPU: nothing to wait for
-        return (time.perf_counter() - start) / self.num_evaluation_batches
+        self.trainer.evaluate()  # its answers are on the CPU: nothing to wait for
+        return time.perf_counter() - start

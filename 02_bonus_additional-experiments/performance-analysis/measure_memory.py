@@ -1,35 +1,34 @@
 """Peak memory of one choice, stage by stage, in this fresh process; prints JSON.
 
-    python measure_memory.py gpt2-small last_block --batch-size 8 --length 120
+    python measure_memory.py gpt2-small last_block 8 120 cpu
 
-`benchmark.py memory` runs it once for each choice: what an earlier choice left behind in a process
-would be counted again.
+for batches of 8 messages of 120 tokens. `benchmark.py memory` runs it once for each choice: what an
+earlier choice left behind in a process would be counted again.
 """
 
-import argparse
 import json
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from bench_common import random_classifier
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from training_ways import Way, after_frozen_blocks, logits_of
+from training_ways import EveryPosition
 
+from features import FastClassifier
 from lora import add_lora
 from previous_chapters import GPTConfig, GPTModel
 from text_classifier import (
-    add_classification_head,
+    ClassifierConfig,
+    GPTClassifier,
+    calc_logits,
+    calc_loss_batch,
     freeze_all_but,
-    last_token_logits,
-    pick_device,
-    train_mode,
 )
-from text_data import Batch
+from text_data import collate
 
 CHOICES = ("inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing")
 NUM_STEPS = 2  # the optimizer's state appears with the first step, and is there in the second
@@ -39,8 +38,8 @@ class PeakMemory:
     """Peaks of the process's memory (on a GPU: of its tensors) by stage, in MB."""
 
     def __init__(self, device: torch.device):
-        self.device = device
-        if device.type != "cuda":
+        self.on_gpu = device.type == "cuda"
+        if not self.on_gpu:
             import psutil
 
             self.process = psutil.Process()
@@ -48,88 +47,89 @@ class PeakMemory:
         self.stages: dict[str, float] = {}
 
     def now(self) -> float:
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated() / 1e6
-        return self.process.memory_info().rss / 1e6
+        used = torch.cuda.memory_allocated() if self.on_gpu else self.process.memory_info().rss
+        return used / 1e6
 
     @contextmanager
     def stage(self, name: str):
         """Watch what happens inside; a stage that comes again keeps the larger peak."""
-        finished = threading.Event()
-        peaks = [self.now()]
+        finished, peaks = threading.Event(), [self.now()]
 
         def watch() -> None:
             while not finished.wait(0.001):
                 peaks.append(self.now())
 
-        if self.device.type == "cuda":
+        if self.on_gpu:
             torch.cuda.reset_peak_memory_stats()
         watcher = threading.Thread(target=watch, daemon=True)
         watcher.start()
         yield
         finished.set()
         watcher.join()
-        peaks.append(self.now())
-        if self.device.type == "cuda":
-            peaks.append(torch.cuda.max_memory_allocated() / 1e6)
+        peaks.append(torch.cuda.max_memory_allocated() / 1e6 if self.on_gpu else self.now())
         self.stages[name] = max(self.stages.get(name, 0), max(peaks) - self.start)
 
 
-def prepare(model: GPTModel, choice: str) -> Callable[[GPTModel, Batch], Tensor]:
-    """Freeze what the choice freezes; returns how logits are computed."""
-    freeze_all_but(model, choice if choice in ("head", "last_block") else "all")
+def freeze(classifier: GPTClassifier, choice: str) -> int:
+    """Freeze what the choice freezes; returns how many blocks can be computed once."""
     if choice == "lora":
-        freeze_all_but(model, "head")
-        add_lora(model, rank=8, alpha=16)
-    return checkpointed_logits if choice == "checkpointing" else last_token_logits
+        freeze_all_but(classifier, "head")
+        add_lora(classifier.decoder, rank=8, alpha=16)
+        return 0
+    if choice.startswith("inference"):
+        classifier.requires_grad_(False)
+        return 0
+    return freeze_all_but(classifier, choice if choice in ("head", "last_block") else "all")
 
 
-def checkpointed_logits(model: GPTModel, batch: Batch) -> Tensor:
-    """Each block keeps only its input, and is computed again when its gradient is wanted."""
-    x = model.embed(batch.inputs)
-    for block in model.trf_blocks[:-1]:
-        x = checkpoint(block, x, use_reentrant=False)
-    x = checkpoint(model.trf_blocks[-1], x, batch.last_positions, use_reentrant=False)
-    return model.out_head(model.final_norm(x)).squeeze(1)
+def model_for(classifier: GPTClassifier, choice: str, num_frozen: int) -> nn.Module:
+    """How logits are computed."""
+    if choice.startswith("inference"):
+        return EveryPosition(classifier, fused=choice == "inference")
+    if choice == "checkpointing":  # blocks keep only their input, and are computed again
+        for block in classifier.decoder.trf_blocks[:-1]:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return FastClassifier(classifier, num_frozen)
 
 
-def frozen_part(model: GPTModel, batch: Batch, choice: str) -> Batch:
-    """The batch after the frozen blocks, which the chapter computes once."""
-    if choice not in ("head", "last_block"):
-        return batch
-    return after_frozen_blocks(model, batch, len(model.trf_blocks) - (choice == "last_block"))
-
-
-def random_batch(model: GPTModel, batch_size: int, length: int) -> Batch:
+def random_batch(classifier: GPTClassifier, batch_size: int, length: int) -> dict[str, Tensor]:
     """Messages of random tokens, all of the same length."""
-    ids = torch.randint(model.cfg.vocab_size, (batch_size, length))
-    last = torch.full((batch_size,), length - 1)
-    labels = torch.zeros(batch_size, dtype=torch.long)
-    return Batch(ids, last, labels).to(model.tok_emb.weight.device)
+    ids = torch.randint(classifier.decoder.cfg.vocab_size, (batch_size, length))
+    batch = collate([(row, 0) for row in ids])
+    return {name: tensor.to(classifier.device) for name, tensor in batch.items()}
 
 
-def measure(args: argparse.Namespace) -> dict[str, float]:
+@torch.no_grad()
+def with_features(model: FastClassifier, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch after the frozen blocks, which the chapter computes once."""
+    decoder, made_by = model.classifier.decoder, torch.tensor(model.made_by)
+    features = decoder.run_blocks(decoder.embed(batch["input_ids"]), stop=model.num_layers)
+    others = {name: batch[name] for name in ("attention_mask", "labels")}
+    return {"features": features, "made_by": made_by, **others}
+
+
+def measure(
+    model_name: str, choice: str, batch_size: int, length: int, device: torch.device
+) -> dict[str, float]:
     """Peaks by stage, in MB."""
-    device = pick_device(args.device)
     warm_up(device)
     memory = PeakMemory(device)
     with memory.stage("model"):
-        model = random_classifier(args.model, device)
-        get_logits = prepare(model, args.choice)
-    batch = random_batch(model, args.batch_size, args.length)
-    if args.choice.startswith("inference"):
-        way = Way("", fused_attention=args.choice == "inference")
+        classifier = random_classifier(model_name, device)
+        num_frozen = freeze(classifier, choice)
+        model = model_for(classifier, choice, num_frozen)
+    batch = random_batch(classifier, batch_size, length)
+    if choice.startswith("inference"):
         with memory.stage("forward"), torch.no_grad():
-            logits_of(model.eval(), batch, way)
+            calc_logits(model, batch)
         return memory.stages
     with memory.stage("frozen layers"):
-        batch = frozen_part(model, batch, args.choice)
+        batch = with_features(model, batch) if num_frozen else batch
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
-    train_mode(model)
     for _ in range(NUM_STEPS):
         with memory.stage("forward"):
-            loss = F.cross_entropy(get_logits(model, batch), batch.labels)
+            loss = calc_loss_batch(model, batch)
         with memory.stage("backward"):
             loss.backward()
         with memory.stage("update"):
@@ -141,28 +141,16 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
 
 def warm_up(device: torch.device) -> None:
     """Let PyTorch load what a forward and a backward pass need, which is no part of the model."""
-    shape = {"vocab_size": 64, "context_length": 32, "emb_dim": 64, "num_heads": 2}
-    model = GPTModel(GPTConfig(**shape, num_layers=2)).to(device)
-    add_classification_head(model, 2)
-    batch = random_batch(model, 4, 32)
-    for get_logits in (last_token_logits, checkpointed_logits):
-        F.cross_entropy(get_logits(model, batch), batch.labels).backward()
-    with torch.no_grad():
-        logits_of(model, batch, Way("by hand"))
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    torch.optim.AdamW(model.parameters(), fused=True).step()
-
-
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Peak memory of one choice, stage by stage.")
-    parser.add_argument("model", help="shape; the weights are random")
-    parser.add_argument("choice", choices=CHOICES, help="what is trained, and how")
-    parser.add_argument("--batch-size", type=int, default=8, help="messages")
-    parser.add_argument("--length", type=int, default=120, help="tokens of each message")
-    parser.add_argument("--device", default="cpu", help="where to compute")
-    return parser.parse_args(argv)
+    cfg = GPTConfig(vocab_size=64, context_length=32, emb_dim=64, n_heads=2, n_layers=2)
+    classifier = GPTClassifier(GPTModel(cfg), ClassifierConfig("tiny", ("a", "b"), 32)).to(device)
+    batch = random_batch(classifier, 4, 32)
+    for choice in ("all", "inference_by_hand", "checkpointing"):
+        calc_loss_batch(model_for(classifier, choice, 0), batch).backward()
+    nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
+    torch.optim.AdamW(classifier.parameters(), fused=True).step()
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(parse_args())))
-    sys.exit(0)
+    model_name, choice, batch_size, length, device = sys.argv[1:]
+    sizes = int(batch_size), int(length)
+    print(json.dumps(measure(model_name, choice, *sizes, torch.device(device))))

@@ -8,11 +8,11 @@ import sys
 import time
 
 import classify
-from finetune import peak_memory_mb
+from fine_tuning import peak_memory_mb
 
 if __name__ == "__main__":
     start = time.perf_counter()
     status = classify.main(sys.argv[1:])
     seconds = time.perf_counter() - start
-    print(json.dumps({"seconds": seconds, "peak_mb": peak_memory_mb()}))
+    print(json.dumps({"seconds": seconds, "peak, MB": peak_memory_mb()}))
     sys.exit(status)

@@ -5,39 +5,35 @@
 writes them between the marks of the README; a test checks that they are there.
 """
 
+import re
 from pathlib import Path
 
-from bench_common import RESULTS, as_markdown, load_result
+from bench_common import load_result, tables_as_markdown
 from benchmark import COMMANDS
 
 README = Path(__file__).parent / "README.md"
 
 
-def markdown(name: str, result: dict) -> str:
+def markdown(name: str) -> str:
     """The tables of one command, and below them the command and the machine."""
-    module, _ = COMMANDS[name]
+    result, (module, _) = load_result(name), COMMANDS[name]
+    rounds = result["options"].get("repetitions")
     where = (
-        f"`python {result['command']}` on {result['processor']}, {result['threads']} threads, "
-        f"PyTorch {result['versions']['torch']}."
+        f"`python {result['command']}`, {result['options']['model']}, {result['processor']}, "
+        f"{result['threads']} threads, PyTorch {result['versions']['torch']}"
+        + (f", median of {rounds} rounds." if rounds else ".")
     )
-    if (load := result["load_average_at_start"]) is not None:
-        where += f" Load average before the whole run: {load:.2f}."
-    return "\n\n".join([*map(as_markdown, module.tables(result)), where])
+    return tables_as_markdown(result, [*module.notes(result), where])
 
 
 def updated_readme() -> str:
     """The README with each table as the raw file gives it now."""
-    text = README.read_text(encoding="utf-8")
-    for name in COMMANDS:
-        path = RESULTS / f"{name}.json"
-        made = "Not measured yet."
-        if path.exists() and "load_average_at_start" in (result := load_result(name)):
-            made = markdown(name, result)
-        before, mark, rest = text.partition(f"<!-- table: {name} -->\n")
-        if not mark:
-            raise ValueError(f"{README.name} has no place for the table {name!r}.")
-        text = before + mark + made + rest[rest.index("\n<!-- end -->") :]
-    return text
+    return re.sub(
+        r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)",
+        lambda match: match[1] + markdown(match[2]) + "\n",
+        README.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
 
 
 if __name__ == "__main__":
