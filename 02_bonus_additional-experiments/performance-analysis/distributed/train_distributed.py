@@ -14,10 +14,9 @@ import io
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict, replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -285,8 +285,7 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
     run = config.identity() | {"data_sha256": fine_tuning.fingerprint(splits)}
     validate_alike(run)
     checkpoint = Checkpoint(config.output / CHECKPOINT, run)
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # by torchrun itself
-    resume = config.resume or (restarted and checkpoint.path.exists())
+    resume = config.resume or (num_restarts() > 0 and checkpoint.path.exists())
     to_write = (config.output, run, resume, config.overwrite) if is_first else (None, run)
     with RunFolder(*to_write) as folder:
         finished = [folder.is_finished]
@@ -374,27 +373,39 @@ def own_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def meet() -> tuple[dist.Store, int, int]:
+    """What torchrun tells: a store of keys that all processes share, this one's rank, and their
+    number. Without torchrun, one process by itself."""
+    if "RANK" not in os.environ:
+        return dist.HashStore(), 0, 1
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # After a restart, the store still holds the addresses of the processes that ended.
+    return dist.PrefixStore(f"attempt {num_restarts()}", store), rank, size
+
+
+def num_restarts() -> int:
+    """How often torchrun started all processes again, which its `--max-restarts` allows."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
 def run(args: argparse.Namespace) -> None:
-    """Meet the other processes and work with them; without torchrun, be the only one."""
-    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    """Meet the other processes and work with them. Of those that fail, one says why."""
+    store, rank, size = meet()
     try:
         config, device = config_from(args, RunConfig), own_device(args.device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT, **alone)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
         fine_tune_together(config, args.strategy, device)
-    except Exception as error:
-        if not is_first_process():  # the first one speaks: torchrun ends all when one has failed
-            time.sleep(3)
+    except BaseException as error:
+        with suppress(dist.DistError):  # torchrun itself is gone
+            if store.add("failed", 1) > 1:
+                sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         if isinstance(error, dist.DistError) or "gloo" in str(error):  # another process is gone
             raise OSError(STOPPED) from None
         raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def is_first_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -416,13 +427,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    if not is_first_process():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is printed is printed once
-    with redirect_stderr(sys.stderr if is_first_process() else io.StringIO()):
-        args = parse_args(argv)
-    if "RANK" in os.environ and is_first_process():  # torchrun's signal when a process has ended
+    if under_torchrun := "RANK" in os.environ:  # which sends this signal when a process has ended
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    return run_command(PROGRAM, lambda: run(args), STOPPED)
+    is_first = os.environ.get("RANK", "0") == "0"
+    if not is_first:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is printed is printed once
+    with redirect_stderr(sys.stderr if is_first else io.StringIO()):
+        args = parse_args(argv)
+    status = run_command(PROGRAM, lambda: run(args), STOPPED)
+    if under_torchrun:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
+    return status
 
 
 if __name__ == "__main__":
