@@ -303,17 +303,21 @@ def test_replacing_what_the_notebook_defines_changes_the_training(name):
 
 
 def test_tables_are_those_that_the_raw_files_give(monkeypatch):
-    assert several_seeds.make_table() in prose_of(TOP / "README.md")
+    assert several_seeds.make_table() in prose_of(CHAPTER / "README.md")
     folder = TOP / "03_bonus_imdb-classification"
     monkeypatch.syspath_prepend(folder)
     assert importlib.import_module("make_table").make_table() in prose_of(folder / "README.md")
 
 
 def test_quoted_differences_are_those_of_the_raw_files():
-    names = ["1-default", "2-without-continued-pretraining", "3-random-weights"]
-    default, bare, random = map(several_seeds.read_result, names)
-    for pair in ((default, bare), (bare, random)):
-        assert several_seeds.paired_difference(*pair) in prose_of(TOP / "README.md")
+    names = ["1-default", "2-without-continued-pretraining", "3-random-weights", "5-smollm2"]
+    default, bare, random, smollm2 = map(several_seeds.read_result, names)
+    for pair in ((default, bare), (bare, random), (smollm2, default), (smollm2, None)):
+        assert several_seeds.paired_difference(*pair) in prose_of(CHAPTER / "README.md")
+    for result in (default, smollm2):
+        row = several_seeds.table_row(result)
+        for name in ("test accuracy", "95% interval of the mean", "n-grams", "command"):
+            assert row[name] in prose_of(TOP / "README.md")
 
 
 def test_every_module_of_the_chapter_is_installed():
