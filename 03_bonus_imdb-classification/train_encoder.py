@@ -161,17 +161,11 @@ def encode_reviews(
     The first and the last token, which mark the text's ends, stay whatever is cut between them.
     """
     whole = tokenizer(part["text"].tolist(), verbose=False)["input_ids"]
-    return [
-        {
-            "input_ids": [
-                first,
-                *cut_tokens(torch.tensor(inner), max_length - 2, cut)[0].tolist(),
-                last,
-            ],
-            "labels": label,
-        }
-        for (first, *inner, last), label in zip(whole, label_numbers(part).tolist(), strict=True)
-    ]
+    encoded = []
+    for (first, *inner, last), label in zip(whole, label_numbers(part).tolist(), strict=True):
+        kept = cut_tokens(torch.tensor(inner), max_length - 2, cut)[0].tolist()
+        encoded.append({"input_ids": [first, *kept, last], "labels": label})
+    return encoded
 
 
 def make_trainer(
@@ -228,32 +222,38 @@ def predict_positive(trainer: Trainer, encoded: list[dict[str, Any]]) -> np.ndar
 
 
 def enter_folder(config: EncoderRunConfig, options: dict[str, Any]) -> Path | None:
-    """The newest checkpoint to go on from; without --resume, an empty folder for a new run.
+    """The newest checkpoint to go on from; without --resume, none is left.
 
     Raises ``DataError`` where `Trainer` would go on with another run, or replace one unasked.
     """
-    about = config.folder / "options.json"
+    folder, about = config.folder, config.folder / "options.json"
+    folder.mkdir(exist_ok=True)
     if not config.resume:
-        if about.exists() and not config.overwrite:
+        if any(folder.iterdir()) and not config.overwrite:
             raise DataError(
-                f"{config.folder} holds a run: choose another name, replace it with --overwrite, "
-                f"or go on with it with --resume."
+                f"{folder} holds a run: choose another name, replace it with --overwrite, or go "
+                f"on with it with --resume."
             )
-        shutil.rmtree(config.folder, ignore_errors=True)
-        config.folder.mkdir()
+        leave_no_checkpoint(folder)
+        (folder / METRICS).unlink(missing_ok=True)
         write_json(options, about)
     elif not about.exists():
-        raise DataError(f"--resume: there is no run to go on with in {config.folder}.")
+        raise DataError(f"--resume: there is no run to go on with in {folder}.")
     elif json.loads(about.read_text(encoding="utf-8")) != options:
-        raise DataError(f"--resume: the run in {config.folder} had other options or data.")
-    found = config.folder.glob("checkpoint-*")
+        raise DataError(f"--resume: the run in {folder} had other options or data.")
+    found = folder.glob("checkpoint-*")
     whole = [path for path in found if (path / TRAINER_STATE_NAME).exists()]  # written last
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
+def leave_no_checkpoint(folder: Path) -> None:
+    for path in folder.glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
 def train(config: EncoderRunConfig) -> dict[str, Any]:
     """Everything from reading the reviews to writing the result; returns the result."""
-    parts = read_reviews_of(config)
+    parts, encoder = read_reviews_of(config), load_encoder(config)
     options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
     config.folder.parent.mkdir(parents=True, exist_ok=True)
     with locked(config.folder):
@@ -261,22 +261,21 @@ def train(config: EncoderRunConfig) -> dict[str, Any]:
         finished = config.folder / METRICS
         if finished.exists():
             return json.loads(finished.read_text(encoding="utf-8"))
-        result = train_in_folder(config, parts, options, checkpoint)
+        result = train_in_folder(config, encoder, parts, options, checkpoint)
         write_json(result, finished)
-        for path in config.folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
+        leave_no_checkpoint(config.folder)
     return result
 
 
 def train_in_folder(
     config: EncoderRunConfig,
+    encoder: tuple[PreTrainedModel, PreTrainedTokenizerBase],
     parts: dict[str, pd.DataFrame],
     options: dict[str, Any],
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Train from the checkpoint on, classify, and write model and result."""
-    clock, encoded = Clock(), {}
-    model, tokenizer = load_encoder(config)
+    clock, encoded, (model, tokenizer) = Clock(), {}, encoder
     for part, reviews in parts.items():
         with clock.stage("inference" if part == "test" else "preparation"):
             encoded[part] = encode_reviews(reviews, tokenizer, config.max_length, config.cut)

@@ -1,6 +1,7 @@
 """What train_gpt.py and train_encoder.py have in common: options, reviews and result."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -73,7 +74,7 @@ class ReviewsConfig(Measurement, RunConfig):
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        if not self.name or Path(self.name).name != self.name:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
             problems.append(f"{self.name!r} cannot name a file")
         if self.test_size and self.kind != "curve":
             problems.append("--test-size is for learning curves: with --train-size, and a test")

