@@ -137,7 +137,7 @@ class RunConfig(TrainConfig):
                 self.protocol == "published" and self.balance != "undersample"
             ),
             "--text-column and --label-column belong to --data": (
-                self.data is None and (self.text_column or self.label_column) is not None
+                self.data is None and {self.text_column, self.label_column} != {None}
             ),
             "--padding training and context fill up what only --pooling last reads": (
                 self.padding != "batch" and self.pooling not in (None, "last")

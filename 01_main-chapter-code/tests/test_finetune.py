@@ -65,8 +65,8 @@ def fails(capsys, *arguments, status: int = 2) -> str:
 def test_the_two_commands_in_turn(messages_csv, tmp_path):
     """As in the README: fine-tune, then classify with the folder that was written."""
     output = tmp_path / "my classifier"
-    options = ("--model", "gpt-mini", "--num-epochs", 20, "--output", output)
-    done = run_command("finetune.py", "--data", messages_csv, *options)
+    options = ("--data", messages_csv, "--model", "gpt-mini", "--output", output)
+    done = run_command("finetune.py", *options, timeout=600)
     assert done.returncode == 0, done.stderr
     for part in ("column 'text'", "n-gram baseline", str(output)):
         assert part in done.stdout
