@@ -14,8 +14,6 @@ from command_line import make_parser, quoted, run_command
 from fine_tuning import RunConfig, fine_tune
 from run_folder import CHECKPOINT
 
-LOCAL = ("127.0.0.1", "localhost")
-
 
 def name_and_password(text: str) -> tuple[str, str]:
     name, _, password = text.partition(":")
@@ -79,7 +77,7 @@ def serve(args: argparse.Namespace) -> None:
     page = build_page(args.folder)
     page.launch(server_name=args.host, server_port=args.port, auth=args.auth, **LAUNCH)
     print(f"The page is at {page.local_url} – stop it with Ctrl+C.", flush=True)
-    if args.host not in LOCAL and not args.auth:
+    if args.host not in ("127.0.0.1", "localhost") and not args.auth:
         print("Whoever can reach this machine can use it: --auth asks for a password.", flush=True)
     page.block_thread()
 

@@ -202,38 +202,6 @@ def test_an_empty_box_gets_a_sentence_and_the_page_goes_on(page):
     expect(page.locator("#decision h2")).to_have_text("spam")
 
 
-# Notes every state of the bar and the status: what lasts a moment only, a look now and then misses.
-WATCH_THE_STATUS = """() => {
-    window.seen = { widths: [], texts: [] };
-    const look = () => {
-        const bar = document.querySelector("#status .progress-bar");
-        if (bar) seen.widths.push(parseFloat(bar.style.width) || 0);
-        seen.texts.push(document.querySelector("#status")?.textContent ?? "");
-    };
-    const everything = { subtree: true, childList: true, attributes: true, characterData: true };
-    new MutationObserver(look).observe(document.body, everything);
-}"""
-
-
-def test_the_bar_moves_and_the_table_can_be_sorted(page, tmp_path):
-    texts = [SPAM, "home mum dinner tonight 0"] * 2_500
-    choose_tab(page, "Many messages")
-    upload(page, tmp_path / "some.csv", pd.DataFrame({"text": texts}))
-    expect(page.locator("#status")).to_contain_text("5,000 rows")
-    page.evaluate(WATCH_THE_STATUS)
-    page.get_by_role("button", name="Classify the file").click()
-    expect(page.locator("#status")).to_contain_text("5,000 messages: ")
-    seen = page.evaluate("seen")
-    assert len(set(seen["widths"])) > 1
-    assert seen["widths"] == sorted(seen["widths"])
-    assert any("of 5,000 messages classified" in text for text in seen["texts"])
-    first = page.locator("#table").get_by_role("gridcell").first
-    expect(first).to_have_text("1")
-    page.locator("#table").get_by_role("button", name="Open cell menu").first.click()
-    page.get_by_role("menuitem", name="Sort descending").click()
-    expect(first).to_have_text("500")
-
-
 def test_a_long_job_can_be_stopped_and_another_file_classified(page, tmp_path):
     choose_tab(page, "Many messages")
     upload(page, tmp_path / "long.txt", f"{SPAM}\n".encode() * 100_000)
