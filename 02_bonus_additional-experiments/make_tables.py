@@ -5,6 +5,7 @@
 writes the tables into README.md and tables.md, between their marks, and the figures beside them.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from comparisons import Measured, average, compare, load, load_one
 from matplotlib.figure import Figure
-from suites import ALMEIDA, BASELINES, BEST, BLOCKS, CURVES, FURTHER, KNOWN, LARGER, SUITES, Row
+from suites import ALMEIDA, BASELINES, BEST, BLOCKS, FURTHER, KNOWN, LARGER, SUITES, Row
 
 from command_line import make_parser, run_command
 from files import write_text
@@ -24,7 +25,7 @@ from several_seeds import mean_and_interval
 FOLDER = Path(__file__).parent
 DOCUMENTS = (FOLDER / "README.md", FOLDER / "tables.md")
 FIGURES = FOLDER / "figures"
-ROWS = {row.name: row for row in SUITES["main"]}
+ROWS = {row.name: row for rows in SUITES.values() for row in rows}
 ROW_1, NGRAMS = ROWS["last-block"], ROWS["char-ngrams"]
 
 # Test accuracies in percent of the well-known table: GPT-2 124M on an A100, one seed, 300 test
@@ -144,15 +145,17 @@ def block_rows() -> list[Row]:
 
 # Learner: its name, and its row with all training messages.
 LEARNERS = {
-    "pretrained": ("pretrained", "last-block"),
-    "random": ("random weights", "random-last-block"),
+    "pretrained": ("gpt-mini", "last-block"),
+    "random": ("gpt-mini's shape, random weights", "random-last-block"),
     "ngrams": ("character n-grams", "char-ngrams"),
+    "smollm2-frozen": ("SmolLM2, frozen, a regression on its features", "smollm2-frozen"),
+    "smollm2-last-block": ("SmolLM2, last block", "smollm2-last-block"),
 }
 
 
 def curve_points(learner: str) -> dict[int, Measured]:
     """A learning curve: runs by the number of training messages, from the fewest to all."""
-    rows = [row for row in CURVES if row.name.startswith(learner + "-")]
+    rows = [row for name, row in ROWS.items() if re.fullmatch(rf"{learner}-\d+", name)]
     measured = load([*rows, ROWS[LEARNERS[learner][1]]])
     return {m.runs[0]["train"]["num_examples"]: m for m in measured}
 
@@ -232,17 +235,14 @@ def forest_plot(measured: Sequence[Measured], reference: Measured) -> Figure:
 def curves_plot() -> Figure:
     """Learning curves with the interval of each mean."""
     fig, ax = plt.subplots(figsize=(6.5, 4))
-    for (learner, (name, _)), style in zip(LEARNERS.items(), ("o-", "s--", "^:")):
-        curve = curve_points(learner)
-        means, _, low, high = (
-            100 * np.array([mean_and_interval(m.test()) for m in curve.values()]).T
-        )
-        ax.plot(
-            list(curve), means, style, label=name if learner == "ngrams" else f"gpt-mini, {name}"
-        )
-        ax.fill_between(list(curve), low, high, alpha=0.15)
+    for (learner, (name, _)), style in zip(LEARNERS.items(), ("o-", "s--", "^:", "v-", "D-")):
+        if curve := curve_points(learner):
+            sizes, measured = list(curve), curve.values()
+            means, _, low, high = 100 * np.array([mean_and_interval(m.test()) for m in measured]).T
+            ax.plot(sizes, means, style, label=name)
+            ax.fill_between(sizes, low, high, alpha=0.15)
     ax.set_xscale("log")
-    ax.set_xticks(list(curve), list(curve))
+    ax.set_xticks(sizes, sizes)
     ax.minorticks_off()
     ax.set(xlabel="training messages", ylabel="test accuracy (%)")
     ax.grid(alpha=0.3)

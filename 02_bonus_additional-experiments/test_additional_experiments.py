@@ -9,7 +9,6 @@ import shlex
 import additional_experiments as experiments
 import comparisons
 import experiment_config
-import make_tables
 import numpy as np
 import other_classifiers
 import pandas as pd
@@ -100,7 +99,7 @@ ROWS = suites.SUITES["main"]
 
 @pytest.fixture(scope="module")
 def tiny_suite(tmp_path_factory):
-    """The results of the whole main suite; those of a second seed are a copy."""
+    """The results of the whole main suite for one seed."""
     folder, own_processes = tmp_path_factory.mktemp("results"), []
 
     def in_this_process(config):
@@ -112,9 +111,6 @@ def tiny_suite(tmp_path_factory):
         patch.setattr(experiments, "measure_in_own_process", in_this_process)
         assert run_quickly(ROWS, folder, patch, "--seeds", "1", "--model", "gpt-mini") == 0
     assert sorted(own_processes) == sorted(suites.COST_MEASURED)
-    for path in list(folder.rglob("seed-1.json")):
-        copy = json.loads(path.read_text(encoding="utf-8")) | {"seed": 2}
-        path.with_name("seed-2.json").write_text(json.dumps(copy), encoding="utf-8")
     return folder
 
 
@@ -140,15 +136,6 @@ def test_row_gives_answers_of_its_own(row, tiny_suite):
     assert difference < 1e-5 if row.name in SAME_AS_ROW_1 else difference > 1e-7
 
 
-@pytest.mark.parametrize("name", ["two-blocks", "last-position", "no-causal-mask", "mean-pooling"])
-def test_kept_frozen_states_change_nothing(name, tiny_suite):
-    [row] = quick([row for row in ROWS if row.name == name])
-    store = {}
-    measure(f"{row.options} --seed 2", store)
-    alone = scores(read(tiny_suite, name))
-    np.testing.assert_allclose(scores(measure(row.options, store)), alone, atol=1e-5)
-
-
 def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
     store = {}
     measure("--num-epochs 1", store)
@@ -166,19 +153,6 @@ def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys
     assert f"All {len(ROWS)} results" in said
     assert "name another folder with --results" in said
     assert {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")} == before
-
-
-def test_tables_and_figures_are_made_of_a_suite(tiny_suite, monkeypatch):
-    monkeypatch.setattr(comparisons, "RESULTS", tiny_suite)
-    monkeypatch.setattr(comparisons, "NUM_SEEDS", 2)
-    marks = "".join(f"<!-- table {name} -->\n\n<!-- end -->\n" for name in make_tables.TABLES)
-    text = make_tables.fill_in(marks)
-    assert make_tables.fill_in(text) == text
-    for row in ROWS:
-        assert f"`{row.options}`" in text or not row.options or row in suites.CURVES, row.name
-    for plot in make_tables.PLOTS.values():
-        assert all(ax.get_xlabel() for ax in plot().axes)
-    make_tables.plt.close("all")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -217,6 +191,13 @@ def test_command_gives_the_configuration_back():
     assert script == "additional_experiments.py"
     again = config_from(experiments.parse_args(arguments), ExperimentConfig)
     assert (again.row, again.identity()) == (config.row, config.identity())
+
+
+def test_every_row_of_every_suite_is_a_configuration():
+    for rows in suites.SUITES.values():
+        for row in rows:
+            config = experiments.config_of(row, 3, ExperimentConfig(model="gpt-mini"))
+            assert (config.row, config.seed) == (row.name, 3)
 
 
 def test_reference_does_not_depend_on_what_suits_the_model():

@@ -1,7 +1,5 @@
 """The tables: paired comparisons computed by hand, and documents in step with the raw files."""
 
-import json
-import re
 import shlex
 
 import comparisons
@@ -12,7 +10,7 @@ import pytest
 import suites
 from additional_experiments import pack, parse_args
 from comparisons import compare
-from experiment_config import RESULTS, ExperimentConfig
+from experiment_config import ExperimentConfig
 from PIL import Image
 
 from command_line import config_from
@@ -76,15 +74,6 @@ def test_seeds_that_agree_by_luck_leave_the_luck_of_the_messages():
     result = compare(ours, theirs)
     assert result.difference == pytest.approx(0.25)
     assert result.low < 0 < 0.5 < result.high
-
-
-def test_clear_difference_excludes_zero():
-    rng = np.random.default_rng(0)
-    right = {seed: (rng.random(200) < 0.8).astype(int).tolist() for seed in range(5)}
-    worse = {s: [r * int(rng.random() < 0.9) for r in answers] for s, answers in right.items()}
-    clear = compare(measured(right), measured(worse))
-    assert clear.low > 0
-    assert clear.p_value < 1e-6
 
 
 def test_seed_that_is_drawn_twice_draws_its_messages_twice():
@@ -161,20 +150,3 @@ def test_files_belong_to_their_rows_and_their_metrics_to_their_predictions(m):
         assert run["configuration"] == expected.identity()
         assert run["test"]["accuracy"] == pytest.approx(comparisons.is_correct(run).mean())
         assert run["test"]["num_examples"] == (3902 if "almeida" in m.row.name else 262)
-
-
-def test_options_of_the_tables_are_understood():
-    text = "".join(path.read_text(encoding="utf-8") for path in make_tables.DOCUMENTS)
-    options = re.findall(r"\| `(--[^`]*)` ", text)
-    assert len(options) > 40
-    for arguments in options:
-        config_from(parse_args(shlex.split(arguments)), ExperimentConfig)
-
-
-def test_raw_files_are_small_json_without_paths_of_a_machine():
-    paths = list(RESULTS.rglob("*.json"))
-    assert sum(path.stat().st_size for path in paths) < 5_000_000
-    for path in paths:
-        text = path.read_text(encoding="utf-8")
-        json.loads(text)
-        assert not re.search(r"/(home|tmp|root|work)/", text), path
