@@ -3,13 +3,13 @@
 import json
 import os
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -154,14 +154,11 @@ def evenly_spaced(items: Iterable[Item], num: int, size: Callable[[Item], float]
     return [ordered[int((i + 0.5) * len(ordered) / num)] for i in range(num)]
 
 
-def run_fresh(script: str, *arguments: str) -> str:
-    """What a Python script prints in a process of its own; `script` is relative to this folder."""
-    command = [sys.executable, str(Path(__file__).parent / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().rsplit("\n", 1)[-1]
-        raise ChildProcessError(f"{script} {' '.join(arguments)} failed: {reason}")
-    return done.stdout
+def in_fresh_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """What a function of a module returns in a process of its own, whose memory holds nothing of
+    what was done before."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -230,23 +227,22 @@ def unavailable_notes(unavailable: Mapping[str, str]) -> list[str]:
     return [f"Unavailable: {way} ({reason})." for way, reason in unavailable.items()]
 
 
-def plot_bars(values: pd.DataFrame, path: Path, **options: Any) -> None:
-    """One panel for each column, its name the label, with a bar for each row that has a number.
-    `options` go to `Axes.set`."""
-    fig, axes = plt.subplots(1, values.shape[1], figsize=(12, 0.8 + 0.32 * len(values)))
+def plot_bars(values: pd.DataFrame, path: Path) -> None:
+    """One panel for each column, its name the label, with a bar for each row that has a number."""
+    names = [name.partition(":")[0] for name in values.index]
+    size = (12, 0.8 + 0.32 * len(names))
+    fig, axes = plt.subplots(1, values.shape[1], figsize=size, sharey=True)
     for ax, (label, column) in zip(axes, values.items(), strict=True):
-        column = column.dropna()
-        bars = ax.barh(column.index, column, color=list(map(_color, column.index)))
-        ax.bar_label(bars, list(map(shown, column)), padding=3)
-        ax.set(xlabel=label, **options)
-        ax.margins(x=0.2)
-        ax.invert_yaxis()
+        bars = ax.barh(names, column, color=list(map(_color, names)))
+        ax.bar_label(bars, [shown(value).strip("-") for value in column], padding=3)
+        ax.set(xlabel=label, xlim=(0, 1.2 * column.max()))
+    axes[0].invert_yaxis()
     save_figure(fig, path)
 
 
 def _color(name: str) -> str:
     """Grey for what the chapter's code is compared with, blue for the lower bound."""
-    if name.startswith(("plain:", "transformers")):
+    if name == "plain" or name.startswith("transformers"):
         return "#b0b0b0"
     return "#4c72b0" if name.startswith("lower bound") else "#e6761b"
 

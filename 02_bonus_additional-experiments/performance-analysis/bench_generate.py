@@ -84,4 +84,5 @@ def plot(result: dict[str, Any], path: Path) -> None:
     speeds.index = [int(name.split()[0]) for name in speeds.index]
     ax = speeds.plot(style="o-", figsize=(6, 3.8), grid=True, ylim=(0, None))
     ax.set(xlabel="tokens generated", ylabel="tokens a second")
+    ax.legend(title=None)
     save_figure(ax.figure, path)

@@ -1,16 +1,15 @@
 """Peak memory by stage and by choice, measured in fresh processes and predicted by a formula."""
 
-import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from bench_common import require, run_fresh, save_figure
-from measure_memory import CHOICES, freeze
+from bench_common import in_fresh_process, require, save_figure
+from measure_memory import CHOICES, freeze, measure
 from tqdm import tqdm
 
+from fine_tuning import RunConfig, fine_tune
 from gpt_download import MODEL_CONFIGS, build_decoder
 from previous_chapters import GPTConfig, num_parameters
 from text_classifier import ClassifierConfig, GPTClassifier
@@ -103,28 +102,30 @@ def run(
         if isinstance(cfg, GPTConfig):  # the formula is of its kind of block
             row["predicted"] = predict_mb(cfg, choice, batch_size, length)
         rows.append(row)
-    chapter = chapter_peak_mb(model, device, num_epochs)
+    chapter = in_fresh_process(chapter_peak_mb, model, device.type, num_epochs)
     return {"tables": {"peak_mb": rows}, "chapter_peak_mb": chapter}
 
 
 def peaks_by_stage(
     model: str, choice: str, batch_size: int, length: int, device: torch.device
 ) -> dict[str, float]:
-    """Peaks of a fresh process, in MB above what it held before the model. Raises
-    ``Unavailable``."""
+    """Peaks of a fresh process, in MB above what it held before. Raises ``Unavailable``."""
     if device.type != "cuda":
         require("psutil")
-    sizes = str(batch_size), str(length)
-    return json.loads(run_fresh("measure_memory.py", model, choice, *sizes, device.type))
+    return in_fresh_process(measure, model, choice, batch_size, length, device)
 
 
-def chapter_peak_mb(model: str, device: torch.device, num_epochs: int) -> float | None:
-    """Peak of `finetune.py` on the published split, as a whole process with all its libraries."""
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--model", model, "--weights", "random", "--protocol", "published", "--quiet"]
-        options += ["--num-epochs", str(num_epochs), "--device", device.type, "--output", folder]
-        run_fresh("../../01_main-chapter-code/finetune.py", *options)
-        return json.loads((Path(folder) / "metrics.json").read_text())["peak_memory_mb"]
+def chapter_peak_mb(model: str, device: str, num_epochs: int) -> float | None:
+    """Peak of this process with all its libraries after the chapter's run."""
+    config = RunConfig(
+        model=model,
+        weights="random",
+        protocol="published",
+        num_epochs=num_epochs,
+        device=device,
+        quiet=True,
+    )
+    return fine_tune(config).metrics["peak_memory_mb"]
 
 
 def notes(result: dict[str, Any]) -> list[str]:

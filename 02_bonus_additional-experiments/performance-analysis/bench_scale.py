@@ -1,8 +1,8 @@
 """Time and memory against length, batch size, model size, number of messages, threads, workers."""
 
-import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,10 +15,10 @@ import pandas as pd
 import torch
 from bench_common import (
     Unavailable,
+    in_fresh_process,
     mixed_dataset,
     mixed_messages,
     random_classifier,
-    run_fresh,
     save_figure,
     time_in_turns,
 )
@@ -27,8 +27,10 @@ from lower_bound import achieved_flops, block_operations
 from measure_memory import model_for, random_batch
 from torch.utils.data import DataLoader
 
+import classify
 from classifier_folder import save_classifier
 from features import FastClassifier
+from fine_tuning import peak_memory_mb
 from gpt_download import MODEL_CONFIGS, load_mini_tokenizer, resolve_model_name
 from previous_chapters import GPTConfig, GPTModel
 from text_classifier import ClassifierConfig, GPTClassifier, calc_logits, predict_logits
@@ -203,17 +205,24 @@ def against_messages(numbers: list[int], device: torch.device) -> Rows:
     with tempfile.TemporaryDirectory() as name:
         source, output, classifier = (Path(name) / n for n in ("in.csv", "out.csv", "classifier"))
         save_tiny_classifier(classifier)
+        options = [str(classifier), "--file", str(source), "--output", str(output), "--overwrite"]
+        options += ["--text-column", "text", "--device", device.type]
         for number in numbers:
             table = pd.DataFrame({"id": range(number), "text": mixed_messages(number)})
             table.to_csv(source, index=False)
-            options = ["--file", str(source), "--output", str(output), "--overwrite"]
-            options += ["--text-column", "text", "--device", device.type]
-            measured = json.loads(run_fresh("measure_stream.py", str(classifier), *options))
+            measured = in_fresh_process(classify_file, options)
             if pd.read_csv(output)["id"].tolist() != list(range(number)):
                 raise OSError(f"{number} messages went in, others or in another order came out.")
             file_mb = source.stat().st_size / 1e6
             rows.append({"messages in a file": number, "file, MB": file_mb, **measured})
     return rows
+
+
+def classify_file(options: list[str]) -> dict[str, float | None]:
+    start = time.perf_counter()
+    if classify.main(options):
+        raise OSError("classify.py failed")
+    return {"seconds": time.perf_counter() - start, "peak, MB": peak_memory_mb()}
 
 
 def save_tiny_classifier(folder: Path) -> None:
@@ -245,5 +254,6 @@ def plot(result: dict[str, Any], path: Path) -> None:
         rows = pd.DataFrame(result["tables"][section])
         rows = rows.astype(dict.fromkeys(quantities, float)).set_index(rows.columns[x])
         rows[quantities].plot(ax=ax, style="o-", grid=True, legend=len(quantities) > 1)
-        ax.set(ylabel=label, ylim=(0, None), xscale="log" if section == "messages" else "linear")
+        ax.set(ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
+        ax.set_xscale("log" if section == "messages" else "linear")
     save_figure(fig, path)

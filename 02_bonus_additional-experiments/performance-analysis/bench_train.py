@@ -22,13 +22,16 @@ from lower_bound import achieved_flops, training_operations
 from training_ways import IMPROVEMENTS, TrainingJob, Work, ladder
 
 from features import Precision
-from fine_tuning import RunConfig, fine_tune
+from fine_tuning import RunConfig, fine_tune, make_datasets
 from gpt_download import MODEL_CONFIGS, load_pretrained, load_tokenizer
+from run_messages import read_run_messages
 from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but
-from text_data import SpamDataset, encode_messages, published_splits
+from text_data import SpamDataset
 
+NUM_TRAIN = 1045  # training messages of the published split
 OPTIONS = {
     "num_epochs": (5, "passes over the training messages"),
+    "train_size": (NUM_TRAIN, "training messages"),
     "sample": (3, "batches of each way that are timed, evenly spaced by length"),
     "repetitions": (3, "rounds; the median counts"),
     "check_steps": (40, "steps over which losses are compared"),
@@ -43,11 +46,12 @@ def run(
     model: str,
     device: torch.device,
     num_epochs: int,
+    train_size: int,
     sample: int,
     repetitions: int,
     check_steps: int,
 ) -> dict[str, Any]:
-    parts = read_parts(model)
+    parts = read_parts(model, train_size)
     compared = {
         key: compare(model, device, parts, trainable, num_epochs, sample, repetitions)
         for key, trainable in PARTS.items()
@@ -68,13 +72,12 @@ def run(
     }
 
 
-def read_parts(model_name: str) -> list[SpamDataset]:
-    """The published split, as token ids within the model's context."""
-    tokenizer, context = load_tokenizer(model_name), MODEL_CONFIGS[model_name].context_length
-    return [
-        SpamDataset(encode_messages(part["text"], tokenizer, context), part["label"] == "spam")
-        for part in published_splits()
-    ]
+def read_parts(model: str, train_size: int = NUM_TRAIN) -> list[SpamDataset]:
+    """The messages of the chapter's run, as token ids within the model's context."""
+    messages = read_run_messages(RunConfig(protocol="published", train_size=train_size))
+    context = MODEL_CONFIGS[model].context_length
+    about = ClassifierConfig(model, messages.label_names, context)
+    return make_datasets(messages, load_tokenizer(model), about)
 
 
 def compare(
@@ -97,7 +100,17 @@ def compare(
     ways = ladder(any_frozen=num_frozen > 0)
     work = {name: job.work(way, sample, num_epochs) for name, way in ways.items()}
     epochs_run = num_epochs if trainable == "last_block" else 1
-    chapter = partial(run_chapter, model, device, trainable, epochs_run)
+    config = RunConfig(
+        model=model,
+        weights="random",
+        protocol="published",
+        train_size=len(parts[0]),
+        trainable=trainable,
+        num_epochs=epochs_run,
+        device=device.type,
+        quiet=True,
+    )
+    chapter = partial(run_chapter, config)
     runs, unavailable = {"float32": partial(chapter, "float32")}, {}
     try:
         require_bf16(device)
@@ -134,22 +147,10 @@ def compare(
     }
 
 
-def run_chapter(
-    model: str, device: torch.device, trainable: str, num_epochs: int, precision: Precision
-) -> dict[str, float]:
+def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
     """Seconds of each stage of the chapter's run, from reading the file to the accuracies."""
     with tempfile.TemporaryDirectory() as folder:
-        config = RunConfig(
-            model=model,
-            weights="random",
-            protocol="published",
-            trainable=trainable,
-            num_epochs=num_epochs,
-            precision=precision,
-            device=device.type,
-            output=Path(folder),
-            quiet=True,
-        )
+        config = replace(config, precision=precision, output=Path(folder))
         return fine_tune(config).metrics["seconds"]
 
 
@@ -259,4 +260,4 @@ def notes(result: dict[str, Any]) -> list[str]:
 
 def plot(result: dict[str, Any], path: Path) -> None:
     seconds = pd.DataFrame(result["tables"]["seconds"]).set_index("how")
-    plot_bars(seconds[["last block, seconds", "all layers, seconds"]], path, xscale="log")
+    plot_bars(seconds[["last block, seconds", "all layers, seconds"]], path)

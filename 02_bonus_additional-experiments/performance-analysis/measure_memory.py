@@ -1,13 +1,9 @@
-"""Peak memory of one choice, stage by stage, in this fresh process; prints JSON.
+"""Peak memory of one choice of what is trained, stage by stage.
 
-    python measure_memory.py gpt2-small last_block 8 120 cpu
-
-for batches of 8 messages of 120 tokens. `benchmark.py memory` runs it once for each choice: what an
-earlier choice left behind in a process would be counted again.
+`bench_memory.py` runs `measure` in a fresh process for each choice: what an earlier choice left
+behind in a process would be counted again.
 """
 
-import json
-import sys
 import threading
 from contextlib import contextmanager
 from functools import partial
@@ -111,7 +107,7 @@ def with_features(model: FastClassifier, batch: dict[str, Tensor]) -> dict[str, 
 def measure(
     model_name: str, choice: str, batch_size: int, length: int, device: torch.device
 ) -> dict[str, float]:
-    """Peaks by stage, in MB."""
+    """Peaks by stage, in MB above what the process held before."""
     warm_up(device)
     memory = PeakMemory(device)
     with memory.stage("model"):
@@ -148,9 +144,3 @@ def warm_up(device: torch.device) -> None:
         calc_loss_batch(model_for(classifier, choice, 0), batch).backward()
     nn.utils.clip_grad_norm_(classifier.parameters(), 1.0)
     torch.optim.AdamW(classifier.parameters(), fused=True).step()
-
-
-if __name__ == "__main__":
-    model_name, choice, batch_size, length, device = sys.argv[1:]
-    sizes = int(batch_size), int(length)
-    print(json.dumps(measure(model_name, choice, *sizes, torch.device(device))))

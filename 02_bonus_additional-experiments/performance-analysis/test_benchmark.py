@@ -34,7 +34,7 @@ HERE = Path(__file__).parent
 TINY = GPTConfig(vocab_size=80, context_length=128, emb_dim=16, n_heads=2, n_layers=3)
 CPU = torch.device("cpu")
 TINY_FORMS = {
-    "train": "--num-epochs 1 --sample 2 --check-steps 3 --repetitions 1",
+    "train": "--num-epochs 1 --train-size 60 --sample 2 --check-steps 3 --repetitions 1",
     "infer": "--messages 30 --sample 12 --repetitions 1",
     "generate": "--prompt 3 --tokens 2 4 --repetitions 1",
     "memory": "--choices last_block all --batch-sizes 8 --lengths 120",
@@ -104,8 +104,8 @@ def test_training_seconds_add_up(results, key, num_frozen):
     part, table = results("train")[key], rows_of(results("train"), "seconds")
     ladder, stages = training_ways.ladder(num_frozen > 0), part["stage_seconds"]["float32"]
     plain = part["ways"]["plain"]
-    assert plain["steps"] == 131  # 1,045 messages in batches of 8
-    assert plain["evaluation_batches"] == 131 + 19 + 131 + 19 + 38
+    assert plain["steps"] == 8  # 60 messages in batches of 8
+    assert plain["evaluation_batches"] == 8 + 19 + 8 + 19 + 38
     for name, way in part["ways"].items():
         batches = way["steps"] * way["step_seconds"]
         batches += way["evaluation_batches"] * way["evaluation_batch_seconds"]
