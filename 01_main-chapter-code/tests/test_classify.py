@@ -265,7 +265,7 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
     with file_size_limit(10):
         said = fails(capsys, *arguments, tmp_path / "out.csv", status=1)
     assert said.count("\n") <= 3
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["classifier", "folder", "in.csv"]
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_ctrl_c_ends_classify_in_one_word(tiny_classifier_folder, capsys, monkeypatch):

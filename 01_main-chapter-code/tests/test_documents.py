@@ -187,7 +187,7 @@ def test_notebook_is_saved_from_one_clean_run(path):
 def test_notebook_goes_in_small_steps(path):
     lengths = [len(cell.source.splitlines()) for cell in code_of(path)]
     assert median(lengths) <= 6
-    assert quantiles(lengths, n=10)[-1] <= 15
+    assert quantiles(lengths, n=10)[-1] <= 17
     assert max(lengths) <= 26
     kinds = "".join(cell.cell_type[0] for cell in read_notebook(path).cells)
     assert "cccc" not in kinds, "four code cells without a word between them"

@@ -334,4 +334,7 @@ def test_gpt_mini_is_the_default_without_a_network_which_is_noticed_soon(
     name, lines = default_model(url)
     assert time.monotonic() - start < SOON
     assert name == "gpt-mini"
-    assert [words in line for line in lines] == [True, True, False]
+    assert words in lines[0]  # of SmolLM2, pip says in its own words why not
+    assert [name in line for name, line in zip(("gpt2", "smollm2", "gpt-mini"), lines)] == [
+        True
+    ] * 3
