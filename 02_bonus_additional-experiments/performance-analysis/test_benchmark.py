@@ -38,7 +38,7 @@ TINY_FORMS = {
     "infer": "--messages 30 --sample 12 --repetitions 1",
     "generate": "--prompt 3 --tokens 2 4 --repetitions 1",
     "memory": "--choices last_block all --batch-sizes 8 --lengths 120",
-    "scale": "--lengths 16 32 --batch-sizes 1 2 --shapes gpt-mini --messages 50 1100 --threads 1 "
+    "scale": "--lengths 16 --batch-sizes 1 2 --shapes gpt-mini --messages 50 --threads 1 "
     "--workers 0 --repetitions 1",
     "quantize": "--messages 6 --num-epochs 1 --repetitions 1",
 }
