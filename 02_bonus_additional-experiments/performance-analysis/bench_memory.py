@@ -130,10 +130,8 @@ def chapter_peak_mb(model: str, device: str, num_epochs: int) -> float | None:
 
 def notes(result: dict[str, Any]) -> list[str]:
     peak = result["chapter_peak_mb"]
-    whole = (
-        f" `finetune.py`, as a whole process with its libraries: {peak:,.0f} MB." if peak else ""
-    )
-    return [f"MB above a process that has loaded PyTorch, by stage.{whole}"]
+    whole = f"The chapter's run, with all libraries: {peak:,.0f} MB." if peak else ""
+    return [f"MB above a process that has loaded PyTorch, by stage. {whole}"]
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

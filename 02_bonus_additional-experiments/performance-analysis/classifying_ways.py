@@ -17,7 +17,7 @@ from hugging_face import hugging_face_classifier, hugging_face_inputs
 from torch import Tensor, nn
 
 from features import FastClassifier
-from text_classifier import TOKENS_AT_ONCE, GPTClassifier, calc_logits, predict_logits
+from text_classifier import TOKENS_AT_ONCE, GPTClassifier, calc_logits
 from text_data import SpamDataset, batches_by_length
 
 BATCH_SIZE = 16
@@ -145,13 +145,13 @@ def in_transformers(classifier: GPTClassifier) -> CalcLogits:
 def makers_of_ways(classifier: GPTClassifier) -> dict[str, Callable[[], Classify]]:
     """What makes each way. Making or calling one may fail, with ``Unavailable`` or with an error
     of a library's."""
-    grouped, chapter = partial(by_length, device=classifier.device), FastClassifier(classifier)
-    ours = partial(calc_logits, chapter)
+    grouped, ours = partial(by_length, device=classifier.device), from_scratch(classifier)
     theirs = cache(lambda: in_transformers(classifier))  # one copy of the weights for three ways
     int8 = int8_by_pytorch if classifier.device.type == "cpu" else int8_by_torchao
     makers = {
         "plain loop": (lambda: ours, one_by_one),
         "batches of 16": (lambda: ours, as_they_come),
+        "grouped by length (classify.py)": (lambda: ours, grouped),
         # Early: an export forgets what was compiled before it.
         "ONNX Runtime, grouped": (lambda: in_onnx_runtime(classifier), grouped),
         "torch.compile, grouped": (lambda: compiled(classifier), grouped),
@@ -161,8 +161,7 @@ def makers_of_ways(classifier: GPTClassifier) -> dict[str, Callable[[], Classify
         "transformers, batches of 16": (theirs, as_they_come),
         "transformers, grouped": (theirs, grouped),
     }
-    ways: dict[str, Callable[[], Classify]] = {
+    return {
         way: lambda make=make, batches=batches: partial(in_batches, make(), batches)
         for way, (make, batches) in makers.items()
     }
-    return ways | {"grouped by length (classify.py)": lambda: partial(predict_logits, chapter)}

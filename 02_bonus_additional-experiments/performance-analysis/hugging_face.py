@@ -22,7 +22,7 @@ def _twin(decoder: Decoder, task: str, head: str, **options):
     import transformers
 
     if not isinstance(decoder, GPTModel):
-        raise Unavailable("no twin is made of other decoders than GPT-2's kind")
+        raise Unavailable("the comparison is made for GPT-2's kind of decoder")
     cfg = decoder.cfg
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), cfg.vocab_size - 1)
     no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
