@@ -114,7 +114,7 @@ def known_table() -> str:
     for number, row in enumerate(rows, start=1):
         line = {"row": str(number), "": row.says, "test accuracy": "not measured here"}
         if m := measured.get(row.name):
-            line |= cells(m, reference)
+            line |= cells(m, reference) if row in KNOWN else accuracy_cells(m)
         line["published"] = f"{PUBLISHED[row.name]:.1f}%"
         lines.append(line | (cost_cells(m) if m else {}) | options_cell(row))
     return markdown(lines)

@@ -100,19 +100,24 @@ BASELINES = [
 # Training messages, and epochs in which they give as many updates as all 914 messages in 5 epochs,
 # but no more than 40.
 EPOCHS = {25: 40, 50: 40, 100: 40, 200: 23, 400: 11}
-LEARNERS = {
-    "pretrained": "--num-epochs {epochs}",
-    "random": "--weights random --num-epochs {epochs}",
-    "ngrams": "--classifier char_ngrams",
-}
+
+
+def curve(name: str, options: str) -> list[Row]:
+    """A learning curve; `{epochs}` in the options stands for those that suit the size."""
+    return [
+        Row(
+            f"{name}-{size}",
+            f"{options.format(epochs=epochs)} --train-size {size}",
+            f"{name}, {size} training messages",
+        )
+        for size, epochs in EPOCHS.items()
+    ]
+
+
 CURVES = [
-    Row(
-        f"{name}-{size}",
-        f"{options.format(epochs=epochs)} --train-size {size}",
-        f"{name}, {size} training messages",
-    )
-    for name, options in LEARNERS.items()
-    for size, epochs in EPOCHS.items()
+    *curve("pretrained", "--num-epochs {epochs}"),
+    *curve("random", "--weights random --num-epochs {epochs}"),
+    *curve("ngrams", "--classifier char_ngrams"),
 ]
 
 # What it takes to leave the n-grams behind.
@@ -154,19 +159,14 @@ ALMEIDA = [
 
 # A real pretrained decoder, by all messages and by few: nothing trained but a regression, and the
 # last block.
-SMOLLM2_WAYS = {
-    "smollm2-frozen": "--model smollm2-135m --pooling mean --classifier frozen_features",
-    "smollm2-last-block": "--model smollm2-135m --pooling mean",
-}
-SMOLLM2 = []
-for name, options in SMOLLM2_WAYS.items():  # one way after the other: it shares its frozen states
-    SMOLLM2.append(Row(name, options, f"{name}, all messages"))
-    for size, epochs in EPOCHS.items():
-        more = f" --train-size {size}"
-        if name == "smollm2-last-block":
-            more += f" --num-epochs {epochs}"
-        says = f"{name}, {size} training messages"
-        SMOLLM2.append(Row(f"{name}-{size}", options + more, says))
+SMOLLM2_MEAN = "--model smollm2-135m --pooling mean"
+SMOLLM2_FROZEN = f"{SMOLLM2_MEAN} --classifier frozen_features"
+SMOLLM2 = [
+    Row("smollm2-frozen", SMOLLM2_FROZEN, "SmolLM2, regression on frozen features"),
+    *curve("smollm2-frozen", SMOLLM2_FROZEN),
+    Row("smollm2-last-block", SMOLLM2_MEAN, "SmolLM2, last block, mean over all real tokens"),
+    *curve("smollm2-last-block", SMOLLM2_MEAN + " --num-epochs {epochs}"),
+]
 
 
 def in_order_of_work(rows: list[Row]) -> list[Row]:

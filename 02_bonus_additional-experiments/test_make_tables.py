@@ -15,7 +15,7 @@ from PIL import Image
 
 from command_line import config_from
 
-MEASURED = comparisons.load(suites.SUITES["main"])
+MEASURED = comparisons.load(list(make_tables.ROWS.values()))
 
 
 def measured(answers: dict[int, list[int]], crc: int = 0) -> comparisons.Measured:
@@ -133,7 +133,8 @@ def test_figures_are_those_that_the_raw_files_give(name, tmp_path):
 
 
 def test_every_row_is_measured_with_five_seeds():
-    assert [m.row for m in MEASURED] == suites.SUITES["main"]
+    rows = [m.row for m in MEASURED]
+    assert [row.name for row in suites.SUITES["main"] if row not in rows] == []
 
 
 @pytest.mark.parametrize("m", MEASURED, ids=lambda m: m.row.name)
@@ -144,8 +145,8 @@ def test_files_belong_to_their_rows_and_their_metrics_to_their_predictions(m):
         config = config_from(parse_args(arguments), ExperimentConfig)
         assert config.command == run["command"]
         assert config.identity() == run["configuration"], run["command"]
-        own = ["--seed", str(run["seed"]), *shlex.split(m.row.options)]
-        own += [] if m.row.is_classical else ["--model", "gpt-mini"]
+        own = [] if m.row.is_classical else ["--model", "gpt-mini"]
+        own += ["--seed", str(run["seed"]), *shlex.split(m.row.options)]
         expected = config_from(parse_args(own), ExperimentConfig)
         assert run["configuration"] == expected.identity()
         assert run["test"]["accuracy"] == pytest.approx(comparisons.is_correct(run).mean())
