@@ -74,6 +74,8 @@ def results(tmp_path_factory):
     folder, done = tmp_path_factory.mktemp("results"), {}
 
     def result_of(command: str) -> dict:
+        if command == "memory":
+            pytest.importorskip("psutil")
         if command not in done:
             arguments = [command, "--model", "gpt-mini", *TINY_FORMS[command].split(), "--plot"]
             assert benchmark.main([*arguments, "--device", "cpu", "--output", str(folder)]) == 0
