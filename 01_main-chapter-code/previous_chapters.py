@@ -114,7 +114,8 @@ class MultiHeadAttention(nn.Module):
         positions = torch.arange(x.shape[1], device=x.device)
         queries, keys = self.queries(x, positions), self.keys(x, positions)
         mask = self.mask(positions, x.shape[1], attention_mask)
-        context, weights = attention_by_hand(queries, keys, self.values(x), mask)
+        keys, values = self.for_each_query(keys), self.for_each_query(self.values(x))
+        context, weights = attention_by_hand(queries, keys, values, mask)
         return self.merge_heads(context), weights
 
     def queries(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -127,6 +128,10 @@ class MultiHeadAttention(nn.Module):
     def values(self, x: Tensor) -> Tensor:
         return self.split_heads(self.W_value(x))
 
+    def for_each_query(self, heads: Tensor) -> Tensor:
+        """Keys or values, one head for each head of queries: GPT-2 has as many."""
+        return heads
+
     def mask(self, positions: Tensor, num_keys: int, attention_mask: Mask) -> Tensor:
         """True where a query may look, in a shape that broadcasts to (B, H, T, T_keys)."""
         if self.causal:
@@ -138,6 +143,7 @@ class MultiHeadAttention(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """Context vectors (B, H, T, D/H); without a mask, token t looks at the first t."""
         dropout = self.dropout.p if self.training else 0.0
+        keys, values = self.for_each_query(keys), self.for_each_query(values)
         return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, mask is None)
 
     def split_heads(self, x: Tensor) -> Tensor:

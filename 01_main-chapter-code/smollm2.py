@@ -97,11 +97,10 @@ class GroupedQueryAttention(MultiHeadAttention):
         return rotate(super().queries(x, positions), positions, self.rope_base)
 
     def keys(self, x: Tensor, positions: Tensor) -> Tensor:
-        keys = rotate(super().keys(x, positions), positions, self.rope_base)
-        return keys.repeat_interleave(self.group_size, dim=1)  # (B, H, T, D/H)
+        return rotate(super().keys(x, positions), positions, self.rope_base)
 
-    def values(self, x: Tensor) -> Tensor:
-        return super().values(x).repeat_interleave(self.group_size, dim=1)
+    def for_each_query(self, heads: Tensor) -> Tensor:
+        return heads.repeat_interleave(self.group_size, dim=1)  # (B, H_kv, T, K) -> (B, H, T, K)
 
 
 class SwiGLU(nn.Module):

@@ -3,7 +3,9 @@
 Tests of the real model need its file in the cache and skip without it.
 """
 
+import ast
 import dataclasses
+import json
 import math
 import random
 from pathlib import Path
@@ -18,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from fast_paths import KeyValueCache, block_at_positions, select_positions
 from gpt_download import SMOLLM2_WEIGHTS, SMS_SPAM_ZIP, is_intact
 from previous_chapters import (
+    calc_perplexity,
     generate,
     generate_text_simple,
     num_parameters,
@@ -183,6 +186,7 @@ def test_cached_steps_give_the_logits_of_one_pass(input_ids):
     caches = [KeyValueCache() for _ in model.trf_blocks]
     pieces = [model(part, caches=caches) for part in input_ids.split([5, 1, 4, 2], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
+    assert caches[0].keys.shape == caches[0].values.shape == (3, TINY.n_kv_heads, 12, 8)
 
 
 def test_half_precision_computes_nearly_the_same(input_ids):
@@ -292,21 +296,45 @@ def test_weights_equal_those_that_transformers_reads_from_the_file(smollm2, twin
     assert num_parameters(smollm2) == 134_515_008
 
 
-def losses(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of each next token, in nats."""
-    return F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
-
-
 @torch.no_grad()
-def test_logits_and_losses_of_running_text_equal_those_of_transformers(smollm2, tokenizer, twin):
+def test_logits_of_1024_tokens_equal_those_of_transformers(smollm2, tokenizer, twin):
     text = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
     ids = text_to_token_ids(text, tokenizer)[:, :1024]
     assert ids.shape == (1, 1024)
-    ours, theirs = smollm2(ids), twin(ids).logits
-    torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
-    torch.testing.assert_close(losses(ours, ids), losses(theirs, ids), atol=1e-3, rtol=0)
-    mean_losses = [losses(logits, ids).mean() for logits in (ours, theirs)]
-    torch.testing.assert_close(*mean_losses, atol=1e-4, rtol=0)
+    torch.testing.assert_close(smollm2(ids), twin(ids).logits, atol=1e-3, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def passages():
+    """The chapter's held-out passages, out of its notebook."""
+    notebook = json.loads((Path(__file__).parents[1] / "ch06.ipynb").read_text(encoding="utf-8"))
+    sources = ["".join(cell["source"]) for cell in notebook["cells"]]
+    cell = next(source for source in sources if source.startswith("HELD_OUT = ["))
+    return ast.literal_eval(cell.removeprefix("HELD_OUT = "))
+
+
+@torch.no_grad()
+def test_losses_of_the_chapters_passages_equal_those_of_transformers(
+    smollm2, tokenizer, twin, passages
+):
+    for passage in passages:
+        ids = text_to_token_ids(passage, tokenizer)
+        ours, theirs = (
+            F.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="none")
+            for logits in (smollm2(ids), twin(ids).logits)
+        )
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_rows_of_queries_and_keys_in_the_files_order_make_a_worse_model(
+    smollm2, tokenizer, passages, weights_path, monkeypatch
+):
+    """It still names the capital of France; perplexity sees the mistake."""
+    monkeypatch.setattr("smollm2._halves_apart", lambda weight, head_dim: weight)
+    wrong, text = load_smollm2(weights_path), "\n".join(passages)
+    right = calc_perplexity(smollm2, tokenizer, text)
+    assert right < 20
+    assert calc_perplexity(wrong, tokenizer, text) > 4 * right
 
 
 @torch.no_grad()
