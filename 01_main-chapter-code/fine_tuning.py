@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -92,9 +92,55 @@ class Clock:
         self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
 
 
+@dataclass
+class PreparedRun:
+    """What a run trains with: all that is there before the classifier is."""
+
+    config: RunConfig
+    """With what `auto` and None became."""
+    messages: Messages
+    decoder: Decoder
+    tokenizer: Any
+    about: ClassifierConfig
+    datasets: list[SpamDataset]
+    """Training, validation and test messages as the classifier reads them."""
+    identity: dict[str, Any]
+    """All that shapes the result: whatever must be the same when the run is resumed."""
+    clock: Clock
+    log: Callable[[str], None]
+
+    def loss_weights(self) -> Tensor | None:
+        """How much each class counts in the loss (C,), where they count unequally."""
+        if self.config.balance != "weights":
+            return None
+        weights = class_weights(self.datasets[0].labels, len(self.about.label_names))
+        return weights.to(self.config.device)
+
+
 # ---------------------------------------------------------------------------------------------
-# The stages
+# The steps of a run
 # ---------------------------------------------------------------------------------------------
+
+
+def prepare(
+    config: RunConfig, messages: Messages | None = None, model_device: torch.device | None = None
+) -> PreparedRun:
+    """Read the messages and load the model; onto `model_device` if it is to be trained elsewhere
+    than where it is loaded."""
+    log = (lambda _: None) if config.quiet else print
+    clock, device = Clock(), pick_device(config.device)
+    with clock.stage("data"):
+        messages = messages or read_run_messages(config, log)
+    with clock.stage("model"):
+        decoder, tokenizer, name = load_decoder(config, model_device or device, log)
+        config = replace(config.for_model(name), device=device.type)
+        context, splits = decoder.cfg.context_length, messages.splits
+        max_length = choose_max_length(config.max_length, splits, tokenizer, context, log)
+        pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
+        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
+        datasets = make_datasets(messages, tokenizer, about)
+    identity = config.identity() | {"data_sha256": fingerprint(splits)}
+    return PreparedRun(config, messages, decoder, tokenizer, about, datasets, identity, clock, log)
 
 
 def load_decoder(
@@ -139,12 +185,20 @@ def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> li
     ]
 
 
-def pretrain_on_messages(
-    decoder: Decoder, tokenizer, messages: Messages, config: RunConfig
+def pretrain(run: PreparedRun) -> None:
+    """Continued pretraining on the messages' texts, if the run has any."""
+    if run.config.continued_pretraining_epochs:
+        texts, context = run.messages.unlabelled, run.decoder.cfg.context_length
+        with run.clock.stage("pretraining"):
+            run.log(f"Continued pretraining of {run.about.model_name} on {len(texts):,} texts.")
+            pretrain_on_texts(run.decoder, run.tokenizer, texts, context, run.config)
+
+
+def pretrain_on_texts(
+    decoder: Decoder, tokenizer, texts: Sequence[str], max_length: int, config: RunConfig
 ) -> list[float]:
-    """Continued pretraining on the messages' texts, without their labels; returns the losses."""
-    context = decoder.cfg.context_length
-    sequences = encode_for_pretraining(messages.unlabelled, tokenizer, context)
+    """Continued pretraining on the first `max_length` tokens of each text; returns the losses."""
+    sequences = encode_for_pretraining(texts, tokenizer, max_length)
     epochs = config.continued_pretraining_epochs
     how = replace(CONTINUED_PRETRAINING, num_epochs=epochs, seed=config.seed)
     return continue_pretraining(decoder, sequences, how, not config.quiet, config.precision)
@@ -164,10 +218,62 @@ def make_classifier(
     return classifier, 0
 
 
-def fit_in_memory(datasets: list[SpamDataset], decoder: Decoder) -> bool:
-    """Whether the hidden states of all messages may be kept."""
-    num_states = sum(sum(dataset.lengths) for dataset in datasets)
-    return num_states * decoder.cfg.emb_dim * 4 <= FROZEN_BYTES_LIMIT
+def compute_frozen_layers(
+    run: PreparedRun,
+    classifier: GPTClassifier,
+    num_frozen: int,
+    compute: Callable = FeatureDataset.from_classifier,
+    **options,
+) -> tuple[list[SpamDataset], int]:
+    """The data sets as they leave the frozen layers, and how many layers that were: none where
+    the hidden states of all messages do not fit in memory."""
+    with run.clock.stage("frozen_layers"):
+        num_states = sum(sum(dataset.lengths) for dataset in run.datasets)
+        fits = num_states * run.decoder.cfg.emb_dim * 4 <= FROZEN_BYTES_LIMIT
+        if not num_frozen or not fits:
+            return run.datasets, 0
+        how = (num_frozen, run.config.precision, not run.config.quiet)
+        datasets = [compute(classifier, data, *how, **options) for data in run.datasets]
+    return datasets, num_frozen
+
+
+def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> dict[str, Any]:
+    """What metrics.json holds; takes the logits (N, C) of the three parts."""
+    config, messages, label_names = run.config, run.messages, run.about.label_names
+    measured = measure(logits, run.datasets)
+    with run.clock.stage("baseline"):
+        baseline = evaluate_baseline(messages.splits)
+    return {
+        "model": config.model,
+        "weights": config.weights,
+        "data": messages.name,
+        "num_labels": len(label_names),
+        "labels": list(label_names),
+        "seed": config.seed,
+        **measured,
+        "ngram_baseline": baseline,
+        "seconds": {stage: round(value, 3) for stage, value in run.clock.seconds.items()},
+        "peak_memory_mb": peak_memory_mb(),
+        "max_length": run.about.max_length,
+        "options": run.identity,
+        "history": asdict(history),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+        "device": config.device,
+    }
+
+
+def finish(run: PreparedRun, folder: RunFolder, result: RunResult) -> None:
+    """Merge LoRA's corrections, note what the classifier was trained on, and write everything."""
+    merge_lora(result.classifier.decoder)
+    card = {
+        "trained_on": run.messages.name,
+        "training": run.identity,
+        "test": result.metrics["test"],
+        "made_up_data": run.messages.name == MADE_UP_NAME,
+    }
+    result.classifier.config = replace(run.about, card=card)
+    folder.write(result.classifier, result.metrics, result.history)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -186,83 +292,30 @@ def fine_tune(
     states for other runs. Raises ``ValueError``, ``DataError`` among them, for wrong options and
     data, ``DownloadError`` for what cannot be had, ``OSError`` for what cannot be written.
     """
-    log, progress = (lambda *_: None) if config.quiet else print, not config.quiet
-    clock, device = Clock(), pick_device(config.device)
-    with clock.stage("data"):
-        messages = messages or read_run_messages(config, log)
-    with clock.stage("model"):
-        decoder, tokenizer, name = load_decoder(config, device, log)
-        config = replace(config.for_model(name), device=device.type)
-        context, splits = decoder.cfg.context_length, messages.splits
-        max_length = choose_max_length(config.max_length, splits, tokenizer, context, log)
-        pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
-        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
-        datasets = make_datasets(messages, tokenizer, about)
-    run = config.identity() | {"data_sha256": fingerprint(splits)}
-    with RunFolder(config.output, run, config.resume, config.overwrite) as folder:
+    run = prepare(config, messages)
+    config, clock = run.config, run.clock
+    with RunFolder(config.output, run.identity, config.resume, config.overwrite) as folder:
         if folder.is_finished:
-            log(f"The run in {config.output} is finished already.")
-            return RunResult(*folder.open(device), config, messages, History(), folder.metrics())
-        if config.continued_pretraining_epochs:
-            with clock.stage("pretraining"):
-                log(f"Continued pretraining of {name} on {len(messages.unlabelled):,} texts.")
-                pretrain_on_messages(decoder, tokenizer, messages, config)
-        classifier, num_frozen = make_classifier(decoder, about, config)
-        log(f"{name} on {device}: training {config.trainable}, {len(splits.train):,} messages.")
-        with clock.stage("frozen_layers"):
-            cached = num_frozen if fit_in_memory(datasets, decoder) else 0
-            if cached:
-                datasets = [
-                    FeatureDataset.from_classifier(
-                        classifier, dataset, cached, config.precision, progress, store
-                    )
-                    for dataset in datasets
-                ]
+            run.log(f"The run in {config.output} is finished already.")
+            opened = folder.open(run.decoder.device)
+            return RunResult(*opened, config, run.messages, History(), folder.metrics())
+        pretrain(run)
+        classifier, num_frozen = make_classifier(run.decoder, run.about, config)
+        trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
+        run.log(f"{config.model} on {config.device}: {trained}.")
+        datasets, num_done = compute_frozen_layers(run, classifier, num_frozen, store=store)
         with clock.stage("training"):
-            weights = None
-            if config.balance == "weights":
-                weights = class_weights(datasets[0].labels, len(about.label_names)).to(device)
-            history = train_classifier_simple(
-                FastClassifier(classifier, cached, config.precision),
-                *datasets[:2],
-                config,
-                weights,
-                folder.checkpoint,
-                progress,
-            )
+            model = FastClassifier(classifier, num_done, config.precision)
+            how = (config, run.loss_weights(), folder.checkpoint, not config.quiet)
+            history = train_classifier_simple(model, *datasets[:2], *how)
             raise_if_diverged(history, config)
         with clock.stage("evaluation"):
-            logits = [predict_logits(FastClassifier(classifier, cached), data) for data in datasets]
-        with clock.stage("baseline"):
-            baseline = evaluate_baseline(splits)
-        merge_lora(decoder)
-        metrics = {
-            "model": name,
-            "weights": config.weights,
-            "data": messages.name,
-            "num_labels": len(about.label_names),
-            "labels": list(about.label_names),
-            "seed": config.seed,
-            **measure(logits, datasets),
-            "ngram_baseline": baseline,
-            "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
-            "peak_memory_mb": peak_memory_mb(),
-            "max_length": max_length,
-            "options": run,
-            "history": asdict(history),
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
-            "threads": torch.get_num_threads(),
-            "device": str(device),
-        }
-        card = {
-            "trained_on": messages.name,
-            "training": run,
-            "test": metrics["test"],
-            "made_up_data": messages.name == MADE_UP_NAME,
-        }
-        classifier.config = replace(about, card=card)
-        folder.write(classifier, metrics, history)
-    return RunResult(classifier, tokenizer, config, messages, history, metrics)
+            model = FastClassifier(classifier, num_done)
+            logits = [predict_logits(model, dataset) for dataset in datasets]
+        metrics = make_metrics(run, logits, history)
+        result = RunResult(classifier, run.tokenizer, config, run.messages, history, metrics)
+        finish(run, folder, result)
+    return result
 
 
 def raise_if_diverged(history: History, config: TrainConfig) -> None:

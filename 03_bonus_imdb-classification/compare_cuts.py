@@ -19,12 +19,13 @@ from download_prepare_dataset import read_parts
 from evaluation import wilson_interval
 from features import FastClassifier
 from imdb_results import Measurement, draw, label_numbers, machine, write_result
-from long_texts import Cut, encode_chunks
+from long_texts import ChunkDataset, Cut
 from message_files import DataError
 from options import AT_LEAST_1, option
 from text_classifier import pick_device
-from train_gpt import make_dataset, predict_positive
-from training_runs import RUNS
+from text_data import encode_messages
+from train_gpt import WHOLE
+from training_runs import RUNS, predict_positive
 
 
 @dataclass(frozen=True)
@@ -48,49 +49,43 @@ def compare(right: np.ndarray, as_trained: np.ndarray) -> dict[str, Any]:
     }
 
 
-def run(config: CutsConfig) -> dict[str, Any]:
-    """Everything from opening the classifier to writing the result; returns the result."""
+def run(config: CutsConfig) -> None:
+    """Everything from opening the classifier to writing and printing the result."""
     device = pick_device(config.device)
     classifier, tokenizer = open_classifier(config.runs / config.name, device)
     about, options = classifier.config, classifier.config.card["training"]
-    model = FastClassifier(classifier, precision=options["precision"])
+    model, trained_cut = FastClassifier(classifier, precision=options["precision"]), options["cut"]
     test = read_parts(config.data, ["test"])["test"]
-    lengths = [len(ids) for ids in tokenizer.encode_ordinary_batch(test["text"].tolist())]
-    long = test[np.array(lengths) > about.max_length]
+    encoded = encode_messages(list(test["text"]), tokenizer, WHOLE)
+    long = test[[len(ids) > about.max_length for ids in encoded]]
     if long.empty:
         raise DataError(f"No test review is longer than {about.max_length} tokens.")
     drawn = draw(long, min(config.num_reviews, len(long)), config.seed)
-    labels, right, num_chunks = label_numbers(drawn), {}, {}
-    for cut in get_args(Cut):
-        chunks = encode_chunks(drawn["text"].tolist(), tokenizer, about.max_length, cut)
-        dataset = make_dataset(chunks, labels)
-        positive = predict_positive(model, dataset, chunks, not config.quiet)
-        right[cut], num_chunks[cut] = (positive > 0.5) == labels, len(dataset)
+    labels, whole = label_numbers(drawn), [encoded[i] for i in drawn.index]
+    datasets = {cut: ChunkDataset(whole, labels, about.max_length, cut) for cut in get_args(Cut)}
+    right = {
+        cut: (predict_positive(model, dataset, not config.quiet) > 0.5) == labels
+        for cut, dataset in datasets.items()
+    }
+    by_cut = {
+        cut: {"chunks": len(datasets[cut]), **compare(values, right[trained_cut])}
+        for cut, values in right.items()
+    }
     result = {
         "model": about.model_name,
         "seed": config.seed,
         "max_length": about.max_length,
-        "trained_cut": options["cut"],
+        "trained_cut": trained_cut,
         "num_long": len(long),
         "num_examples": len(drawn),
-        "by_cut": {
-            cut: {"chunks": num_chunks[cut], **compare(values, right[options["cut"]])}
-            for cut, values in right.items()
-        },
+        "by_cut": by_cut,
         **machine(str(device)),
         "command": config.command("compare_cuts.py", config.name),
     }
     write_result(config.name, result, None, config.results / "cuts")
-    return result
-
-
-def result_table(result: dict[str, Any]) -> str:
-    """Accuracy with interval for each cut."""
-    lines = []
-    for cut, metrics in result["by_cut"].items():
+    for cut, metrics in by_cut.items():
         low, high = metrics["accuracy_interval"]
-        lines.append(f"{cut:<9}{metrics['accuracy']:.2%} [{low:.2%}, {high:.2%}]")
-    return "\n".join(lines)
+        print(f"{cut:<9}{metrics['accuracy']:.2%} [{low:.2%}, {high:.2%}]")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,9 +97,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="name of the run whose classifier is taken")
     add_options(parser, CutsConfig, leave_out=("name",))
     args = parser.parse_args(argv)
-    return run_command(
-        "compare_cuts.py", lambda: print(result_table(run(config_from(args, CutsConfig))))
-    )
+    return run_command("compare_cuts.py", lambda: run(config_from(args, CutsConfig)))
 
 
 if __name__ == "__main__":

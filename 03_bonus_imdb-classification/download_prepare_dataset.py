@@ -7,7 +7,6 @@ reads the 50,000 labelled reviews. Archives are read, never extracted: nothing o
 to the disk under a name of their own choosing.
 """
 
-import gzip
 import hashlib
 import html
 import lzma
@@ -16,7 +15,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -33,8 +32,7 @@ HALVES, LABELS = ("train", "test"), ("neg", "pos")
 REVIEWS_PER_LABEL = 12_500  # in each half
 VALIDATION_FRACTION = 0.1  # of the films of the training half
 
-REVIEW_PATH = re.compile(r"(?:.*/)?(train|test)/(neg|pos)/(\d+)_(\d+)\.txt")
-FILMS_PATH = re.compile(r"(?:.*/)?(train|test)/urls_(neg|pos)\.txt")
+NEEDED = re.compile(r"(?:.*/)?(train|test)/(?:(neg|pos)/(\d+)_(\d+)|urls_(neg|pos))\.txt")
 FILM_ID = re.compile(r"/title/(tt\d+)/")
 
 
@@ -46,30 +44,25 @@ def find_source() -> Path:
     return found[0] if found and not is_intact(IMDB_ARCHIVE) else fetch(IMDB_ARCHIVE)
 
 
-def read_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """Path and content of every file of `source` that is needed, in no particular order.
+def read_files(source: Path) -> Iterator[tuple[re.Match, bytes]]:
+    """Path, taken apart, and content of every file of `source` that is needed, in any order.
 
     Raises ``DataError`` for an archive that is not whole, ``FileNotFoundError`` for none.
     """
     if source.is_dir():
         for path in source.glob("t*/**/*.txt"):
-            name = path.relative_to(source).as_posix()
-            if _is_needed(name):
-                yield name, path.read_bytes()
+            if match := NEEDED.fullmatch(path.as_posix()):
+                yield match, path.read_bytes()
         return
     try:
         with tarfile.open(source) as archive:
             for member in archive:
-                if member.isfile() and _is_needed(member.name):
-                    yield member.name, archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
+                if member.isfile() and (match := NEEDED.fullmatch(member.name)):
+                    yield match, archive.extractfile(member).read()
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(
             f"{source} is truncated or damaged ({error}); delete it and run this again."
         ) from None
-
-
-def _is_needed(path: str) -> bool:
-    return bool(REVIEW_PATH.fullmatch(path) or FILMS_PATH.fullmatch(path))
 
 
 def remove_markup(text: str) -> str:
@@ -95,18 +88,25 @@ def read_reviews(source: Path, progress: bool = False) -> pd.DataFrame:
 
     Raises ``DataError`` that says what is missing or cannot be read.
     """
-    reviews: dict[tuple, bytes] = {}
+    halves = {(half, label): {} for half, label in product(HALVES, LABELS)}
     films: dict[tuple, list[str]] = {}
-    total = len(HALVES) * len(LABELS) * REVIEWS_PER_LABEL
-    with tqdm(total=total, desc="reading", unit="review", disable=not progress) as bar:
-        for path, content in read_files(source):
-            if match := REVIEW_PATH.fullmatch(path):
-                half, label, number, rating = match.groups()
-                reviews[half, label, int(number), int(rating)] = content
-                bar.update()
-            elif match := FILMS_PATH.fullmatch(path):
-                films[match.groups()] = FILM_ID.findall(content.decode("ascii", "replace"))
-    check_complete(source, reviews, films)
+    for match, content in tqdm(read_files(source), "reading", disable=not progress):
+        half, label, number, rating, label_of_films = match.groups()
+        if label:
+            halves[half, label][int(number), int(rating)] = content
+        else:
+            films[half, label_of_films] = FILM_ID.findall(content.decode("ascii", "replace"))
+    missing = [
+        "/".join(key)
+        for key, found in halves.items()
+        if min(len(found), len(films.get(key, []))) < REVIEWS_PER_LABEL
+    ]
+    if missing:
+        raise DataError(
+            f"{source} is not the whole data set: reviews or their films are missing in "
+            f"{', '.join(missing)}. Was its extraction interrupted? Delete it and run this again, "
+            f"or name another with --source."
+        )
     rows = [
         (
             f"{half}/{label}/{number}_{rating}",
@@ -115,26 +115,10 @@ def read_reviews(source: Path, progress: bool = False) -> pd.DataFrame:
             rating,
             films[half, label][number],
         )
-        for (half, label, number, rating), content in sorted(reviews.items())
+        for (half, label), found in sorted(halves.items())
+        for (number, rating), content in sorted(found.items())
     ]
     return pd.DataFrame(rows, columns=["id", "text", "label", "rating", "film"])
-
-
-def check_complete(source: Path, reviews: dict[tuple, bytes], films: dict[tuple, list]) -> None:
-    """Raise ``DataError`` unless every review of both halves is there, with its film."""
-    problems = []
-    for half in HALVES:
-        for label in LABELS:
-            found = {n for h, lab, n, _ in reviews if (h, lab) == (half, label)}
-            if missing := set(range(REVIEWS_PER_LABEL)) - found:
-                problems.append(f"{len(missing):,} reviews are missing in {half}/{label}")
-            if len(films.get((half, label), [])) < REVIEWS_PER_LABEL:
-                problems.append(f"{half}/urls_{label}.txt is missing or too short")
-    if problems:
-        raise DataError(
-            f"{source} is not the whole data set: {'; '.join(problems)}. Was its extraction "
-            f"interrupted? Delete it and run this again, or name another with --source."
-        )
 
 
 def is_validation_film(film: str) -> bool:
@@ -159,11 +143,10 @@ def split_reviews(reviews: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def write_parts(parts: dict[str, pd.DataFrame], folder: Path) -> None:
-    """Three Parquet files, all of them or none."""
+    """Three Parquet files."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as files:
-        for name, part in parts.items():
-            partial = files.enter_context(whole_file(folder / f"{name}.parquet"))
+    for name, part in parts.items():
+        with whole_file(folder / f"{name}.parquet") as partial:
             part.to_parquet(partial, index=False, compression="zstd")
 
 
@@ -224,7 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(
         "download_prepare_dataset.py",
         lambda: run(args.source, args.output, not args.quiet),
-        "stopped. Run it again: nothing was written.",
+        "stopped; run it again.",
     )
 
 

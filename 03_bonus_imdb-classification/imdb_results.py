@@ -8,7 +8,6 @@ import platform
 import shlex
 import sys
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -81,26 +80,23 @@ def draw(reviews: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:
 
 def result_lines(result: dict[str, Any]) -> str:
     """Accuracies with intervals, as a command prints them."""
-    lines = []
-    for part in ("validation", "test"):
-        if part in result:
-            low, high = result[part]["accuracy_interval"]
-            lines.append(f"{part:<11}{result[part]['accuracy']:.2%} [{low:.2%}, {high:.2%}]")
-    return "\n".join(lines)
+    measured = {part: result[part] for part in ("validation", "test") if part in result}
+    return "\n".join(
+        "{:<11}{:.2%} [{:.2%}, {:.2%}]".format(part, found["accuracy"], *found["accuracy_interval"])
+        for part, found in measured.items()
+    )
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Where a result was measured, and the most memory that it took."""
     on_gpu = device.startswith("cuda")
-    gpu_memory = round(torch.cuda.max_memory_allocated() / 1e6, 1) if on_gpu else None
-    modules = {"torch": "torch", "transformers": "transformers", "scikit-learn": "sklearn"}
-    versions = {"python": platform.python_version()}
-    versions |= {name: version(name) for name, module in modules.items() if module in sys.modules}
+    libraries = [name for name in ("torch", "transformers", "sklearn") if name in sys.modules]
     return {
-        "peak_memory_mb": gpu_memory or peak_memory_mb(),
+        "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_memory_mb(),
         "device": torch.cuda.get_device_name() if on_gpu else device,
         "threads": torch.get_num_threads(),
-        "versions": versions,
+        "versions": {"python": platform.python_version()}
+        | {name: sys.modules[name].__version__ for name in libraries},
     }
 
 

@@ -12,11 +12,11 @@ Shapes in comments: N reviews, V n-grams.
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -104,55 +104,49 @@ def counting(kind: type, ngrams: int, **options) -> CountVectorizer:
     )
 
 
-def majority(C: float, seed: int) -> Pipeline:
+# C is the strength that `--choose` found best of those tried.
+
+
+def majority(C: float = 1.0, seed: int = 1) -> Pipeline:
     return make_pipeline(DummyClassifier(strategy="most_frequent"))
 
 
-def tfidf_words(C: float, seed: int, ngrams: int = 1) -> Pipeline:
+def tfidf_words(C: float = 3.0, seed: int = 1, ngrams: int = 1) -> Pipeline:
     regression = LogisticRegression(C=C, max_iter=1000, random_state=seed)
     return make_pipeline(counting(TfidfVectorizer, ngrams, sublinear_tf=True), regression)
 
 
-def tfidf_bigrams(C: float, seed: int) -> Pipeline:
+def tfidf_bigrams(C: float = 10.0, seed: int = 1) -> Pipeline:
     return tfidf_words(C, seed, ngrams=2)
 
 
-def nb_svm(C: float, seed: int) -> Pipeline:
+def nb_svm(C: float = 0.01, seed: int = 1) -> Pipeline:
     return make_pipeline(counting(CountVectorizer, 2, binary=True), NBSVM(C, seed=seed))
 
 
-class Method(NamedTuple):
-    """How a model is made, the strength C that `--choose` found best, and those that it tries."""
-
-    make: Callable[[float, int], Pipeline]
-    C: float
-    tried: tuple[float, ...]
-
-
 METHODS = {
-    "majority": Method(majority, 1.0, ()),
-    "tfidf-words": Method(tfidf_words, 3.0, (1.0, 3.0, 10.0)),
-    "tfidf-bigrams": Method(tfidf_bigrams, 10.0, (3.0, 10.0, 30.0)),
-    "nb-svm": Method(nb_svm, 0.01, (0.001, 0.01, 0.1, 1.0)),
+    "majority": majority,
+    "tfidf-words": tfidf_words,
+    "tfidf-bigrams": tfidf_bigrams,
+    "nb-svm": nb_svm,
+}
+TRIED = {
+    "tfidf-words": (1.0, 3.0, 10.0),
+    "tfidf-bigrams": (3.0, 10.0, 30.0),
+    "nb-svm": (0.001, 0.01, 0.1, 1.0),
 }
 
 
 @dataclass(frozen=True)
 class LinearConfig(Measurement):
-    """Which models are measured, and on what. Raises ``ValueError`` for what cannot be."""
+    """What models are measured on. Raises ``ValueError`` for what cannot be."""
 
-    methods: list = field(default_factory=list)
-    """Names of models; none stands for all."""
     train_size: int | None = option(None, "reviews learned from; default: all", AT_LEAST_1, "data")
     choose: bool = option(
         False,
         "try strengths of regularisation on the validation part; the test half is not read",
         group="training",
     )
-
-    def problems(self) -> list[str]:
-        unknown, choice = [n for n in self.methods if n not in METHODS], ", ".join(METHODS)
-        return super().problems() + [f"there is no {n!r}; choose of {choice}" for n in unknown]
 
 
 def probability_of_positive(model: Pipeline, part: pd.DataFrame) -> np.ndarray:
@@ -166,8 +160,7 @@ def measure(
     name: str, train: pd.DataFrame, test: pd.DataFrame, seed: int
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The result of one model, and the test reviews' probabilities of being positive (N,)."""
-    method, clock = METHODS[name], Clock()
-    model = method.make(method.C, seed)
+    model, clock = METHODS[name](seed=seed), Clock()
     with clock.stage("training"):
         model.fit(train["text"], label_numbers(train))
     with clock.stage("inference"):
@@ -175,7 +168,7 @@ def measure(
     classifier = model[-1]
     weights = getattr(classifier, "coef_", getattr(classifier, "weights_", np.empty(0)))
     result = {
-        "method": f"C={method.C:g}" if method.tried else "",
+        "method": f"C={classifier.C:g}" if name in TRIED else "",
         "test": metrics(positive, test),
         "parameters": weights.size,
         "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
@@ -187,31 +180,31 @@ def choose(
     name: str, train: pd.DataFrame, validation: pd.DataFrame, seed: int
 ) -> tuple[dict[str, Any], None]:
     """Validation accuracy by strength of regularisation; n-grams are counted only once."""
-    vectorizer, classifier = METHODS[name].make(METHODS[name].C, seed)
-    labels = label_numbers(train)
-    x_train = vectorizer.fit_transform(train["text"], labels)
-    x_validation = vectorizer.transform(validation["text"])
-    accuracies = {}
-    for C in METHODS[name].tried:
-        classifier.set_params(C=C).fit(x_train, labels)
-        accuracies[f"{C:g}"] = classifier.score(x_validation, label_numbers(validation))
+    vectorizer, classifier = METHODS[name](seed=seed)
+    x, labels = vectorizer.fit_transform(train["text"]), label_numbers(train)
+    x_validation, validation_labels = (
+        vectorizer.transform(validation["text"]),
+        label_numbers(validation),
+    )
+    accuracies = {
+        f"{C:g}": classifier.set_params(C=C).fit(x, labels).score(x_validation, validation_labels)
+        for C in TRIED[name]
+    }
     return {"accuracy_by_C": accuracies} | machine(), None
 
 
-def run(config: LinearConfig) -> None:
+def run(names: Sequence[str], config: LinearConfig) -> None:
     """Measure the models one after another, each in a process whose memory is its own."""
     parts = read_parts(config.data, PARTS[:2] if config.choose else PARTS)
     if config.choose:
         task, train, measured = choose, parts["train"], parts["validation"]
+        names = [name for name in names if name in TRIED]
     else:
         train = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
         task, measured = measure, parts["test"]
     train = draw(train, config.train_size, config.seed)
     folder = config.results / kind_of_run(config.train_size, config.choose)
     suffix = f"-{config.train_size}" if config.train_size else ""
-    names = config.methods or METHODS
-    if config.choose:
-        names = [name for name in names if METHODS[name].tried]
     spawn = get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
         for name in tqdm(names, unit="model", disable=config.quiet):
@@ -228,13 +221,12 @@ def main(argv: list[str] | None = None) -> int:
         "Measure linear models on the film reviews that download_prepare_dataset.py wrote: a "
         "majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
     )
-    names = ", ".join(METHODS)
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default: all of {names}")
-    add_options(parser, LinearConfig, leave_out=("methods",))
+    parser.add_argument("methods", nargs="*", choices=METHODS, help="which models; none: all")
+    add_options(parser, LinearConfig)
     args = parser.parse_args(argv)
     return run_command(
         "train_linear.py",
-        lambda: run(config_from(args, LinearConfig)),
+        lambda: run(args.methods or list(METHODS), config_from(args, LinearConfig)),
         "stopped; the models that were done are kept.",
     )
 

@@ -1,27 +1,51 @@
-"""What train_gpt.py and train_encoder.py have in common: options, reviews and result."""
+"""One training run on film reviews, of a GPT or an encoder: the steps that both have in common.
+
+The training is the chapter's own, but for its epochs: they take hours here, so a checkpoint comes
+after every few thousand reviews.
+
+Shapes in comments: N reviews.
+"""
 
 import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
 
 from command_line import add_options, make_parser
 from download_prepare_dataset import PARTS, read_parts
-from fine_tuning import Clock
-from imdb_results import Measurement, draw, kind_of_run, machine, metrics, write_result
-from long_texts import Cut
-from options import AT_LEAST_1, option
+from files import write_json
+from fine_tuning import Clock, fingerprint, raise_if_diverged
+from imdb_results import (
+    Measurement,
+    draw,
+    kind_of_run,
+    label_numbers,
+    machine,
+    metrics,
+    write_result,
+)
+from long_texts import ChunkDataset, Cut
+from options import AT_LEAST_1, FRACTION, option
+from previous_chapters import num_parameters
 from run_config import RunConfig
+from run_folder import METRICS, RunFolder
+from text_classifier import evaluate_model, predict_logits
+from text_data import SpamDataset
+from training import Checkpoint, History, TrainingState, train_epoch
 
 RUNS = Path(__file__).parent / "runs"
 ROUND_REVIEWS = 6000  # a checkpoint is saved each time so many reviews were trained on
 PROBE_REVIEWS = 500  # classified after each round, to see how it goes
 STOPPED = "stopped. Repeat the command with --resume to go on."
+BY_ROUND = ("train_accuracy", "validation_accuracy", "validation_loss")
 
 
 def chapters(name: str, default: Any) -> Any:
@@ -52,6 +76,12 @@ class ReviewsConfig(Measurement, RunConfig):
         "all of it in overlapping windows, whose probabilities are averaged",
         group="data",
     )
+    word_dropout: float = option(
+        0.0,
+        "fraction of a review's tokens left out whenever it is trained on, others each time",
+        FRACTION,
+        "training",
+    )
     test_size: int | None = option(
         None,
         "for learning curves: random test reviews measured on; default: all",
@@ -73,16 +103,34 @@ class ReviewsConfig(Measurement, RunConfig):
         return self.runs / self.kind / self.name
 
     def problems(self) -> list[str]:
-        problems = super().problems()
-        if not re.fullmatch(r"\w[\w.-]*", self.name):
-            problems.append(f"{self.name!r} cannot name a file")
-        if self.test_size and self.kind != "curve":
-            problems.append("--test-size is for learning curves: with --train-size, and a test")
-        return problems + [
-            f"{entry.name} has no effect on reviews"
-            for entry in fields(self)
-            if entry.name in self.left_out and getattr(self, entry.name) != entry.default
-        ]
+        wrong = {
+            f"{self.name!r} cannot name a file": not re.fullmatch(r"\w[\w.-]*", self.name),
+            "--test-size is for learning curves: with --train-size, and a test": (
+                self.test_size and self.kind != "curve"
+            ),
+        }
+        return super().problems() + [text for text, holds in wrong.items() if holds]
+
+
+class Learner:
+    """A pretrained model that is to learn from reviews; subclasses define the methods."""
+
+    config: ReviewsConfig
+    """With what suits the model."""
+    script: str
+    """The command that trains it."""
+    is_marked = False
+    """Whether the first and the last token mark a text's ends."""
+
+    def encode(self, texts: Sequence[str]) -> list[Tensor]:
+        """Token ids (T,) of each text as a whole."""
+
+    def make_model(self, texts: Sequence[str], clock: Clock, is_under_way: bool) -> nn.Module:
+        """The model with a new head, from token ids and mask to logits (B, 2). `texts` are the
+        training reviews; `is_under_way` if a checkpoint will be loaded into it."""
+
+    def save(self, folder: Path, options: dict[str, Any]) -> None:
+        """Write what was trained."""
 
 
 def read_reviews_of(config: ReviewsConfig) -> dict[str, pd.DataFrame]:
@@ -94,30 +142,127 @@ def read_reviews_of(config: ReviewsConfig) -> dict[str, pd.DataFrame]:
     return parts
 
 
-def write_run(
-    config: ReviewsConfig,
-    about: Mapping[str, Any],
-    parts: Mapping[str, pd.DataFrame],
-    positive: Mapping[str, np.ndarray],
-    clock: Clock,
-    device: str,
-) -> dict[str, Any]:
-    """Write the result of a run and return it: what `about` says, and what every run reports.
+def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> dict[str, Any]:
+    """Everything from reading the reviews to writing the result; returns the result.
 
-    `positive` has each review's probability of being positive (N,) for each part measured on.
+    Raises what `fine_tune` raises.
     """
-    result = {
-        **about,
-        "seed": config.seed,
-        "num_train": len(parts["train"]),
-        **{part: metrics(values, parts[part]) for part, values in positive.items()},
-        "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
-        "resumed": config.resume,  # the seconds are then those after the stop
-        **machine(device),
-    }
-    probabilities = positive.get("test") if config.train_size is None else None
-    write_result(config.name, result, probabilities, config.results / config.kind)
+    parts, learner = read_reviews_of(config), load(config)
+    command, config, clock = config.command(learner.script, config.name), learner.config, Clock()
+    options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
+    with RunFolder(config.folder, options, config.resume, config.overwrite) as folder:
+        if folder.is_finished:
+            return folder.metrics()
+        is_under_way = folder.checkpoint.path.exists()
+        model = learner.make_model(list(parts["train"]["text"]), clock, is_under_way)
+        num_trained = num_parameters(model, trainable_only=True)
+        if not config.quiet:
+            print(f"{config.model}: {len(parts['train']):,} reviews, {num_trained:,} parameters.")
+        datasets, positive = {}, {}
+        for part, reviews in parts.items():
+            with clock.stage("inference" if part == "test" else "preparation"):
+                how = (config.max_length, config.cut, learner.is_marked)
+                whole = learner.encode(list(reviews["text"]))
+                datasets[part] = ChunkDataset(whole, label_numbers(reviews), *how)
+        history = train_in_rounds(model, datasets, config, folder.checkpoint, clock)
+        for part in [part for part in parts if part != "train"]:
+            with clock.stage("inference" if part == "test" else "validation"):
+                positive[part] = predict_positive(model, datasets[part], not config.quiet)
+        learner.save(folder.path, options)
+        all_layers = isinstance(config.trainable, str)
+        result = {
+            "model": options["model"],
+            "method": config.trainable if all_layers else f"{config.trainable} last layers",
+            "parameters": num_parameters(model),
+            "trained_parameters": num_trained,
+            "options": options,
+            "history": {key: getattr(history, key) for key in BY_ROUND},
+            "command": command,
+            "seed": config.seed,
+            "num_train": len(parts["train"]),
+            **{part: metrics(values, parts[part]) for part, values in positive.items()},
+            "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
+            "resumed": config.resume,  # the seconds are then those after the stop
+            **machine(str(next(model.parameters()).device)),
+        }
+        probabilities = positive.get("test") if config.train_size is None else None
+        write_result(config.name, result, probabilities, config.results / config.kind)
+        write_json(result, folder.path / METRICS)
+        folder.checkpoint.remove()
     return result
+
+
+def train_in_rounds(
+    model: nn.Module,
+    datasets: Mapping[str, SpamDataset],
+    config: ReviewsConfig,
+    checkpoint: Checkpoint,
+    clock: Clock,
+) -> History:
+    """Train as the chapter does, but in rounds: an epoch takes too long to lose.
+
+    What the chapter's training takes for an epoch is a round here, so its checkpoints and its
+    history come after each. Both data sets are probed, since to classify them whole each time
+    would take longer than to train.
+    """
+    rng, data = np.random.default_rng(config.seed), datasets["train"]
+    num_rounds = -(-len(data) // ROUND_REVIEWS)
+    # All of one size, since schedule and seeds are counted by the updates of a round: where the
+    # reviews cannot be divided by their number, a few are in two rounds.
+    size = -(-len(data) // num_rounds)
+    rounds = np.resize(rng.permutation(len(data)), (num_rounds, size))
+    probes = [
+        subset(datasets[part], rng.permutation(len(datasets[part]))[:PROBE_REVIEWS])
+        for part in ("train", "validation")
+    ]
+    config = replace(config, num_epochs=config.num_epochs * num_rounds)
+    state = TrainingState(model, subset(data, rounds[0]), config)
+    if checkpoint.path.exists():
+        checkpoint.load(state)
+    else:
+        checkpoint.save(state)  # from now on there is something to go on with
+    bar = tqdm(initial=state.num_steps_done, total=state.num_steps, disable=config.quiet)
+    while not state.is_finished:
+        with clock.stage("training"):
+            num_done = state.history.num_epochs
+            learned = subset(data, rounds[num_done % num_rounds])
+            learned = drop_tokens(learned, config.word_dropout, config.seed * 1009 + num_done)
+            train_epoch(state, learned, bar=bar)
+            state.add_epoch(*(evaluate_model(model, probe) for probe in probes))
+        checkpoint.save(state)
+        bar.set_postfix(validation=f"{state.history.validation_accuracy[-1]:.1%}")
+    bar.close()
+    raise_if_diverged(state.history, config)
+    return state.history
+
+
+def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
+    return SpamDataset(
+        *([values[i] for i in indices] for values in (dataset.sequences, dataset.labels))
+    )
+
+
+def drop_tokens(dataset: SpamDataset, fraction: float, seed: int) -> SpamDataset:
+    """The data set with a random part of every sequence's tokens left out, but never the last.
+
+    No two epochs then show the same review, and shorter ones take less time (Iyyer et al. 2015,
+    "Deep Unordered Composition Rivals Syntactic Methods for Text Classification", section 3.1).
+    """
+    if fraction == 0:
+        return dataset
+    generator = torch.Generator().manual_seed(seed)
+    sequences = []
+    for ids in dataset.sequences:
+        kept = torch.rand(len(ids), generator=generator) >= fraction
+        kept[-1] = True
+        sequences.append(ids[kept])
+    return SpamDataset(sequences, dataset.labels)
+
+
+def predict_positive(model: nn.Module, dataset: ChunkDataset, progress: bool = False) -> np.ndarray:
+    """Each review's probability of being positive (N,)."""
+    probabilities = torch.softmax(predict_logits(model, dataset, progress), dim=-1)
+    return dataset.mean(probabilities[:, 1].double().numpy())
 
 
 def parse_run(
