@@ -10,7 +10,8 @@ time. `--resume` goes on with a run that was stopped.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from classifier_folder import classify_texts, open_classifier
 from command_line import make_parser, printable, run_command
+from evaluation import wilson_interval
 from files import file_sha256
 from growing_file import GrowingFile, as_csv
 from message_files import (
@@ -27,7 +29,9 @@ from message_files import (
     as_strings,
     check_columns,
     guess_text_column,
+    normal_form,
     read_table_in_pieces,
+    utf8_lines,
 )
 from text_classifier import GPTClassifier, pick_device
 
@@ -47,6 +51,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--file", type=Path, help="CSV, TSV, JSON lines or Parquet file of texts")
     parser.add_argument("--text-column", help="column of the texts; guessed if not given")
     parser.add_argument(
+        "--label-column", help="column of the true labels: how good are the answers in --output?"
+    )
+    parser.add_argument(
+        "--all-probabilities", action="store_true", help="a column for every label's probability"
+    )
+    parser.add_argument(
         "--output", type=Path, help="CSV file to write for --file; default: standard output"
     )
     parser.add_argument(
@@ -64,12 +74,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)  # texts may follow options
     if args.file and args.texts:
         parser.error("give texts or --file, not both")
-    if not args.file and (args.output or args.text_column is not None):
-        parser.error("--output and --text-column belong to --file")
+    if not args.file and (args.output or args.text_column is not None or args.all_probabilities):
+        parser.error("--output, --text-column and --all-probabilities belong to --file")
     if args.output and args.output.resolve() == args.file.resolve():
         parser.error("--output is --file itself, which would be lost: name another file")
-    if not args.output and (args.resume or args.overwrite):
-        parser.error("--resume and --overwrite belong to --file with --output")
+    if not args.output and (args.resume or args.overwrite or args.label_column):
+        parser.error("--resume, --overwrite and --label-column belong to --file with --output")
     return args
 
 
@@ -96,24 +106,20 @@ class Survey(NamedTuple):
     num_rows: int
 
 
-def survey_file(
-    path: Path,
-    text_column: str | None,
-    check: Callable[[pd.DataFrame, int], None] = lambda table, num_before: None,
-) -> Survey:
+def survey_file(path: Path, text_column: str | None, trained_on: str | None = None) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 
-    A text column that is not named is guessed from the first rows. `check` is called with each
-    piece of the table and the number of rows before it.
+    A text column that is not named is the one that the classifier was `trained_on`, or else
+    guessed from the first rows.
     """
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
     for table in read_table_in_pieces(path, ROWS_AT_ONCE):
-        check_columns(table, path, [])
-        check(table, num_rows)
         if text_column is None:
-            text_column = guess_text_column(table)
+            known = trained_on in table.columns
+            text_column = trained_on if known else guess_text_column(table, path)
             print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
+        check_columns(table, path, {text_column} & {*table.columns})
         columns |= dict.fromkeys(table.columns)
         num_rows += len(table)
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
@@ -126,33 +132,55 @@ def survey_file(
 
 
 def classify_file(
-    classifier: GPTClassifier, tokenizer: Any, path: Path, survey: Survey, num_done: int = 0
+    classifier: GPTClassifier,
+    tokenizer: Any,
+    path: Path,
+    survey: Survey,
+    num_done: int = 0,
+    all_probabilities: bool = False,
 ) -> Iterator[pd.DataFrame]:
     """The file's pieces after the first `num_done`, with the columns `predicted_label` and
-    `probability` added."""
-    show = sys.stderr.isatty()
+    `probability` added, and with one for each label where wanted."""
+    labels, show = classifier.config.label_names, sys.stderr.isatty()
     with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
         for number, table in enumerate(read_table_in_pieces(path, ROWS_AT_ONCE)):
             if number >= num_done:
                 table = table.reindex(columns=survey.columns)
                 texts = as_strings(table[survey.text_column]).tolist()
-                probability, best = classify_texts(classifier, tokenizer, texts).max(dim=1)
-                names = [classifier.config.label_names[i] for i in best.tolist()]
-                yield table.assign(predicted_label=names, probability=probability.numpy().round(4))
+                probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
+                probability, best = probabilities.max(dim=1)
+                names = [labels[i] for i in best.tolist()]
+                table = table.assign(
+                    predicted_label=names, probability=probability.numpy().round(4)
+                )
+                if all_probabilities:
+                    columns = [f"probability of {label}" for label in labels]
+                    table[columns] = probabilities.numpy().round(4)
+                yield table
             bar.update(len(table))
 
 
+def compare_with_labels(path: Path, label_column: str) -> str:
+    """Accuracy and confusion matrix of a classified file that carries the true labels."""
+    counts = Counter()
+    for table in read_table_in_pieces(path):
+        check_columns(table, path, [label_column])
+        counts.update(zip(table[label_column].map(normal_form), table["predicted_label"]))
+    right, total = sum(n for (true, said), n in counts.items() if true == said), counts.total()
+    low, high = wilson_interval(right, total)
+    matrix = pd.Series(counts).unstack(fill_value=0).rename_axis(index="true", columns="predicted")
+    return f"accuracy {right / total:.1%}, 95% interval [{low:.1%}, {high:.1%}]\n\n{matrix}"
+
+
 def standard_input_lines() -> Iterator[str]:
-    """The texts, one a line, without line ends and byte order mark, whatever system wrote them."""
+    """The texts, one a line, without line ends and byte order mark, whatever system wrote them.
+
+    Empty lines are texts, too: line n of the output belongs to line n of the input.
+    """
     if sys.stdin is None:
         raise OSError("standard input is closed; give texts, or --file.")
-    sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
-    try:
-        for line in sys.stdin:
-            if line.strip():
-                yield line.rstrip("\r\n")
-    except UnicodeDecodeError:
-        raise DataError("standard input is not UTF-8 text.") from None
+    for line in utf8_lines(sys.stdin.buffer, "standard input"):
+        yield line.rstrip("\r\n")
 
 
 def classify(args: argparse.Namespace) -> None:
@@ -161,10 +189,15 @@ def classify(args: argparse.Namespace) -> None:
         for line in classify_lines(classifier, tokenizer, args.texts or standard_input_lines()):
             print(line)
         return
-    survey = survey_file(args.file, args.text_column)
+    trained_on = classifier.config.card.get("training", {}).get("text_column")
+    survey = survey_file(args.file, args.text_column, trained_on)
+    if args.label_column:  # found now, not after hours
+        check_columns(pd.DataFrame(columns=survey.columns), args.file, [args.label_column])
     if not args.output:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
-        tables = classify_file(classifier, tokenizer, args.file, survey)
+        tables = classify_file(
+            classifier, tokenizer, args.file, survey, all_probabilities=args.all_probabilities
+        )
         for i, table in enumerate(tables):
             print(as_csv(table, header=i == 0), end="")
         return
@@ -172,12 +205,16 @@ def classify(args: argparse.Namespace) -> None:
         "--file": file_sha256(args.file),
         "classifier": file_sha256(args.folder / "config.json"),  # it has the weights' checksum
         "--text-column": survey.text_column,
+        "--all-probabilities": args.all_probabilities,
     }
     with GrowingFile(args.output, run, args.resume, args.overwrite) as output:
-        num_done = output.num_pieces
-        for table in classify_file(classifier, tokenizer, args.file, survey, num_done):
+        for table in classify_file(
+            classifier, tokenizer, args.file, survey, output.num_pieces, args.all_probabilities
+        ):
             output.add(table)
         output.finish()
+    if args.label_column:
+        print(compare_with_labels(args.output, args.label_column))
 
 
 def main(argv: list[str] | None = None) -> int:

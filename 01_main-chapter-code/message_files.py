@@ -1,22 +1,31 @@
-"""A reader's own data: labelled texts from CSV, TSV, JSON lines and Parquet files.
+"""A reader's own data: labelled texts from CSV, TSV, JSON, Parquet and Excel files.
 
 Whatever is wrong with a file is said in one sentence that names the file, what was found and
-what to do.
+what to do. Nothing is repaired by guessing: a row that does not fit is an error, not a loss.
 """
 
+import codecs
 import csv
+import gzip
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 10_000
-# Characters of a quoted TSV cell. A quote that nobody closes would take the rest of the file, and
-# all memory, for one cell; Python's own limit of 131,072 is too small for a long document.
+# Characters of a quoted cell. Python's own limit of 131,072 is too small for a long document.
 MAX_CELL = 10_000_000
+# Usual names of columns; only where none of them occurs is a column guessed by its contents.
+TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
+LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "topic", "intent", "v1")
 
 
 class DataError(ValueError):
@@ -27,29 +36,60 @@ def read_messages(
     path: Path,
     text_column: str | None = None,
     label_column: str | None = None,
-    say: Callable[[str], Any] = print,
+    log: Callable[[str], Any] = print,
 ) -> pd.DataFrame:
-    """Labelled texts from a CSV, TSV, JSON lines or Parquet file.
+    """Labelled texts from a file.
 
-    Columns that are not named are guessed, and the guess is said, as are rows left out. Raises
-    ``DataError`` if the file cannot be read or holds no usable rows.
+    Columns that are not named are guessed, and the guess is said, as are rows left out and labels
+    that differ in their spelling only. Raises ``DataError`` if the file cannot be read or holds
+    no usable rows.
     """
     table = read_table(path)
     if text_column is None or label_column is None:
         text_column, label_column = guess_columns(table, path, text_column, label_column)
-        say(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
+        log(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
     check_columns(table, path, [text_column, label_column])
     if text_column == label_column:
         raise DataError(f"{path}: text and label cannot both be column {text_column!r}.")
     messages = pd.DataFrame(
         {"text": as_strings(table[text_column]), "label": as_strings(table[label_column])}
     )
-    usable = messages[(messages.text.str.strip() != "") & (messages.label.str.strip() != "")]
+    messages["label"] = messages["label"].map(normal_form)
+    usable = messages[(messages.text.str.strip() != "") & (messages.label != "")]
     if len(usable) < len(messages):
-        say(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
+        log(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
     if usable.empty:
         raise DataError(f"{path}: no row holds both a text and a label.")
+    for labels in look_alikes(usable["label"].unique()):
+        log(f"NOTE: {' and '.join(map(repr, labels))} are different labels; are they meant to be?")
     return usable.reset_index(drop=True)
+
+
+def normal_form(name: str) -> str:
+    """A label or column name without what nobody sees: outer and repeated white space, marks of
+    zero width, and the difference between composed and decomposed accents.
+
+    >>> normal_form(" very\u00a0 hot\u200b ")
+    'very hot'
+    """
+    visible = re.sub("[\u200b-\u200d\u2060\ufeff]", "", unicodedata.normalize("NFC", name))
+    return " ".join(visible.split())
+
+
+def look_alikes(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that differ in capitals only, or are the same number.
+
+    >>> look_alikes(["hot", "cold", "HOT", "1", "1.0"])
+    [['hot', 'HOT'], ['1', '1.0']]
+    """
+    groups: dict[str | float, list[str]] = {}
+    for label in labels:
+        try:
+            key = float(label)
+        except ValueError:
+            key = label.casefold()
+        groups.setdefault(key, []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -64,24 +104,32 @@ def read_table_in_pieces(path: Path, num_rows: int = ROWS_AT_ONCE) -> Iterator[p
     """
     path = Path(path)
     readers: dict[str, Callable[[Path, int], Iterator[pd.DataFrame]]] = {
-        ".csv": lambda path, num_rows: _read_csv(path, num_rows, ","),
-        ".tsv": lambda path, num_rows: _read_csv(path, num_rows, "\t"),
+        ".csv": _read_csv,
+        ".tsv": _read_tsv,
         ".jsonl": _read_json_lines,
+        ".json": _read_json,
         ".parquet": _read_parquet,
+        ".xlsx": _read_excel,
     }
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path}: the name must end in {', '.join(readers)}.")
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if ending not in readers:
+        raise DataError(f"{path}: the name must end in {', '.join(readers)}, or one with .gz.")
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty.")
     empty = True
-    for piece in readers[path.suffix.lower()](path, num_rows):
+    for piece in readers[ending](path, num_rows):
         if not piece.empty:
             empty = False
-            yield piece
+            yield piece.rename(columns=normal_form)
     if empty:
         raise DataError(f"{path}: there are no rows below the header.")
+
+
+# ---------------------------------------------------------------------------------------------
+# Columns
+# ---------------------------------------------------------------------------------------------
 
 
 def as_strings(column: pd.Series) -> pd.Series:
@@ -89,7 +137,12 @@ def as_strings(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.notna(), "").map(str)
 
 
-def check_columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None:
+def _is_nested(column: pd.Series) -> bool:
+    return column.dtype == object and column.map(type).isin([list, dict, np.ndarray]).any()
+
+
+def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None:
+    """Raise ``DataError`` unless these columns are there, once each, with a cell a row."""
     columns = table.columns
     repeated = columns[columns.duplicated()]
     if len(repeated):
@@ -102,120 +155,203 @@ def check_columns(table: pd.DataFrame, path: Path, names: Sequence[str]) -> None
             f"{path}: there is no column {missing[0]!r}; the columns are "
             f"{', '.join(map(repr, columns))}."
         )
+    if nested := [name for name in names if _is_nested(table[name])]:
+        raise DataError(
+            f"{path}: column {nested[0]!r} holds lists or objects; one text or one label a row is "
+            f"needed."
+        )
 
 
 def guess_columns(
     table: pd.DataFrame, path: Path, text_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
-    """The longest texts on average are the text, the fewest different values the label."""
+    """By the usual names; else the longest texts on average, and the fewest different values."""
     check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
     if len(table.columns) < 2:
         raise DataError(
             f"{path}: one column of texts and one of labels are needed, found only "
             f"{table.columns[0]!r}; is the separator right?"
         )
-    cells = table.apply(as_strings)
     if text_column is None:
-        others = cells.drop(columns=[] if label_column is None else label_column)
-        text_column = guess_text_column(others)
+        others = table.drop(columns=[] if label_column is None else label_column)
+        text_column = guess_text_column(others, path)
     if label_column is None:
-        counts = cells.drop(columns=text_column).nunique()
-        label_column = (counts[counts > 1] if (counts > 1).any() else counts).idxmin()
-        if str(label_column) in set(cells[label_column]):  # a column that was named has a header
-            raise DataError(
-                f"{path}: the first line looks like a message, not like a header; put a line with "
-                f"the names of the columns above it. If it is the header, name the label's column "
-                f"with --label-column."
-            )
+        label_column = _guess_label_column(table.drop(columns=text_column), path)
     return text_column, label_column
 
 
-def guess_text_column(table: pd.DataFrame) -> str:
-    """The column with the longest texts on average."""
-    return table.apply(as_strings).map(len).mean().idxmax()
+def guess_text_column(table: pd.DataFrame, path: Path) -> str:
+    """The column with a usual name, else that with the longest texts on average."""
+    if (named := _named(table, path, TEXT_NAMES, "--text-column")) is not None:
+        return named
+    cells = table.loc[:, [not _is_nested(table[name]) for name in table.columns]]
+    guessed = cells.apply(as_strings).map(len).mean().idxmax()
+    if len(table.columns) == 1 and len(guessed.split()) > 3:
+        _complain_about_header(path, "--text-column")
+    return guessed
 
 
-def _check_text(path: Path) -> None:
-    """Raise ``DataError`` unless the file is text in UTF-8."""
-    with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            raise DataError(f"{path}: the file is in UTF-16; save it as UTF-8.")
-        file.seek(0)
-        if any(b"\0" in line for line in file):
-            raise DataError(f"{path}: the file holds binary data (NUL bytes), not text.")
-        file.seek(0)
-        for number, line in enumerate(file, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); if the "
-                    f"file is in Latin-1 or Windows-1252, save it as UTF-8."
-                ) from None
+def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
+    if (named := _named(table, path, LABEL_NAMES, "--label-column")) is not None:
+        return named
+    cells = table.loc[:, [not _is_nested(table[name]) for name in table.columns]].apply(as_strings)
+    counts = cells.nunique()
+    counts = counts[counts > 1] if (counts > 1).any() else counts
+    likeliest = counts[counts == counts.min()].index
+    if len(likeliest) > 1 and counts.min() > 1:
+        raise DataError(
+            f"{path}: the labels could stand in column {' or '.join(map(repr, likeliest))}; name "
+            f"it with --label-column."
+        )
+    if str(likeliest[0]) in set(cells[likeliest[0]]):
+        _complain_about_header(path, "--label-column")
+    return likeliest[0]
 
 
-def _read_csv(path: Path, num_rows: int, separator: str) -> Iterator[pd.DataFrame]:
-    _check_text(path)
-    # In a TSV, quotes are ordinary characters unless the whole file is properly quoted.
-    quoting = csv.QUOTE_MINIMAL
-    if separator == "\t" and not _is_properly_quoted(path):
+def _named(table: pd.DataFrame, path: Path, usual: Sequence[str], option: str) -> str | None:
+    found = [name for name in table.columns if name.lower() in usual]
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: is it column {' or '.join(map(repr, found))}? Name it with {option}."
+        )
+    return found[0] if found else None
+
+
+def _complain_about_header(path: Path, option: str) -> None:
+    raise DataError(
+        f"{path}: the first line looks like a message, not like a header; put a line with the "
+        f"names of the columns above it. If it is the header, name the column with {option}."
+    )
+
+
+# ---------------------------------------------------------------------------------------------
+# Formats
+# ---------------------------------------------------------------------------------------------
+
+
+def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:
+    """The lines of a text, with their ends. Raises ``DataError`` that names the line where it is
+    no UTF-8."""
+    for number, line in enumerate(file, start=1):
+        if number == 1:
+            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                raise DataError(f"{name}: the text is in UTF-16; save it as UTF-8.")
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if b"\0" in line:
+            raise DataError(f"{name}: line {number} holds binary data (NUL bytes), not text.")
+        try:
+            yield line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); if the "
+                f"file is in Latin-1 or Windows-1252, save it as UTF-8."
+            ) from None
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+            yield from utf8_lines(file, str(path))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: the compressed file is damaged ({error}).") from None
+
+
+def _read_csv(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+    """Separated by commas; by semicolons where the header has no comma, as many spreadsheets do."""
+    lines = _lines(path)
+    header = next(lines, "")
+    if declared := re.fullmatch(r"sep=(.)\s*", header):  # a line that Excel writes
+        return _read_separated(path, lines, num_rows, declared[1])
+    separator = ";" if ";" in header and "," not in header else ","
+    return _read_separated(path, chain([header], lines), num_rows, separator)
+
+
+def _read_tsv(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+    """Quotes are ordinary characters, unless the whole file is properly quoted."""
+    try:
+        pieces = _read_separated(path, _lines(path), num_rows, "\t", may_be_short=False)
+        for _ in pieces:
+            pass
+        quoting = csv.QUOTE_MINIMAL
+    except DataError:
         quoting = csv.QUOTE_NONE
-    header = None
-    try:
-        with pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            sep=separator,
-            header=None,  # as one row among others, so that no column is renamed or made an index
-            dtype=str,
-            keep_default_na=False,
-            quoting=quoting,
-            chunksize=num_rows,
-        ) as pieces:
-            for cells in pieces:
-                if header is None:
-                    names = enumerate(cells.iloc[0], start=1)
-                    header = [name or f"column {number}" for number, name in names]
-                    cells = cells[1:]
-                yield cells.set_axis(header, axis="columns").reset_index(drop=True)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        reason = " ".join(str(error).split()).removeprefix("Error tokenizing data. C error: ")
-        raise DataError(f"{path}: not a table separated by {separator!r}: {reason}.") from None
+    return _read_separated(path, _lines(path), num_rows, "\t", quoting)
 
 
-def _is_properly_quoted(path: Path) -> bool:
+def _read_separated(
+    path: Path,
+    lines: Iterable[str],
+    num_rows: int,
+    separator: str,
+    quoting: int = csv.QUOTE_MINIMAL,
+    may_be_short: bool = True,
+) -> Iterator[pd.DataFrame]:
     csv.field_size_limit(MAX_CELL)
+    rows = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
+    begin = 1  # the line in which a row begins
+
+    def whole_rows() -> Iterator[list[str]]:
+        nonlocal begin
+        for row in rows:
+            if row:
+                yield row
+            begin = rows.line_num + 1
+
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            widths = {len(row) for row in csv.reader(file, delimiter="\t", strict=True)}
-    except csv.Error:
-        return False
-    return len(widths - {0}) == 1
+        filled = whole_rows()
+        header = [name or f"column {i}" for i, name in enumerate(next(filled, []), start=1)]
+        table = []
+        for row in filled:
+            missing = len(header) - len(row)
+            if missing < 0 or (missing and not may_be_short):
+                raise DataError(
+                    f"{path}: line {begin} has {len(row)} cells separated by {separator!r}, the "
+                    f"header has {len(header)}."
+                )
+            table.append(row + [""] * missing)
+            if len(table) == num_rows:
+                yield pd.DataFrame(table, columns=header)
+                table = []
+        yield pd.DataFrame(table, columns=header)
+    except csv.Error as error:
+        raise DataError(
+            f"{path}: the row that begins in line {begin} is no CSV ({error}). A cell with quotes "
+            f"in it must be quoted as a whole, its own quotes doubled."
+        ) from None
 
 
 def _read_json_lines(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
-    _check_text(path)
-    records = []
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                records.append(_read_json_object(line, f"{path}: line {number}"))
-            if len(records) == num_rows:
-                yield pd.DataFrame(records, dtype=object)  # so that whole numbers stay whole
-                records = []
-    if records:
-        yield pd.DataFrame(records, dtype=object)
+    numbered = enumerate(_lines(path), start=1)
+    records = (_read_json_object(line, f"{path}: line {i}") for i, line in numbered if line.strip())
+    while piece := list(islice(records, num_rows)):
+        yield pd.DataFrame(piece, dtype=object)  # so that whole numbers stay whole
+
+
+def _read_json(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+    """An array of objects."""
+    records = _parse_json("".join(_lines(path)), f"{path}")
+    if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
+        raise DataError(f"{path} is not a JSON array of objects with named fields.")
+    for start in range(0, len(records), num_rows):
+        yield pd.DataFrame(records[start : start + num_rows], dtype=object)
 
 
 def _read_json_object(line: str, where: str) -> dict:
+    record = _parse_json(line, where)
+    if not isinstance(record, dict):
+        raise DataError(
+            f"{where} is not a JSON object with named fields (a file that is one array is .json)."
+        )
+    return record
+
+
+def _parse_json(text: str, where: str) -> Any:
     try:
-        record = json.loads(line)
-        json.dumps(record, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        content = json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}.") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where} is not a JSON object with named fields.")
-    return record
+    return content
 
 
 def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
@@ -230,3 +366,18 @@ def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
     except Exception as error:  # pyarrow's errors share no class
         reason = str(error).partition("\n")[0]
         raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
+
+
+def _read_excel(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+    """The first sheet of a workbook."""
+    try:
+        table = pd.read_excel(path, dtype=str, keep_default_na=False)
+    except ImportError:
+        raise DataError(
+            f"{path}: reading .xlsx needs `python -m pip install openpyxl`; or save it as CSV."
+        ) from None
+    except Exception as error:  # openpyxl's errors share no class
+        raise DataError(f"{path}: not a workbook that can be read: {error}") from None
+    table.columns = table.columns.map(str)
+    for start in range(0, len(table), num_rows):
+        yield table[start : start + num_rows].reset_index(drop=True)

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,7 +20,7 @@ from helpers import (
 import classifier_folder
 import classify
 import gpt_download
-from classifier_folder import classify_texts, open_classifier
+from classifier_folder import classify_texts, open_classifier, save_classifier
 
 
 def fails(capsys, *arguments, status: int = 2) -> str:
@@ -47,12 +48,12 @@ def classified(capsys, *arguments) -> list[list[str]]:
 
 
 def test_arguments_and_lines_get_the_same_answers(tiny_classifier_folder, capsys, monkeypatch):
-    texts = ["free prize", "see you at home", "größer 🎉"]
+    texts = ["free prize", "", "see you at home", "  ", "größer 🎉"]
     from_arguments = classified(capsys, tiny_classifier_folder, *texts)
     assert [row[2] for row in from_arguments] == texts
     for raw in (
-        "free prize\n\n  \nsee you at home\ngrößer 🎉",
-        "\ufefffree prize\r\n\r\nsee you at home\r\ngrößer 🎉\r\n",  # as Windows writes it
+        "free prize\n\nsee you at home\n  \ngrößer 🎉",
+        "\ufefffree prize\r\n\r\nsee you at home\r\n  \r\ngrößer 🎉\r\n",  # as Windows writes it
     ):
         give_standard_input(monkeypatch, raw.encode())
         assert classified(capsys, tiny_classifier_folder) == from_arguments
@@ -79,8 +80,8 @@ def test_nothing_on_standard_input_is_no_error(tiny_classifier_folder, capsys, m
 
 
 def test_standard_input_that_is_not_utf8_is_refused(tiny_classifier_folder, capsys, monkeypatch):
-    give_standard_input(monkeypatch, "café\n".encode("latin-1"))
-    assert "UTF-8" in fails(capsys, tiny_classifier_folder)
+    give_standard_input(monkeypatch, "tea\ncafé\n".encode("latin-1"))
+    assert "line 2 is not UTF-8 (byte 0xe9)" in fails(capsys, tiny_classifier_folder)
 
 
 @pytest.mark.parametrize("text", ["", " ", "<|endoftext|>", "x" * 100_000, "\0", "\ud83d"])
@@ -231,7 +232,7 @@ def test_other_files_are_classified_alike(tiny_classifier_folder, tmp_path, caps
         (("a text", "--text-column", "body"), ["--text-column", "--file"]),
         (("a text", "--text-column", ""), ["--text-column", "--file"]),
         (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
-        (("--file", "in.xlsx"), ["in.xlsx", "must end in"]),
+        (("--file", "in.doc"), ["in.doc", "must end in"]),
         (("--file", "in.csv", "--resume"), ["--resume", "--output"]),
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
         (("--file", "empty.csv"), ["empty.csv", "is empty"]),
@@ -290,3 +291,36 @@ def test_a_tokenizer_that_cannot_be_had_exits_1(tiny_classifier_folder, capsys, 
 
     monkeypatch.setattr(classifier_folder, "load_tokenizer", unavailable)
     assert "no network" in fails(capsys, tiny_classifier_folder, "hello", status=1)
+
+
+def test_true_labels_in_the_file_tell_how_good_the_answers_are(
+    tiny_classifier_folder, tmp_path, capsys
+):
+    texts = [f"free prize number {i}" for i in range(20)]
+    predicted = [row[0] for row in classified(capsys, tiny_classifier_folder, *texts)]
+    other = {"ham": "spam", "spam": "ham"}
+    truth = [f" {label} " if i % 4 else other[label] for i, label in enumerate(predicted)]
+    path, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    pd.DataFrame({"text": texts, "kind": truth}).to_csv(path, index=False)
+    arguments = ["--file", path, "--output", output, "--label-column", "kind"]
+    assert classify.main([str(a) for a in (tiny_classifier_folder, *arguments)]) == 0
+    assert "accuracy 75.0%, 95% interval [53.1%, 88.8%]" in capsys.readouterr().out
+    again = [*arguments, "--overwrite", "--all-probabilities"]
+    assert classify.main([str(a) for a in (tiny_classifier_folder, *again)]) == 0
+    table = pd.read_csv(output)
+    columns = table[["probability of ham", "probability of spam"]]
+    assert columns.sum(axis=1).tolist() == pytest.approx([1] * 20, abs=2e-4)
+    assert columns.max(axis=1).tolist() == table["probability"].tolist()
+
+
+def test_the_column_that_a_classifier_was_trained_on_is_read(
+    tiny_classifier_folder, tmp_path, capsys
+):
+    classifier, _ = open_classifier(tiny_classifier_folder)
+    card = {"training": {"text_column": "short"}}
+    classifier.config = replace(classifier.config, card=card)
+    save_classifier(classifier, tmp_path / "folder")
+    path = tmp_path / "in.csv"
+    path.write_text("short,long\nwin,see you at home tonight\n", encoding="utf-8")
+    assert classify.main([str(tmp_path / "folder"), "--file", str(path)]) == 0
+    assert "column 'short'" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """A reader's own files: what is read from them, and what is said about those that cannot be."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -93,6 +94,29 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_pat
     assert pairs(messages) == [("hello there", "ham"), ("free cash", "spam")]
 
 
+@pytest.mark.parametrize(
+    "name", ["m.csv", "m.csv.gz", "m.tsv.gz", "m.json", "m.jsonl.gz", "m.xlsx"]
+)
+def test_further_formats_give_the_same_messages(tmp_path, name):
+    path = tmp_path / name
+    if name == "m.csv":
+        write(path, "sep=;\r\n" + "text;label\r\n" + "".join(f"{t};{y}\r\n" for t, y in ROWS))
+    elif name == "m.json":
+        write(path, json.dumps([{"text": text, "label": label} for text, label in ROWS]))
+    elif name == "m.xlsx":
+        pytest.importorskip("openpyxl", reason="needs `pip install openpyxl`")
+        pd.DataFrame(ROWS, columns=["text", "label"]).to_excel(path, index=False)
+    else:
+        plain = write_as(tmp_path / name.removesuffix(".gz"), ROWS)
+        write(path, gzip.compress(plain.read_bytes()))
+    assert pairs(read_messages(path)) == ROWS
+
+
+def test_semicolons_separate_where_the_header_has_no_comma(tmp_path):
+    path = write(tmp_path / "m.csv", "text;label\nhello, you;ham\nfree;spam\n")
+    assert pairs(read_messages(path)) == [("hello, you", "ham"), ("free", "spam")]
+
+
 # --- quotes in TSV -----------------------------------------------------------------------------
 
 
@@ -163,6 +187,22 @@ def test_fields_missing_in_some_json_lines_are_empty_cells(tmp_path, capsys):
     assert "Left out 2 rows" in capsys.readouterr().out
 
 
+def test_labels_are_read_without_what_nobody_sees(tmp_path):
+    spellings = ["hot", "hot ", " hot", "h\u200bot", "hot\u00a0", "\ufeffhot"]
+    rows = [(f"text {i}", label) for i, label in enumerate([*spellings, "cafe\u0301", "café"])]
+    messages = read_messages(write_as(tmp_path / "m.csv", rows))
+    assert messages["label"].tolist() == ["hot"] * 6 + ["café"] * 2
+
+
+@pytest.mark.parametrize("labels", [("hot", "HOT"), ("1", "1.0"), ("True", "TRUE")])
+def test_labels_that_are_only_alike_stay_apart_and_are_pointed_out(tmp_path, capsys, labels):
+    path = write_as(tmp_path / "m.csv", [("a", labels[0]), ("b", labels[1]), ("c", "cold")])
+    assert read_messages(path)["label"].tolist() == [*labels, "cold"]
+    note = [line for line in capsys.readouterr().out.splitlines() if "NOTE" in line]
+    assert len(note) == 1
+    assert all(repr(label) in note[0] for label in labels)
+
+
 # --- guessing the columns ----------------------------------------------------------------------
 
 
@@ -176,6 +216,24 @@ def test_columns_are_guessed_and_the_guess_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "'body'" in said
     assert "'kind'" in said
+
+
+@pytest.mark.parametrize(
+    "header", ["text,label,split", "text,label,country", "Text, Label ,split", "split,text,label"]
+)
+def test_usual_names_count_more_than_what_the_columns_hold(tmp_path, header):
+    names = [name.strip().lower() for name in header.split(",")]
+    cells = {"text": "short", "label": "{i}", "split": "a very long cell here", "country": "{two}"}
+    lines = [",".join(cells[name].format(i=i % 3, two=i % 2) for name in names) for i in range(6)]
+    messages = read_messages(write(tmp_path / "m.csv", "\n".join([header, *lines])))
+    assert messages["text"].tolist() == ["short"] * 6
+    assert messages["label"].tolist() == ["0", "1", "2"] * 2
+
+
+def test_other_columns_may_hold_lists(tmp_path):
+    records = [{"meta": {"a": 1}, "tags": [1], "text": f"t {i}", "label": i} for i in range(2)]
+    messages = read_messages(write(tmp_path / "m.jsonl", json_lines(*records)))
+    assert pairs(messages) == [("t 0", "0"), ("t 1", "1")]
 
 
 def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
@@ -247,10 +305,20 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.parquet", "text,label\na,b\n", ["not a Parquet file"]),
         ("m.csv", "text,label\na,b\nc,d,e\n", ["line 3", "','"]),
         ("m.csv", "text,label\na,b,c\nd,e,f\n", ["line 2", "','"]),  # no index column, this
-        ("m.csv", 'text,label\n"never closed,ham\n', ["','"]),
+        ("m.csv", 'text,label\na,b\n"never closed,ham\nc,d\n', ["line 3", "unexpected end"]),
+        ("m.csv", 'text,label\n"Nice oven,hot\n"Old fridge,cold\n', ["line 2", "doubled"]),
+        ("m.csv", 'text,label\n"a \\"so\\" b",hot\n', ["line 2", "doubled"]),
+        ("m.csv.gz", b"text,label\na,b\n", ["compressed file is damaged"]),
+        ("m.csv.gz", gzip.compress(b"text,label\na,b\n")[:-9], ["compressed file is damaged"]),
+        ("m.json", '{"text": "a", "label": 1}', ["not a JSON array"]),
+        ("m.xlsx", "text,label\na,b\n", ["xlsx"]),
         ("m.tsv", "text\tlabel\na\tb\nc\td\te\n", ["line 3"]),
         ("m.csv", "text,label,text\na,b,c\n", ["'text'", "its own name"]),
-        ("m.csv", "text;label\nhello;ham\n", ["separator"]),
+        ("m.csv", "text|label\nhello|ham\n", ["separator"]),
+        ("m.csv", "text,message,label\na,b,c\n", ["'text' or 'message'", "--text-column"]),
+        ("m.csv", "body,kind,source\nlong text,a,x\nlonger text,b,y\n", ["'kind' or 'source'"]),
+        ("m.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists"]),
+        ("m.jsonl", '{"text": [{"role": "user"}], "label": "x"}\n', ["'text'", "lists"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ["line 2", "not JSON"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n\n["a", 1]\n', ["line 3", "JSON object"]),
         ("m.jsonl", '[{"text": "a", "label": 1}]\n', ["line 1", "JSON object"]),
