@@ -27,6 +27,9 @@ MODEL_DEFAULTS = {
 }
 
 
+OF_DATA = ("text_column", "label_column", "validation_data", "test_data")
+
+
 @dataclass(frozen=True)
 class RunConfig(TrainConfig):
     """One run of the main job. Raises ``ValueError`` that names everything wrong with it."""
@@ -36,6 +39,12 @@ class RunConfig(TrainConfig):
     )
     text_column: str | None = option(None, "column of the texts; default: guessed", group="data")
     label_column: str | None = option(None, "column of the labels; default: guessed", group="data")
+    validation_data: Path | None = option(
+        None, "file to validate on; default: a tenth of the messages", group="data"
+    )
+    test_data: Path | None = option(
+        None, "file to test on; default: a fifth of the messages", group="data"
+    )
     protocol: Literal["clean", "published"] = option(
         "clean",
         "split of the SMS data: without duplicates, or that of well-known published figures",
@@ -136,8 +145,8 @@ class RunConfig(TrainConfig):
             f"--protocol published undersamples: leave out --balance {self.balance}": (
                 self.protocol == "published" and self.balance != "undersample"
             ),
-            "--text-column and --label-column belong to --data": (
-                self.data is None and {self.text_column, self.label_column} != {None}
+            "--text-column, --label-column, --validation-data and --test-data belong to --data": (
+                self.data is None and any(getattr(self, name) is not None for name in OF_DATA)
             ),
             "--padding training and context fill up what only --pooling last reads": (
                 self.padding != "batch" and self.pooling not in (None, "last")
@@ -160,4 +169,5 @@ class RunConfig(TrainConfig):
         """Everything that shapes the result, as JSON can hold it."""
         beside = ("output", "resume", "overwrite", "quiet")
         kept = {name: value for name, value in asdict(self).items() if name not in beside}
-        return kept | {"data": self.data and self.data.name}  # no path of the reader's machine
+        # No path of the reader's machine.
+        return {n: value.name if isinstance(value, Path) else value for n, value in kept.items()}

@@ -1,7 +1,7 @@
 """The messages of one run: read, cleaned, balanced, split, augmented."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pandas as pd
@@ -68,13 +68,53 @@ def _read_and_split(config: RunConfig, log: Callable) -> Messages:
     label_names = sort_labels(set(cleaned["label"]))
     _validate_labels(cleaned, label_names, name)
     used = balance_classes(cleaned, config.seed) if config.balance == "undersample" else cleaned
-    log(
-        f"{name}: {len(messages):,} messages, {len(cleaned):,} without duplicates, "
-        f"{len(used):,} used, {len(label_names)} labels."
-    )
-    splits = split_messages(used, config.seed)
-    left_over = cleaned.loc[~cleaned["text"].isin(used["text"]), "text"]
+    log("\n".join(_what_is_used(name, messages, cleaned, used)))
+    splits = _with_own_parts(split_messages(used, config.seed), config, log)
+    elsewhere = [*used["text"], *splits.validation["text"], *splits.test["text"]]
+    left_over = cleaned.loc[~cleaned["text"].isin(elsewhere), "text"]
     return Messages(splits, label_names, name, [*splits.train["text"], *left_over])
+
+
+def _what_is_used(
+    name: str, messages: pd.DataFrame, cleaned: pd.DataFrame, used: pd.DataFrame
+) -> Iterator[str]:
+    """What became of all messages, in a few lines."""
+    counts = cleaned["label"].value_counts()
+    shown = ", ".join(f"{label} {count:,}" for label, count in counts.head(10).items())
+    yield f"{name}: {len(messages):,} messages, {len(cleaned):,} without duplicates: {shown}" + (
+        f" and {len(counts) - 10} more labels." if len(counts) > 10 else "."
+    )
+    labels_per_text = messages.groupby("text")["label"].nunique()
+    if contradictory := (labels_per_text > 1).sum():
+        yield f"Left out {contradictory:,} texts that carry different labels."
+    if len(used) < len(cleaned):
+        yield (
+            f"Balanced: {counts.min():,} messages of each label, {len(used):,} of "
+            f"{len(cleaned):,}. --balance weights uses all."
+        )
+
+
+def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
+    """With the reader's own files to validate and test on, where they are given; the messages that
+    would have been taken for it are trained on, but for those that the files repeat."""
+    train = splits.train
+    for part, path in (("validation", config.validation_data), ("test", config.test_data)):
+        if path is None:
+            continue
+        train = pd.concat([train, getattr(splits, part)])
+        own = clean_messages(read_messages(path, config.text_column, config.label_column, log))
+        if unknown := set(own["label"]) - set(train["label"]):
+            raise DataError(f"{path}: the label {min(unknown)!r} does not occur in {config.data}.")
+        splits = splits._replace(**{part: own})
+    validation = splits.validation
+    validation = validation[~validation["text"].isin(splits.test["text"])]
+    repeated = train["text"].isin([*validation["text"], *splits.test["text"]])
+    if num_repeated := repeated.sum() + len(splits.validation) - len(validation):
+        log(f"Left out {num_repeated} messages that the file to validate or test on repeats.")
+    if validation.empty or repeated.all():
+        raise DataError(f"{config.data}: no message is left that the other files do not repeat.")
+    parts = (train[~repeated], validation, splits.test)
+    return Splits(*(part.reset_index(drop=True) for part in parts))
 
 
 def _validate_labels(cleaned: pd.DataFrame, label_names: list[str], name: str) -> None:
