@@ -1,63 +1,102 @@
 """Rows of experiments compared, from their result files: over seeds, on the same test messages."""
 
+import base64
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from additional_experiments import pack, spam_metrics, unpack
-from experiment_config import RESULTS
+from experiment_config import RESULTS, ROWS
 from scipy.stats import binomtest
-from suites import Row
 
+from evaluation import roc_curve, test_metrics
 from several_seeds import mean_and_interval
 
 NUM_DRAWS = 10_000
 NUM_SEEDS = 5  # a row with fewer is not shown
 
 
+def spam_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """What a report on messages needs; spam caught and ham blocked are the paper's words for the
+    recall of spam and the false positives among ham."""
+    metrics = test_metrics(probabilities, labels)
+    (_, blocked), (_, caught) = metrics["confusion_matrix"]
+    num_ham, num_spam = np.bincount(labels, minlength=2)
+    metrics["spam_caught"], metrics["ham_blocked"] = caught / num_spam, blocked / num_ham
+    metrics["roc_area"] = roc_curve(labels == 1, probabilities[:, 1]).area
+    return metrics
+
+
+def pack(probabilities: np.ndarray) -> str:
+    """Spam probabilities as compressed text, exact to seven digits."""
+    spam = probabilities[:, 1].astype("<f4")
+    return base64.b64encode(zlib.compress(spam.tobytes(), 9)).decode("ascii")
+
+
+def unpack(packed: str) -> np.ndarray:
+    """The reverse: spam probabilities (N,).
+
+    >>> unpack(pack(np.array([[0.75, 0.25], [0, 1]]))).tolist()
+    [0.25, 1.0]
+    """
+    return np.frombuffer(zlib.decompress(base64.b64decode(packed)), "<f4")
+
+
 @dataclass
-class Measured:
-    """The runs of one row, in the order of their seeds."""
+class Runs:
+    """The runs of one row: S seeds in their order, N test messages in each."""
 
-    row: Row
-    runs: list[dict]
+    says: str
+    options: str
+    """As a table shows them."""
+    spam: np.ndarray
+    """Probabilities of spam (S, N)."""
+    labels: np.ndarray
+    """True classes (S, N), 1 for spam."""
+    messages: list[tuple[int, int]]
+    """Each run's seed, and a checksum of its test messages."""
+    files: list[dict]
+    """What the runs' files hold; none for averages."""
 
-    def test(self, metric: str = "accuracy", part: str = "test") -> list[float]:
-        """A metric of every run."""
-        return [run[part][metric] for run in self.runs]
+    @property
+    def is_correct(self) -> np.ndarray:
+        """Which test messages got the right class (S, N)."""
+        return (self.spam > 0.5) == self.labels
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Test accuracy of every run."""
+        return self.is_correct.mean(axis=1).tolist()
+
+    def metric(self, name: str) -> list[float]:
+        """Another test metric of every run."""
+        both = np.stack([1 - self.spam, self.spam], axis=-1)
+        return [spam_metrics(*run)[name] for run in zip(both, self.labels)]
 
 
-def load(rows: Sequence[Row]) -> list[Measured]:
+def load(results: Path = RESULTS) -> dict[str, Runs]:
     """The rows that have result files of enough seeds."""
-    measured = []
-    for row in rows:
-        paths = (RESULTS / row.name).glob("seed-*.json")
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-        if len(runs) >= NUM_SEEDS:
-            measured.append(Measured(row, sorted(runs, key=lambda run: run["seed"])))
-    return measured
+    loaded = {}
+    for row, about in ROWS.iterrows():
+        paths = sorted((results / row).glob("seed-*.json"))
+        if len(paths) < NUM_SEEDS:
+            continue
+        files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        predictions = [file["predictions"] for file in files]
+        loaded[row] = Runs(
+            about.says,
+            f"`{about.options}`" if about.options else "none",
+            np.stack([unpack(some["spam_probability"]) for some in predictions]),
+            np.array([list(some["labels"]) for some in predictions]).astype(int),
+            [(file["seed"], file["predictions"]["test_texts_crc32"]) for file in files],
+            files,
+        )
+    return loaded
 
 
-def load_one(row: Row) -> Measured:
-    """A row that others are compared with. Raises ``ValueError`` where its files are too few."""
-    if not (measured := load([row])):
-        raise ValueError(f"{RESULTS / row.name} needs the files of {NUM_SEEDS} seeds.")
-    return measured[0]
-
-
-def labels_of(run: dict) -> np.ndarray:
-    """The true classes of the test messages (N,): 1 for spam."""
-    return np.array(list(run["predictions"]["labels"])).astype(int)
-
-
-def is_correct(run: dict) -> np.ndarray:
-    """Which test messages got the right class (N,)."""
-    return (unpack(run["predictions"]["spam_probability"]) > 0.5) == labels_of(run)
-
-
-@dataclass
-class Comparison:
+class Comparison(NamedTuple):
     """A row minus another, on the same test messages."""
 
     difference: float
@@ -71,7 +110,7 @@ class Comparison:
     """Exact McNemar test on these two, which takes every answer as independent."""
 
 
-def compare(ours: Measured, theirs: Measured) -> Comparison:
+def compare(ours: Runs, theirs: Runs) -> Comparison:
     """A paired test. Raises ``ValueError`` unless both rows have the same seeds and messages.
 
     The interval is the wider, at either end, of two. A bootstrap on two levels draws seeds with
@@ -80,10 +119,7 @@ def compare(ours: Measured, theirs: Measured) -> Comparison:
     seeds' differences makes up for few seeds, but takes five that agree by luck at their word.
     """
     check_same_messages(ours, theirs)
-    differences = [
-        is_correct(a).astype(int) - is_correct(b).astype(int)
-        for a, b in zip(ours.runs, theirs.runs)
-    ]
+    differences = ours.is_correct.astype(int) - theirs.is_correct  # (S, N)
     rng, num_seeds = np.random.default_rng(0), len(differences)
     drawn = np.zeros(NUM_DRAWS)
     for chosen in rng.integers(num_seeds, size=(num_seeds, NUM_DRAWS)):
@@ -91,35 +127,28 @@ def compare(ours: Measured, theirs: Measured) -> Comparison:
             (draws,) = np.nonzero(chosen == seed)
             drawn[draws] += rng.choice(d, (len(draws), len(d))).mean(axis=1) / num_seeds
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
-    mean, _, t_low, t_high = mean_and_interval([d.mean().item() for d in differences])
-    gained, lost = (sum(int((d == sign).sum()) for d in differences) for sign in (1, -1))
-    p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    return Comparison(mean, min(low, t_low), max(high, t_high), gained, lost, float(p_value))
+    mean, _, t_low, t_high = mean_and_interval(differences.mean(axis=1).tolist())
+    gained, lost = int((differences == 1).sum()), int((differences == -1).sum())
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    return Comparison(mean, min(low, t_low), max(high, t_high), gained, lost, p_value)
 
 
-def check_same_messages(ours: Measured, theirs: Measured) -> None:
-    messages = [
-        [(run["seed"], run["predictions"]["test_texts_crc32"]) for run in m.runs]
-        for m in (ours, theirs)
-    ]
-    if messages[0] != messages[1]:
+def check_same_messages(ours: Runs, theirs: Runs) -> None:
+    if ours.messages != theirs.messages:
         raise ValueError(
-            f"{ours.row.name} and {theirs.row.name} have other seeds or test messages, and cannot "
-            f"be compared."
+            f"{ours.says!r} and {theirs.says!r} have other seeds or test messages, and cannot be "
+            f"compared."
         )
 
 
-def average(one: Measured, other: Measured) -> Measured:
+def average(one: Runs, ngrams: Runs) -> Runs:
     """The classifier that averages the probabilities of a row and of n-grams."""
-    check_same_messages(one, other)
-    runs = []
-    for run, theirs in zip(one.runs, other.runs):
-        pair = [unpack(r["predictions"]["spam_probability"]) for r in (run, theirs)]
-        spam = np.mean(pair, axis=0)
-        both = np.stack([1 - spam, spam], axis=1)
-        predictions = run["predictions"] | {"spam_probability": pack(both)}
-        averaged = {"predictions": predictions, "test": spam_metrics(both, labels_of(run))}
-        runs.append(run | averaged | {"from_scratch": False})
-    weighted = ", class weights" if "--balance weights" in other.row.options else ""
-    says = f"{one.row.says}, averaged with n-grams{weighted}"
-    return Measured(Row(f"{one.row.name}-averaged", "", says), runs)
+    check_same_messages(one, ngrams)
+    weighted = ", class weights" if "--balance weights" in ngrams.options else ""
+    return replace(
+        one,
+        says=f"{one.says}, averaged with n-grams{weighted}",
+        options="from the two rows' predictions",
+        spam=(one.spam + ngrams.spam) / 2,
+        files=[],
+    )

@@ -4,7 +4,6 @@ from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
-import torch
 from experiment_config import ExperimentConfig
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
@@ -12,13 +11,19 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 from sklearn.svm import LinearSVC
+from torch import nn
 
 from evaluation import ngram_baseline
-from features import FeatureDataset
+from features import FastClassifier, FeatureDataset
 from fine_tuning import Clock, load_decoder, make_datasets
 from run_messages import Messages
-from text_classifier import POOLINGS, ClassifierConfig, GPTClassifier, pick_device
-from text_data import SpamDataset
+from text_classifier import (
+    ClassifierConfig,
+    GPTClassifier,
+    freeze_all_but,
+    pick_device,
+    predict_logits,
+)
 
 BASELINES = {
     "majority": lambda: make_pipeline(CountVectorizer(), DummyClassifier()),
@@ -33,7 +38,7 @@ BASELINES = {
 
 
 def run_classical(
-    config: ExperimentConfig, messages: Messages
+    config: ExperimentConfig, messages: Messages, store: MutableMapping | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Test probabilities (N, 2) of a classical model, and what is worth knowing about it."""
     splits, clock, pipeline = messages.splits, Clock(), BASELINES[config.classifier]()
@@ -61,9 +66,18 @@ def run_frozen_features(
         max_length = config.max_length or decoder.cfg.context_length
         about = ClassifierConfig(name, messages.label_names, max_length, config.pooling)
         train, _, test = make_datasets(messages, tokenizer, about)
+        classifier = GPTClassifier(decoder, about)
+        num_layers = freeze_all_but(classifier, "head")
+        decoder.out_head = nn.Identity()  # the "logits" are then the pooled final states
     with clock.stage("frozen_layers"):
+        fast = FastClassifier(classifier, num_layers, config.precision)
         x_train, x_test = (
-            pooled_features(GPTClassifier(decoder, about), dataset, config, store)
+            predict_logits(
+                fast,
+                FeatureDataset.from_classifier(
+                    classifier, dataset, num_layers, config.precision, store=store
+                ),
+            ).numpy()
             for dataset in (train, test)
         )
     with clock.stage("training"):
@@ -73,22 +87,3 @@ def run_frozen_features(
         regression.fit(x_train, train.labels)
     metrics = {"model": name, "train": {"num_examples": len(train)}, "seconds": clock.seconds}
     return regression.predict_proba(x_test), metrics
-
-
-def pooled_features(
-    classifier: GPTClassifier,
-    dataset: SpamDataset,
-    config: ExperimentConfig,
-    store: MutableMapping | None,
-) -> np.ndarray:
-    """Each message's final states, pooled: (N, D)."""
-    decoder, pool = classifier.decoder, POOLINGS[config.pooling]
-    features = FeatureDataset.from_classifier(
-        classifier, dataset, len(decoder.trf_blocks), config.precision, not config.quiet, store
-    )
-    with torch.no_grad():
-        pooled = [
-            pool(decoder.final_norm(states).unsqueeze(0), torch.ones(1, len(states), dtype=bool))
-            for states in features.sequences
-        ]
-    return torch.cat(pooled).numpy()

@@ -4,18 +4,17 @@ Everything runs on a tiny model and the made-up messages; no metric from here is
 """
 
 import json
+import os
 import shlex
 
 import additional_experiments as experiments
-import comparisons
-import experiment_config
 import numpy as np
 import other_classifiers
 import pandas as pd
 import pytest
-import suites
 import torch
-from experiment_config import ExperimentConfig
+from comparisons import spam_metrics, unpack
+from experiment_config import CLASSICAL, NEED_OTHER_WEIGHTS, ROWS, ExperimentConfig
 
 import fine_tuning
 import run_messages
@@ -49,7 +48,6 @@ def tiny_decoder(config, device, log=print):
 def make_tiny(patch) -> None:
     patch.setattr(fine_tuning, "load_decoder", tiny_decoder)
     patch.setattr(other_classifiers, "load_decoder", tiny_decoder)
-    patch.setattr(experiment_config, "default_model_name", lambda: "gpt-mini")
     patch.setattr(experiments, "fetch", lambda file: None)
     patch.setattr(experiments, "read_sms_spam", few_messages)
     patch.setattr(run_messages, "read_sms_spam", few_messages)
@@ -63,8 +61,7 @@ def tiny(monkeypatch):
 
 
 def config_of(options: str) -> ExperimentConfig:
-    arguments = ["--model", "gpt-mini"] if "--classifier" not in options else []
-    arguments += ["--seed", "1", "--quiet", *shlex.split(options)]
+    arguments = ["--seed", "1", "--quiet", *shlex.split(options)]
     return config_from(experiments.parse_args(arguments), ExperimentConfig)
 
 
@@ -73,28 +70,23 @@ def measure(options: str, store=None) -> dict:
 
 
 def scores(result: dict) -> np.ndarray:
-    return comparisons.unpack(result["predictions"]["spam_probability"])
+    return unpack(result["predictions"]["spam_probability"])
 
 
-def quick(rows):
-    """The same rows, each GPT trained for one epoch."""
-    return [
-        row if row.is_classical else row._replace(options=f"{row.options} --num-epochs 1")
-        for row in rows
-    ]
-
-
-def run_quickly(rows, results, monkeypatch, *options: str) -> int:
-    monkeypatch.setitem(suites.SUITES, "main", quick(rows))
-    arguments = ["--suite", "main", "--results", str(results), "--quiet", *options]
-    return experiments.main(arguments)
+def run_quickly(rows, results, patch, *options: str) -> int:
+    """A main suite of some rows, each GPT trained for one epoch."""
+    rows = rows.assign(options=rows.options + " --num-epochs 1")
+    patch.setattr(experiments, "ROWS", rows)
+    return experiments.main(["--suite", "main", "--results", str(results), "--quiet", *options])
 
 
 # ---------------------------------------------------------------------------------------------
 # The whole suite
 # ---------------------------------------------------------------------------------------------
 
-ROWS = suites.SUITES["main"]
+MAIN = ROWS[~ROWS.suite.isin(NEED_OTHER_WEIGHTS)]
+# In one epoch; there are only 64 training messages here.
+SAME_AS_ROW_1 = {"last-block", "accumulated", *(f"pretrained-{n}" for n in (100, 200, 400))}
 
 
 @pytest.fixture(scope="module")
@@ -102,15 +94,15 @@ def tiny_suite(tmp_path_factory):
     """The results of the whole main suite for one seed."""
     folder, own_processes = tmp_path_factory.mktemp("results"), []
 
-    def in_this_process(config):
+    def in_this_process(function, config):
         own_processes.append(config.row)
-        experiments.measure_and_save(config)
+        return function(config)
 
     with pytest.MonkeyPatch.context() as patch:
         make_tiny(patch)
-        patch.setattr(experiments, "measure_in_own_process", in_this_process)
-        assert run_quickly(ROWS, folder, patch, "--seeds", "1", "--model", "gpt-mini") == 0
-    assert sorted(own_processes) == sorted(suites.COST_MEASURED)
+        patch.setattr(experiments, "in_own_process", in_this_process)
+        assert run_quickly(MAIN, folder, patch, "--seeds", "1") == 0
+    assert sorted(own_processes) == sorted(ROWS.index[ROWS.timed == "yes"])
     return folder
 
 
@@ -118,22 +110,21 @@ def read(folder, row: str) -> dict:
     return json.loads((folder / row / "seed-1.json").read_text(encoding="utf-8"))
 
 
-# In one epoch; there are only 64 training messages here.
-SAME_AS_ROW_1 = {"last-block", "accumulated", *(f"pretrained-{n}" for n in (100, 200, 400))}
-
-
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", MAIN.index)
 def test_row_gives_answers_of_its_own(row, tiny_suite):
-    result, base = read(tiny_suite, row.name), read(tiny_suite, "last-block")
-    predictions = result["predictions"]
-    right = (scores(result) > 0.5) == comparisons.labels_of(result)
-    assert result["test"]["accuracy"] == pytest.approx(right.mean())
-    if "almeida" in row.name:
-        assert predictions["test_texts_crc32"] != base["predictions"]["test_texts_crc32"]
-        return
-    assert predictions["test_texts_crc32"] == base["predictions"]["test_texts_crc32"]
-    difference = np.abs(scores(result) - scores(base)).max()
-    assert difference < 1e-5 if row.name in SAME_AS_ROW_1 else difference > 1e-7
+    result, base = read(tiny_suite, row), read(tiny_suite, "last-block")
+    messages, others = (r["predictions"]["test_texts_crc32"] for r in (result, base))
+    assert (messages == others) == ("almeida" not in row)
+    if messages == others:
+        difference = np.abs(scores(result) - scores(base)).max()
+        assert difference < 1e-5 if row in SAME_AS_ROW_1 else difference > 1e-7
+
+
+def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys):
+    before = {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")}
+    assert run_quickly(MAIN, tiny_suite, monkeypatch, "--seeds", "1") == 0
+    assert "nothing was measured. To measure anew" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")} == before
 
 
 def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
@@ -146,13 +137,10 @@ def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
     assert num_states < len(store) < 2 * num_states
 
 
-def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys):
-    before = {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")}
-    assert run_quickly(ROWS, tiny_suite, monkeypatch, "--seeds", "1") == 0
-    said = capsys.readouterr().out
-    assert f"All {len(ROWS)} results" in said
-    assert "name another folder with --results" in said
-    assert {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")} == before
+def test_own_process_is_another_one_and_its_errors_arrive():
+    assert experiments.in_own_process(os.getpid) != os.getpid()
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        experiments.in_own_process(os.stat, "nowhere")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -163,8 +151,8 @@ def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ("--classifier char_ngrams --dropout 0.5 --no-causal", "--dropout does nothing for"),
-        ("--classifier char_ngrams --dropout 0.5 --no-causal", "--causal does nothing for"),
+        ("--classifier char_ngrams --dropout 0.5 --no-causal", "ignores dropout, causal"),
+        ("--classifier frozen_features --trainable all", "ignores trainable"),
         ("--classifier naive_bayes --balance weights", "class_weight"),
         ("--balance none --train-size 25", "leave out --balance"),
         ("--protocol almeida --augment 1", "--protocol almeida"),
@@ -172,42 +160,39 @@ def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys
     ],
 )
 def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys):
-    arguments = [*shlex.split(options), "--quiet", "--results", str(tmp_path)]
+    arguments = [*shlex.split(options), "--quiet", "--row", "mine", "--results", str(tmp_path)]
     assert experiments.main(arguments) == 2
     assert complaint in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", ["--suite main --row mine", "--seeds 1 2", "--suite none"])
-def test_wrong_use_of_a_suite_ends_with_status_2(arguments, capsys):
+def test_wrong_use_of_a_suite_exits_2(arguments):
     with pytest.raises(SystemExit) as stop:
         experiments.main(arguments.split())
     assert stop.value.code == 2
 
 
-def test_command_gives_the_configuration_back():
-    config = config_of("--row x --trainable lora --lora-rank 4 --batch-size 1 --no-causal")
-    script, *arguments = shlex.split(config.command)
-    assert script == "additional_experiments.py"
-    again = config_from(experiments.parse_args(arguments), ExperimentConfig)
-    assert (again.row, again.identity()) == (config.row, config.identity())
+def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win():
+    base = ExperimentConfig(batch_size=4, model="gpt2-small")
+    runs = {run.row: run for run in experiments.runs_of("main", [1], base)}
+    assert (runs["last-block"].batch_size, runs["batch-of-one"].batch_size) == (4, 1)
+    assert "--model gpt2-small" in runs["last-block"].command
+    assert "gpt2" not in runs["char-ngrams"].command
+    assert "model" not in runs["char-ngrams"].identity()
 
 
-def test_every_row_of_every_suite_is_a_configuration():
-    for rows in suites.SUITES.values():
-        for row in rows:
-            config = experiments.config_of(row, 3, ExperimentConfig(model="gpt-mini"))
-            assert (config.row, config.seed) == (row.name, 3)
-
-
-def test_reference_does_not_depend_on_what_suits_the_model():
-    config = ExperimentConfig().for_model("smollm2-135m")
-    assert (config.trainable, config.pooling) == ("last_block", "last")
-    assert config.continued_pretraining_epochs == 0
+def test_rows_that_share_frozen_layers_follow_each_other():
+    runs = experiments.runs_of("main", [1, 2], ExperimentConfig())
+    assert len(runs) == 2 * len(MAIN)
+    gpts = [run for run in runs if run.classifier not in CLASSICAL]
+    weights = [(run.weights, str(run.trainable)) for run in gpts]
+    shared = [i for i, pair in enumerate(weights) if pair == ("random", "last_block")]
+    assert shared == list(range(shared[0], shared[-1] + 1))
 
 
 # ---------------------------------------------------------------------------------------------
-# Messages
+# Messages and measurements
 # ---------------------------------------------------------------------------------------------
 
 
@@ -224,15 +209,12 @@ def test_all_ham_is_added_to_the_training_messages_and_to_nothing_else():
     assert list(texts) == everything.unlabelled == balanced.unlabelled
     true_labels = few_messages().drop_duplicates("text").set_index("text")["label"]
     assert list(everything.splits.train["label"]) == list(true_labels[texts])
-    kept_back = {*balanced.splits.test["text"], *balanced.splits.validation["text"]}
-    assert not kept_back & set(texts)
+    assert not {*balanced.splits.test["text"], *balanced.splits.validation["text"]} & set(texts)
 
 
 def test_papers_protocol_cuts_the_file_in_its_order():
-    texts, messages = (
-        few_messages()["text"].tolist(),
-        messages_of("--protocol almeida --balance none"),
-    )
+    texts = few_messages()["text"].tolist()
+    messages = messages_of("--protocol almeida --balance none")
     cut = round(0.3 * len(texts))
     assert messages.splits.train["text"].tolist() == texts[:cut] == messages.unlabelled
     assert messages.splits.test["text"].tolist() == texts[cut:]
@@ -241,14 +223,13 @@ def test_papers_protocol_cuts_the_file_in_its_order():
     assert repeated.any()
 
 
-def test_made_up_messages_are_never_measured(tmp_path, monkeypatch, capsys):
+def test_made_up_messages_are_never_measured(monkeypatch, capsys):
     def unavailable(file):
         raise DownloadError("not to be had")
 
     monkeypatch.setattr(experiments, "fetch", unavailable)
-    assert experiments.main(["--model", "gpt-mini", "--results", str(tmp_path), "--quiet"]) == 1
+    assert experiments.main(["--quiet"]) == 1
     assert "not to be had" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
@@ -261,7 +242,7 @@ def test_frozen_features_are_the_pooled_final_states(pooling, monkeypatch):
             return super().predict_proba(features)
 
     monkeypatch.setattr(other_classifiers, "LogisticRegression", Regression)
-    options = f"--classifier frozen_features --model gpt-mini --pooling {pooling}"
+    options = f"--classifier frozen_features --pooling {pooling}"
     decoder, tokenizer, _ = tiny_decoder(config_of(options), "cpu")
     measure(options)
     for features, text in zip(seen[0], messages_of("").splits.test["text"], strict=True):
@@ -273,7 +254,7 @@ def test_frozen_features_are_the_pooled_final_states(pooling, monkeypatch):
 
 def test_spam_metrics_are_what_the_paper_names():
     probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])
-    metrics = experiments.spam_metrics(probabilities, np.array([0, 0, 1, 1, 1]))
+    metrics = spam_metrics(probabilities, np.array([0, 0, 1, 1, 1]))
     assert (metrics["ham_blocked"], metrics["spam_caught"]) == (1 / 2, 2 / 3)
     assert metrics["roc_area"] == pytest.approx(4 / 6)  # of pairs of spam and ham, in order
 
@@ -284,49 +265,24 @@ def test_spam_metrics_are_what_the_paper_names():
 
 
 def test_measured_row_is_not_overwritten(tmp_path, capsys):
-    arguments = ["--trainable", "head", "--num-epochs", "1", "--seed", "1", "--quiet", "--results"]
-    arguments += [str(tmp_path)]
-    assert experiments.main([*arguments, "--row", "mine"]) == 0
+    arguments = ["--trainable", "head", "--num-epochs", "1", "--seed", "1", "--quiet"]
+    arguments += ["--results", str(tmp_path)]
+    assert experiments.main(arguments) == 0
+    assert list(tmp_path.iterdir()) == []  # without a name no result is kept
+    arguments += ["--row", "mine"]
+    assert experiments.main(arguments) == 0
     path = tmp_path / "mine" / "seed-1.json"
     before = path.read_bytes()
-    assert json.loads(before)["configuration"]["model"] == "gpt-mini"  # found out, not "auto"
-    assert experiments.main([*arguments, "--row", "mine"]) == 2
-    assert "is there already: delete it" in capsys.readouterr().err
-    assert experiments.main([*arguments, "--row", "mine", "--batch-size", "4"]) == 2
+    capsys.readouterr()
+    assert experiments.main(arguments) == 0
+    assert "nothing was measured" in capsys.readouterr().out
+    assert experiments.main([*arguments, "--batch-size", "4"]) == 2
     assert "--batch-size 4" in capsys.readouterr().err
     assert path.read_bytes() == before
-    for _ in range(2):  # a trial may be repeated
-        assert experiments.main(arguments) == 0
 
 
 def test_suite_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "COST_MEASURED", set())
-    assert run_quickly(suites.KNOWN[:1], tmp_path, monkeypatch, "--seeds", "2") == 0
-    assert run_quickly(suites.KNOWN[:2], tmp_path, monkeypatch, "--seeds", "2", "3") == 0
-    assert "main: 3 of 4 runs made now" in capsys.readouterr().out
-    monkeypatch.setattr(experiment_config, "default_model_name", lambda: "gpt2-small (124M)")
-    assert run_quickly(suites.KNOWN[:1], tmp_path, monkeypatch, "--seeds", "2") == 2
-    assert "--model gpt-mini" in capsys.readouterr().err
-
-
-def test_options_beside_a_suite_go_to_every_gpt_and_its_own_options_win(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "COST_MEASURED", set())
-    rows = [suites.Row("a", "", ""), suites.Row("b", "--batch-size 16", ""), suites.BASELINES[3]]
-    options = ("--seeds", "1", "--batch-size", "4")
-    assert run_quickly(rows, tmp_path, monkeypatch, *options) == 0
-    sizes = [read(tmp_path, row.name)["configuration"]["batch_size"] for row in rows]
-    assert sizes == [4, 16, 8]
-
-
-def test_suite_of_classical_models_fetches_no_weights(tmp_path, monkeypatch):
-    monkeypatch.delattr(experiment_config, "default_model_name")
-    arguments = ["--suite", "baselines", "--seeds", "1", "--results", str(tmp_path), "--quiet"]
-    assert experiments.main(arguments) == 0
-
-
-def test_run_in_its_own_process_says_what_went_wrong(tmp_path):
-    config = config_of(f"--row mine --results {tmp_path}")
-    config.path.parent.mkdir()
-    config.path.write_text('{"command": "another"}', encoding="utf-8")
-    with pytest.raises(ChildProcessError, match="made by\n  another"):
-        experiments.measure_in_own_process(config)
+    rows = ROWS.loc[["last-block", "dropout"]].assign(timed="")
+    assert run_quickly(rows[:1], tmp_path, monkeypatch, "--seeds", "2") == 0
+    assert run_quickly(rows, tmp_path, monkeypatch, "--seeds", "2", "3") == 0
+    assert "3 of 4 runs made now" in capsys.readouterr().out

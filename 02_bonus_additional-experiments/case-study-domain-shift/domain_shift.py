@@ -10,16 +10,13 @@ e-mails are those of real people.
 
 import argparse
 import copy
-import json
-import lzma
 import math
 import platform
 import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from shift_report import FILTERS, RESULTS, load, write_report
-from shift_signals import describe_source, nats_per_token, tokens_per_word, watch_stream
+from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
@@ -64,6 +61,7 @@ from text_data import (
 from training import TrainConfig, TrainingState, train_epoch
 
 ADDRESS = "https://www2.aueb.gr/users/ion/data/enron-spam/"
+NUM_COLLECTED = 33_715  # e-mails of the whole collection
 LABELS = ("ham", "spam")
 MAX_TOKENS = 128  # of a message; an e-mail is cut there
 NUM_EMAILS = 2_000  # half to learn from, half to test on
@@ -73,6 +71,7 @@ STREAM_SIZE = 200
 FEWEST_UPDATES = 200  # of a filter's training, however few its messages are
 
 Filter = Callable[[pd.DataFrame], np.ndarray]  # messages -> probabilities (N, 2)
+Trainer = Callable[[pd.DataFrame], Filter]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -80,51 +79,36 @@ Filter = Callable[[pd.DataFrame], np.ndarray]  # messages -> probabilities (N, 2
 # ---------------------------------------------------------------------------------------------
 
 
-def read_emails(folder: Path | None = None) -> pd.DataFrame:
-    """The Enron-Spam e-mails (Metsis, Androutsopoulos, Paliouras 2006).
+def read_emails() -> pd.DataFrame:
+    """The Enron-Spam e-mails (Metsis, Androutsopoulos, Paliouras 2006) in the cache.
 
-    Read from `enron-spam.tar.xz` in the cache folder, or from the authors' six archives
-    `enron1.tar.gz` to `enron6.tar.gz` in its sub-folder `enron-spam`. The collection has no
-    licence and real people's names, so it is not fetched: who measures with it gets it by hand.
+    The collection has no licence and real people's names, so it is not fetched: who measures with
+    it gets it by hand. Raises ``DownloadError`` where some are missing.
     """
-    folder = folder or cache_folder()
-    theirs = sorted(folder.glob("enron-spam/enron[1-6].tar.gz"))
-    archives = [*folder.glob("enron-spam.tar.xz")] or theirs
-    if archives == theirs and len(theirs) < 6:
+    paths = sorted(cache_folder().glob("**/enron*.tar.?z"))
+    emails = [email for path in paths for email in read_archive(path)]
+    emails = pd.DataFrame(emails, columns=["label", "text"])
+    emails = emails[emails["text"] != ""].reset_index(drop=True)
+    if len(emails) < NUM_COLLECTED:
         raise DownloadError(
-            f"The Enron-Spam e-mails are not in the cache ({len(theirs)} of the six archives "
-            f"are). Download the archives enron1.tar.gz to enron6.tar.gz ('preprocessed') from "
-            f"{ADDRESS} and put them into {folder / 'enron-spam'}."
+            f"The cache has {len(emails):,} of the {NUM_COLLECTED:,} Enron-Spam e-mails. Download "
+            f"the archives enron1.tar.gz to enron6.tar.gz ('preprocessed') from {ADDRESS} and put "
+            f"them into {cache_folder() / 'enron-spam'}."
         )
-    rows = [row for path in archives for row in read_archive(path)]
-    emails = pd.DataFrame(rows, columns=["label", "text"])
-    return emails[emails["text"] != ""].reset_index(drop=True)
+    return emails
 
 
-def read_archive(path: Path) -> list[tuple[str, str]]:
-    """(label, text) of each e-mail of an archive. Raises ``DataError`` if it is damaged."""
-    rows = []
+def read_archive(path: Path) -> Iterator[tuple[str, str]]:
+    """(label, text) of each e-mail, which lies in a folder `ham` or `spam` of the archive."""
     try:
         with tarfile.open(path) as archive:
             for member in archive:
-                label = label_of(member.name)
-                if member.isfile() and label:
+                label = next((part for part in member.name.split("/")[:-1] if part in LABELS), None)
+                if label and member.isfile():
                     text = archive.extractfile(member).read().decode("latin-1")
-                    rows.append((label, " ".join(text.split())))
-            archive.fileobj.read()  # to the end, where the checksum is compared
-    except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError) as error:
+                    yield label, " ".join(text.split())
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): put a whole one into its place.") from None
-    return rows
-
-
-def label_of(path: str) -> str | None:
-    """The folder `ham` or `spam` on the way to a text file.
-
-    >>> label_of("enron1/ham/0001.1999-12-10.farmer.ham.txt"), label_of("enron1/Summary.txt")
-    ('ham', None)
-    """
-    found = [part for part in path.split("/")[:-1] if part in LABELS]
-    return found[0] if found and path.endswith(".txt") else None
 
 
 def shorten(messages: pd.DataFrame, tokenizer) -> pd.DataFrame:
@@ -164,44 +148,33 @@ def training_sets(sms: Splits, emails: Emails) -> dict[str, pd.DataFrame]:
 # ---------------------------------------------------------------------------------------------
 
 
-@dataclass
-class GPTTrainer:
+def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
     """Trains filters from one language model, whose frozen layers are computed once."""
+    about, store = ClassifierConfig(name, LABELS, MAX_TOKENS), {}
 
-    name: str
-    decoder: Decoder
-    tokenizer: Any
-    seed: int
-    store: MutableMapping[tuple, torch.Tensor] = field(default_factory=dict)
-
-    def train(self, messages: pd.DataFrame) -> Filter:
-        """A filter whose last block and head have learned from the messages."""
-        torch.manual_seed(self.seed)
-        about = ClassifierConfig(self.name, LABELS, MAX_TOKENS)
-        classifier = GPTClassifier(copy.deepcopy(self.decoder), about)
+    def train(messages: pd.DataFrame) -> Filter:
+        torch.manual_seed(seed)
+        classifier = GPTClassifier(copy.deepcopy(decoder), about)
         num_frozen = freeze_all_but(classifier, "last_block")
 
         def features(messages: pd.DataFrame) -> FeatureDataset:
-            sequences = about.encode(messages["text"], self.tokenizer)
-            dataset = SpamDataset(sequences, [LABELS.index(label) for label in messages["label"]])
-            return FeatureDataset.from_classifier(classifier, dataset, num_frozen, store=self.store)
+            sequences = about.encode(messages["text"], tokenizer)
+            dataset = SpamDataset(sequences, messages["label"] == "spam")
+            return FeatureDataset.from_classifier(classifier, dataset, num_frozen, store=store)
 
         model, dataset = FastClassifier(classifier, num_frozen), features(messages)
         updates_per_epoch = math.ceil(len(dataset) / TrainConfig.batch_size)
-        state = TrainingState(
-            model,
-            dataset,
-            TrainConfig(
-                learning_rate=RunConfig().for_model(self.name).learning_rate,
-                num_epochs=max(
-                    TrainConfig.num_epochs, math.ceil(FEWEST_UPDATES / updates_per_epoch)
-                ),
-                seed=self.seed,
-            ),
+        config = TrainConfig(
+            learning_rate=RunConfig().for_model(name).learning_rate,
+            num_epochs=max(TrainConfig.num_epochs, math.ceil(FEWEST_UPDATES / updates_per_epoch)),
+            seed=seed,
         )
-        for _ in range(state.config.num_epochs):
+        state = TrainingState(model, dataset, config)
+        for _ in range(config.num_epochs):
             train_epoch(state, dataset)
         return lambda messages: torch.softmax(predict_logits(model, features(messages)), -1).numpy()
+
+    return train
 
 
 def train_ngrams(messages: pd.DataFrame) -> Filter:
@@ -224,41 +197,46 @@ def filter_metrics(probabilities: np.ndarray, truth: pd.Series) -> dict[str, flo
     }
 
 
-def learn(train: Callable[[pd.DataFrame], Filter], sms: Splits, emails: Emails) -> dict:
+def learn(train: Trainer, sms: Splits, emails: Emails) -> dict[str, dict]:
     """Metrics on text messages and on e-mails after every training."""
-    tests = {"sms": sms.test, "email": emails.test}
-    results = {}
+    tests, results = {"sms": sms.test, "email": emails.test}, {}
     for name, messages in tqdm(training_sets(sms, emails).items(), "filters", leave=False):
         predict = train(messages)
-        results[name] = {
-            t: filter_metrics(predict(part), part["label"]) for t, part in tests.items()
-        }
+        results[name] = {t: filter_metrics(predict(m), m["label"]) for t, m in tests.items()}
     return results
 
 
-def watch(predict: Filter, gpt: GPTTrainer, sms: Splits, emails: Emails) -> dict[str, Any]:
-    """The signals on text messages and on e-mails, and on streams that hold some e-mails."""
+def watch(predict: Filter, sms: Splits, emails: Emails, seed: int) -> dict[str, Any]:
+    """The signals on text messages and on e-mails, and on streams that hold some e-mails.
+
+    A stream is compared with the filter's probabilities on the validation messages, and with as
+    many old texts.
+    """
     parts = {"email": emails.test, "sms": sms.test}
-    texts = {name: list(part["text"]) for name, part in parts.items()}
-    scores = {name: predict(part) for name, part in parts.items()}
-    sources = {
-        name: describe_source(scores[name])
-        | {
-            "tokens_per_word": tokens_per_word(gpt.tokenizer, some),
-            "nats_per_token": nats_per_token(gpt.decoder, gpt.tokenizer, some[:200], MAX_TOKENS),
-        }
-        for name, some in texts.items()
-    }
-    reference, rng, streams = predict(sms.validation), np.random.default_rng(gpt.seed), []
-    size = min(STREAM_SIZE, len(sms.test), len(emails.test))
+    parts = {name: part.assign(spam=predict(part)[:, 1]) for name, part in parts.items()}
+    sources, streams = {}, []
+    for name, part in parts.items():
+        counts, _ = np.histogram(np.maximum(part.spam, 1 - part.spam), 10, (0.5, 1))
+        spam_fraction = float((part.spam > 0.5).mean())
+        sources[name] = {"confidence_histogram": counts.tolist(), "spam_fraction": spam_fraction}
+    reference, rng = predict(sms.validation)[:, 1], np.random.default_rng(seed)
+    size = min(STREAM_SIZE, *map(len, parts.values()))
     past = rng.choice(list(sms.train["text"]), size, replace=False)
     for fraction in STREAM_FRACTIONS:
-        counts = {"email": round(fraction * size), "sms": size - round(fraction * size)}
-        drawn = {name: rng.permutation(len(texts[name]))[:count] for name, count in counts.items()}
-        arriving = np.concatenate([scores[name][rows] for name, rows in drawn.items()])
-        arriving_texts = [texts[name][i] for name, rows in drawn.items() for i in rows]
-        signals = watch_stream(reference, past, arriving, arriving_texts)
-        streams.append({"fraction": fraction, **signals})
+        counts = (round(fraction * size), size - round(fraction * size))
+        drawn = zip(parts.values(), counts)
+        arriving = pd.concat([part.iloc[rng.permutation(len(part))[:n]] for part, n in drawn])
+        accuracy, p_value = two_sample_test(past, arriving["text"])
+        streams.append(
+            {
+                "fraction": fraction,
+                "stability_index": stability_index(reference, arriving["spam"]),
+                "confidence": float(np.maximum(arriving.spam, 1 - arriving.spam).mean()),
+                "spam_fraction": float((arriving.spam > 0.5).mean()),
+                "two_sample_accuracy": accuracy,
+                "two_sample_p": p_value,
+            }
+        )
     return {"sources": sources, "streams": streams}
 
 
@@ -274,12 +252,17 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
     sms = split_messages(balance_classes(shorten(read_sms_spam(), tokenizer), seed), seed)
     emails = shorten(emails, tokenizer)
     sampled = sample_emails(emails, seed, NUM_EMAILS)
-    gpt = GPTTrainer(name, decoder, tokenizer, seed)
-    signals = watch(gpt.train(sms.train), gpt, sms, sampled)
-    continued = GPTTrainer(name, copy.deepcopy(decoder), tokenizer, seed)
+    train_gpt = gpt_trainer(name, decoder, tokenizer, seed)
+    signals = watch(train_gpt(sms.train), sms, sampled, seed)
+    for test, texts in {"sms": sms.test["text"], "email": sampled.test["text"]}.items():
+        signals["sources"][test] |= {
+            "tokens_per_word": tokens_per_word(tokenizer, texts),
+            "nats_per_token": nats_per_token(decoder, tokenizer, texts[:200], MAX_TOKENS),
+        }
+    continued = copy.deepcopy(decoder)
     texts = encode_for_pretraining(sampled.pool["text"], tokenizer, decoder.cfg.context_length)
-    continue_pretraining(continued.decoder, texts, CONTINUED_PRETRAINING)
-    trainers = dict(zip(FILTERS, (gpt.train, continued.train, train_ngrams), strict=True))
+    continue_pretraining(continued, texts, CONTINUED_PRETRAINING)
+    trainers = (train_gpt, gpt_trainer(name, continued, tokenizer, seed), train_ngrams)
     return {
         "model": name,
         "seed": seed,
@@ -288,7 +271,9 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
         "num_emails": len(sampled.pool) + len(sampled.test),
         "num_sms": len(sms.train),
         "max_tokens": MAX_TOKENS,
-        "learned": {kind: learn(train, sms, sampled) for kind, train in trainers.items()},
+        "learned": {
+            kind: learn(train, sms, sampled) for kind, train in zip(FILTERS, trainers, strict=True)
+        },
         "signals": signals,
         "processor_seconds": round(time.process_time() - start, 1),
         "threads": torch.get_num_threads(),
@@ -296,32 +281,22 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
     }
 
 
-def is_done(path: Path, name: str) -> bool:
-    """Whether the seed's file is there. Raises ``DataError`` if it is another model's."""
-    if not path.exists():
-        return False
-    measured = json.loads(path.read_text(encoding="utf-8"))["model"]
-    if measured != name:
+def run(model: str, seeds: Sequence[int], results: Path) -> None:
+    """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
+    name, paths = resolve_model_name(model), {s: results / f"seed-{s}.json" for s in seeds}
+    if models := {result["model"] for result in load(results)} - {name}:
         raise DataError(
-            f"{path} was measured with {measured}, not with {name}: give --model {measured!r}, or "
-            f"choose another folder with --results."
+            f"{results} holds results of {', '.join(models)}: name another folder with --results."
         )
-    return True
-
-
-def run(args: argparse.Namespace) -> None:
-    """The seeds that have no result yet."""
-    name = resolve_model_name(args.model)
-    paths = {seed: args.results / f"seed-{seed}.json" for seed in args.seeds}
-    todo = {seed: path for seed, path in paths.items() if not is_done(path, name)}
+    todo = {seed: path for seed, path in paths.items() if not path.exists()}
     if not todo:
         print(
-            f"The results of these seeds are in {args.results} already, and nothing was measured. "
-            f"To measure anew, name another folder with --results."
+            f"The results of these seeds are in {results} already, and nothing was measured. To "
+            f"measure anew, name another folder with --results."
         )
         return
     emails = read_emails()
-    args.results.mkdir(parents=True, exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     for seed, path in todo.items():
         write_json(measure(name, emails, seed), path)
         print(f"seed {seed} is in {path}.")
@@ -343,12 +318,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    commands = {"run": run, "report": lambda args: write_report(load(args.results))}
-    return run_command(
-        "domain_shift.py",
-        lambda: commands[args.command](args),
-        "stopped. Repeat the command to go on.",
-    )
+
+    def command() -> None:
+        if args.command == "run":
+            run(args.model, args.seeds, args.results)
+        else:
+            write_report(args.results)
+
+    return run_command("domain_shift.py", command, "stopped. Repeat the command to go on.")
 
 
 if __name__ == "__main__":

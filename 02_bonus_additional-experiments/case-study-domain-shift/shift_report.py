@@ -1,7 +1,8 @@
 """Tables and figures of the case study, from its result files."""
 
 import json
-from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -14,16 +15,15 @@ from message_files import DataError
 from several_seeds import mean_and_interval
 
 FOLDER = Path(__file__).parent
-RESULTS, FIGURES, TABLES = FOLDER / "results", FOLDER / "figures", FOLDER / "tables.md"
-
+RESULTS = FOLDER / "results"
 TESTS = {"sms": "SMS", "email": "e-mail"}
 FILTERS = ("gpt", "gpt with continued pretraining", "ngrams")
-METHODS = {  # name in the report: filter and training in the result files, by labelled e-mails
-    "GPT, e-mails only": ("gpt", "email {}"),
-    "GPT, text messages and e-mails": ("gpt", "sms and email {}"),
-    "GPT with continued pretraining, both": (FILTERS[1], "sms and email {}"),
-    "n-grams, e-mails only": ("ngrams", "email {}"),
-    "n-grams, text messages and e-mails": ("ngrams", "sms and email {}"),
+METHODS = {  # filter and training in the result files: name in the report
+    ("gpt", "email"): "GPT, e-mails only",
+    ("gpt", "sms and email"): "GPT, text messages and e-mails",
+    (FILTERS[1], "sms and email"): "GPT with continued pretraining, both",
+    ("ngrams", "email"): "n-grams, e-mails only",
+    ("ngrams", "sms and email"): "n-grams, text messages and e-mails",
 }
 METRICS = {
     "accuracy": "accuracy",
@@ -36,14 +36,30 @@ METRICS = {
 
 
 def load(folder: Path) -> list[dict]:
-    """All seeds. Raises ``DataError`` where there are too few for an interval."""
-    paths = sorted(folder.glob("seed-*.json"))
-    if len(paths) < 2:
-        raise DataError(f"{folder} holds {len(paths)} result files; `run` makes them.")
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    """All seeds that are measured."""
+    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("seed-*.json"))]
 
 
-def over_seeds(values: Sequence[float], percent: bool = True) -> str:
+def learned(results: list[dict]) -> pd.DataFrame:
+    """The metrics of every seed, filter, training and test, one line each.
+
+    `size` is the number of labelled e-mails, and `method` what the report calls the training.
+    """
+    lines = [
+        {"filter": name, "training": training, "test": test, **metrics}
+        for result in results
+        for name, trainings in result["learned"].items()
+        for training, tests in trainings.items()
+        for test, metrics in tests.items()
+    ]
+    table = pd.DataFrame(lines)
+    table[["training", "size"]] = table["training"].str.extract(r"(\D+?)(?: (\d+))?$")
+    table["size"] = table["size"].astype("Int64")
+    table["method"] = [METHODS.get(pair) for pair in zip(table["filter"], table["training"])]
+    return table
+
+
+def over_seeds(values: pd.Series, percent: bool = True) -> str:
     """Mean and 95% interval (Student's t)."""
     mean, _, low, high = mean_and_interval(list(values))
     if percent:
@@ -51,96 +67,46 @@ def over_seeds(values: Sequence[float], percent: bool = True) -> str:
     return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-def learned(results: list[dict], name: str, training: str, test: str, metric: str) -> list[float]:
-    return [result["learned"][name][training][test][metric] for result in results]
-
-
-# ---------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------
-
-
-def broken_table(results: list[dict]) -> list[dict]:
-    """Trained on text messages, tested on text messages and on e-mails."""
-    return [
-        {"": title}
-        | {
-            f"{name} on {TESTS[test]}": over_seeds(learned(results, name, "sms", test, metric))
-            for name in FILTERS
-            for test in TESTS
-        }
-        for metric, title in METRICS.items()
-    ]
-
-
-def sizes_in(results: list[dict]) -> list[int]:
-    names = results[0]["learned"]["ngrams"]
-    return [int(name.removeprefix("email ")) for name in names if name.startswith("email ")]
-
-
-def accuracy_table(results: list[dict], test: str) -> list[dict]:
-    """Accuracy by the number of labelled e-mails."""
-    return [
-        {"labelled e-mails": str(size)}
-        | {
-            method: over_seeds(learned(results, name, training.format(size), test, "accuracy"))
-            for method, (name, training) in METHODS.items()
-        }
-        for size in sizes_in(results)
-    ]
-
-
-def signals_table(results: list[dict]) -> list[dict]:
-    """Signals without labels by the fraction of e-mails in what arrives."""
-    rows = []
-    for streams in zip(*(result["signals"]["streams"] for result in results)):
-        columns = {name: [stream[name] for stream in streams] for name in streams[0]}
-        noticed = sum(p_value < 0.05 for p_value in columns["two_sample_p"])
-        rows.append(
-            {
-                "e-mails": f"{streams[0]['fraction']:.0%}",
-                "stability index": over_seeds(columns["stability_index"], percent=False),
-                "mean confidence": over_seeds(columns["confidence"]),
-                "called spam": over_seeds(columns["spam_fraction"]),
-                "told from text messages": over_seeds(columns["two_sample_accuracy"]),
-                "p < 0.05": f"{noticed} of {len(streams)}",
-            }
-        )
-    return rows
-
-
-def language_table(results: list[dict]) -> list[dict]:
-    """How strange the texts are to tokenizer and language model."""
+def tables(results: list[dict]) -> dict[str, pd.DataFrame]:
+    """The tables under their titles."""
+    number, table = partial(over_seeds, percent=False), learned(results)
+    broken = table.query("training == 'sms'").groupby(["filter", "test"])[[*METRICS]]
+    broken = broken.agg(over_seeds).T.rename(METRICS)[[*product(FILTERS, TESTS)]]
+    broken.columns = [f"{name} on {TESTS[test]}" for name, test in broken]
+    streams = pd.DataFrame([stream for r in results for stream in r["signals"]["streams"]])
+    signals = {
+        "stability index": ("stability_index", number),
+        "mean confidence": ("confidence", over_seeds),
+        "called spam": ("spam_fraction", over_seeds),
+        "told from text messages": ("two_sample_accuracy", over_seeds),
+        "p < 0.05": ("two_sample_p", lambda p: f"{(p < 0.05).sum()} of {len(p)}"),
+    }
+    signals = streams.groupby("fraction").agg(**signals).rename("{:.0%}".format)
     titles = {"tokens_per_word": "tokens per word", "nats_per_token": "nats a token"}
-    sources = [result["signals"]["sources"] for result in results]
-    return [
-        {"": title}
-        | {TESTS[test]: over_seeds([s[test][name] for s in sources], False) for test in TESTS}
-        for name, title in titles.items()
-    ]
-
-
-SECTIONS: dict[str, Callable[[list[dict]], list[dict]]] = {
-    "What breaks: trained on text messages alone": broken_table,
-    "How one notices: signals without labels, by the fraction of e-mails": signals_table,
-    "How strange the texts are": language_table,
-    "What helps: accuracy on e-mails": lambda results: accuracy_table(results, "email"),
-    "What is forgotten: accuracy on text messages": lambda results: accuracy_table(results, "sms"),
-}
+    sources = {
+        title: pd.DataFrame([r["signals"]["sources"][test] for r in results])[[*titles]].agg(number)
+        for test, title in TESTS.items()
+    }
+    accuracies = table.groupby(["test", "size", "method"])["accuracy"].agg(over_seeds)
+    accuracies = accuracies.unstack()[[*METHODS.values()]].rename_axis(["test", "labelled e-mails"])
+    return {
+        "What breaks: trained on text messages alone": broken.rename_axis(""),
+        "How one notices: signals without labels, by the fraction of e-mails": (
+            signals.rename_axis("e-mails")
+        ),
+        "How strange the texts are": pd.DataFrame(sources).rename(titles).rename_axis(""),
+        "What helps: accuracy on e-mails": accuracies.loc["email"],
+        "What is forgotten: accuracy on text messages": accuracies.loc["sms"],
+    }
 
 
 def make_tables(results: list[dict]) -> str:
     """The whole of tables.md."""
     text = "# The case study in numbers\n\nMean over five seeds, with Student's t 95% interval.\n"
-    for title, make in SECTIONS.items():
-        table = pd.DataFrame(make(results)).to_markdown(index=False, disable_numparse=True)
-        text += f"\n## {title}\n\n{table}\n"
+    for title, table in tables(results).items():
+        markdown = table.reset_index().to_markdown(index=False, disable_numparse=True)
+        text += f"\n## {title}\n\n{markdown}\n"
     return text
-
-
-# ---------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------
 
 
 def confidence_plot(results: list[dict]) -> Figure:
@@ -154,7 +120,6 @@ def confidence_plot(results: list[dict]) -> Figure:
     ax.set_xticks(np.arange(11), [f"{0.5 + 0.05 * i:.2f}" for i in range(11)], fontsize=8)
     ax.set(xlabel="confidence", ylabel="messages (%)")
     ax.legend()
-    fig.tight_layout()
     return fig
 
 
@@ -162,9 +127,9 @@ def signals_plot(results: list[dict]) -> Figure:
     """Two signals over the fraction of e-mails in what arrives, each seed a line."""
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     for result in results:
-        streams = pd.DataFrame(result["signals"]["streams"])
-        left.plot(100 * streams["fraction"], streams["stability_index"], "o-", alpha=0.6)
-        right.plot(100 * streams["fraction"], 100 * streams["two_sample_accuracy"], "o-", alpha=0.6)
+        signals = pd.DataFrame(result["signals"]["streams"])
+        left.plot(100 * signals["fraction"], signals["stability_index"], "o-", alpha=0.6)
+        right.plot(100 * signals["fraction"], 100 * signals["two_sample_accuracy"], "o-", alpha=0.6)
     left.axhline(0.25, ls=":", color="gray", label="rule of thumb: large")
     left.set_ylabel("stability index of the scores")
     right.axhline(50, ls=":", color="gray", label="guessing")
@@ -173,36 +138,42 @@ def signals_plot(results: list[dict]) -> Figure:
         ax.set_xlabel("e-mails among what arrives (%)")
         ax.grid(alpha=0.3)
         ax.legend()
-    fig.tight_layout()
     return fig
 
 
 def helped_plot(results: list[dict]) -> Figure:
     """Accuracy on e-mails over the number of labelled e-mails."""
-    sizes = sizes_in(results)
     fig, ax = plt.subplots(figsize=(7, 4.2))
-    for (method, (name, training)), style in zip(METHODS.items(), ("o-", "s-", "D-", "^:", "v:")):
-        names = [training.format(size) for size in sizes]
-        accuracies = [learned(results, name, n, "email", "accuracy") for n in names]
-        means, _, _, high = 100 * np.array([mean_and_interval(values) for values in accuracies]).T
-        ax.errorbar(sizes, means, high - means, fmt=style, capsize=3, label=method)
+    table = learned(results).query("test == 'email'")
+    for method, style in zip(METHODS.values(), ("o-", "s-", "D-", "^:", "v:")):
+        curve = table[table["method"] == method].groupby("size")["accuracy"].agg(list)
+        means, _, _, high = 100 * np.array([mean_and_interval(values) for values in curve]).T
+        ax.errorbar(curve.index, means, high - means, fmt=style, capsize=3, label=method)
     ax.set_xscale("log")
-    ax.set_xticks(sizes, sizes)
+    ax.set_xticks(curve.index, curve.index)
     ax.minorticks_off()
     ax.set(
         xlabel="labelled e-mails", ylabel="accuracy on e-mails (%), 95% interval", ylim=(30, 102)
     )
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
-    fig.tight_layout()
     return fig
 
 
 PLOTS = {"confidence": confidence_plot, "signals": signals_plot, "helped": helped_plot}
 
 
-def write_report(results: list[dict]) -> None:
-    write_text(make_tables(results), TABLES)
-    FIGURES.mkdir(exist_ok=True)
+def write_report(folder: Path) -> None:
+    """Tables and figures; those of other results than the repository's lie beside them.
+
+    Raises ``DataError`` where there are too few for an interval.
+    """
+    results, output = load(folder), FOLDER if folder == RESULTS else folder
+    if len(results) < 2:
+        raise DataError(f"{folder} holds {len(results)} result files; `run` makes them.")
+    write_text(make_tables(results), output / "tables.md")
+    (output / "figures").mkdir(exist_ok=True)
     for name, plot in PLOTS.items():
-        plot(results).savefig(FIGURES / f"{name}.png", dpi=110)
+        figure = plot(results)
+        figure.tight_layout()
+        figure.savefig(output / "figures" / f"{name}.png", dpi=110)

@@ -1,7 +1,6 @@
 """Signals, without any label, that other texts arrive than a filter was trained on."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +40,8 @@ def two_sample_test(reference: Sequence[str], arriving: Sequence[str]) -> tuple[
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     guessed = cross_val_predict(ngram_baseline(), texts, origin, cv=folds)
     hits = int((guessed == origin).sum())
-    return hits / len(origin), binomtest(hits, len(origin), alternative="greater").pvalue
+    p_value = binomtest(hits, len(origin), alternative="greater").pvalue
+    return hits / len(origin), float(p_value)
 
 
 @torch.no_grad()
@@ -59,27 +59,3 @@ def tokens_per_word(tokenizer, texts: Sequence[str]) -> float:
     """How finely the tokenizer must cut the texts."""
     encoded = tokenizer.encode_ordinary_batch(list(texts))
     return sum(map(len, encoded)) / sum(len(text.split()) for text in texts)
-
-
-def describe_source(scores: np.ndarray) -> dict[str, Any]:
-    """How sure a filter is of some messages, by its probabilities (N, 2)."""
-    counts, _ = np.histogram(scores.max(axis=1), bins=10, range=(0.5, 1))
-    spam_fraction = float((scores[:, 1] > 0.5).mean())
-    return {"confidence_histogram": counts.tolist(), "spam_fraction": spam_fraction}
-
-
-def watch_stream(
-    reference: np.ndarray, past: Sequence[str], arriving: np.ndarray, texts: Sequence[str]
-) -> dict[str, float]:
-    """The signals on what arrives: its texts, and the filter's probabilities (N, 2) of them.
-
-    They are compared with probabilities on old messages, and with as many old texts.
-    """
-    accuracy, p_value = two_sample_test(past, texts)
-    return {
-        "stability_index": stability_index(reference[:, 1], arriving[:, 1]),
-        "confidence": float(arriving.max(axis=1).mean()),
-        "spam_fraction": float((arriving[:, 1] > 0.5).mean()),
-        "two_sample_accuracy": accuracy,
-        "two_sample_p": float(p_value),
-    }
