@@ -3,6 +3,7 @@
 Shapes in comments: B messages in a batch, C classes.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -278,7 +279,8 @@ class Checkpoint:
         for i, entries in state.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": t for key, t in entries.items()}
         about = {"history": asdict(state.history), "run": self.run}
-        save_tensors(tensors, self.path, {"state": json.dumps(about)})
+        checked = about | {"checksum": _checksum(tensors, about)}
+        save_tensors(tensors, self.path, {"state": json.dumps(checked)})
 
     @torch.no_grad()
     def load(self, state: TrainingState) -> None:
@@ -324,11 +326,22 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 about = json.loads(file.metadata()["state"])
+            if about.pop("checksum") != _checksum(tensors, about):
+                raise ValueError("its checksum is another")
             about["history"] = history_class(**about["history"])
-            about["run"].keys()
         except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{self.path} is damaged ({error}); start anew.") from None
         return tensors, about
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """SHA-256 over tensors and what is said about them."""
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name in sorted(tensors):
+        values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(name.encode())
+        digest.update(values.numpy())
+    return digest.hexdigest()

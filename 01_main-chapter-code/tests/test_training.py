@@ -1,6 +1,7 @@
 """Training: options that act, early stopping, going on after a stop, continued pretraining."""
 
 import dataclasses
+import random
 
 import pytest
 import torch
@@ -169,6 +170,23 @@ def test_resumed_training_equals_undisturbed_training(tmp_path, monkeypatch, sto
     assert len(calls) - done == expected.num_epochs - stop_after  # gone on with, not done anew
     for (name, a), b in zip(undisturbed.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_with_any_wrong_byte_is_refused(tmp_path):
+    dataset, path = tiny_dataset(), tmp_path / "checkpoint.safetensors"
+    checkpoint = Checkpoint(path, {})
+    config = TrainConfig(num_epochs=1, seed=3)
+    train_classifier_simple(tiny_classifier(), dataset, dataset, config, checkpoint=checkpoint)
+    state, raw = TrainingState(tiny_classifier(), dataset, config), path.read_bytes()
+    checkpoint.load(state)
+    assert state.num_steps_done == state.num_steps
+    rng = random.Random(0)
+    for position in [*range(0, 12), *rng.choices(range(len(raw)), k=100)]:
+        damaged = bytearray(raw)
+        damaged[position] ^= rng.randint(1, 255)
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged|another run"):
+            checkpoint.load(state)
 
 
 def test_checkpoints_of_another_run_and_damaged_ones_are_refused(tmp_path):
