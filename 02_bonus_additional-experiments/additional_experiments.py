@@ -27,7 +27,7 @@ import pandas as pd
 import sklearn
 import torch
 from comparisons import pack, spam_metrics
-from experiment_config import NEED_OTHER_WEIGHTS, OF_FINETUNE, ROWS, ExperimentConfig
+from experiment_config import MAIN, OF_FINETUNE, ROWS, ExperimentConfig
 from other_classifiers import run_classical, run_frozen_features
 from tqdm import tqdm
 
@@ -221,8 +221,8 @@ def row_config(row: str, seed: int, base: ExperimentConfig) -> ExperimentConfig:
 def runs_of(suite: str, seeds: Sequence[int], base: ExperimentConfig) -> list[ExperimentConfig]:
     """The runs of a suite; those that share frozen layers one after the other, to compute these
     once for all."""
-    is_part = ROWS.suite == suite if suite != "main" else ~ROWS.suite.isin(NEED_OTHER_WEIGHTS)
-    runs = [row_config(row, seed, base) for row in ROWS.index[is_part] for seed in seeds]
+    rows = MAIN if suite == "main" else ROWS.index[ROWS.suite == suite]
+    runs = [row_config(row, seed, base) for row in rows for seed in seeds]
 
     def layers(run: ExperimentConfig) -> tuple:
         pretraining = (run.model, run.weights, run.continued_pretraining_epochs)

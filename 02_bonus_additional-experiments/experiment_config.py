@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results"
 # 37 stand in the training set, from the README of github.com/rasbt/LLMs-from-scratch,
 # ch06/02_bonus_additional-experiments (Apache 2.0).
 ROWS = pd.read_csv(Path(__file__).parent / "rows.csv", index_col="row").fillna({"options": ""})
-NEED_OTHER_WEIGHTS = ("larger", "smollm2")  # suites beside the main one
+MAIN = ROWS.index[~ROWS.suite.isin(["larger", "smollm2"])]  # those need weights to be fetched
 
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
 OF_FINETUNE = ("data", "text_column", "label_column", "output", "resume", "overwrite")

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from comparisons import NUM_SEEDS, Runs, average, compare, load
-from experiment_config import RESULTS, ROWS
+from experiment_config import MAIN, RESULTS, ROWS
 from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
@@ -48,7 +48,7 @@ def candidates(measured: Measured) -> list[Runs]:
     """What was tried to leave the n-grams behind: rows, and their averages with the n-grams."""
     names = [ROW_1, "two-blocks", "all-layers", "mean-pooling", "all-ham-weighted"]
     names += ROWS.index[ROWS.suite == "best"].tolist()
-    rows = [measured[name] for name in names if name in measured]
+    rows = [measured[name] for name in names]
     return rows + [average(runs, measured[NGRAMS]) for runs in rows]
 
 
@@ -105,7 +105,7 @@ def timed_run(runs: Runs) -> dict | None:
 
 
 def against_row_1(measured: Measured, rows: Iterable[str]) -> str:
-    return markdown(line(measured[row], measured[ROW_1]) for row in rows if row in measured)
+    return markdown(line(measured[row], measured[ROW_1]) for row in rows)
 
 
 def known_table(measured: Measured) -> str:
@@ -181,28 +181,22 @@ def forest_plot(rows: Iterable[Runs], reference: Runs) -> Figure:
     """Differences with their 95% intervals, in points of test accuracy."""
     results = [(compare(runs, reference), runs.says) for runs in rows if runs is not reference]
     results.sort(key=lambda result: result[0].difference)
+    difference, low, high = 100 * np.array([result[:3] for result, _ in results]).T
+    color = np.select([low > 0, high < 0], ["#08519c", "#b2182b"], "gray")
     fig, ax = plt.subplots(figsize=(8.5, 1.2 + 0.27 * len(results)))
-    for place, (result, _) in enumerate(results):
-        color = "#08519c" if result.low > 0 else "#b2182b" if result.high < 0 else "gray"
-        ax.plot([100 * result.low, 100 * result.high], [place, place], color=color)
-        ax.plot(100 * result.difference, place, "o", color=color)
+    ax.hlines(range(len(results)), low, high, color)
+    ax.scatter(difference, range(len(results)), c=color, zorder=2)
     ax.axvline(0, color="black", lw=0.8)
     ax.set_xscale("symlog", linthresh=5)
     ticks = [-50, -20, -10, -5, -2, 0, 2, 5]
     ax.set_xticks(ticks, [str(tick).replace("-", "−") for tick in ticks])
     ax.set_yticks(range(len(results)), [says for _, says in results], fontsize=8)
-    lowest, highest = min(r.low for r, _ in results), max(r.high for r, _ in results)
-    ax.set_xlim(100 * lowest - 1, 100 * highest + 0.5)
+    ax.set_xlim(low.min() - 1, high.max() + 0.5)
     ax.set_title(f"against: {reference.says}", fontsize=10)
     ax.set_xlabel("difference in test accuracy (points)")
     ax.grid(alpha=0.3, axis="x")
     fig.tight_layout()
     return fig
-
-
-def against_row_1_plot(measured: Measured) -> Figure:
-    rows = of_suites(measured, "known", "further", "blocks").values()
-    return forest_plot(rows, measured[ROW_1])
 
 
 def against_ngrams_plot(measured: Measured) -> Figure:
@@ -214,12 +208,14 @@ def curves_plot(measured: Measured) -> Figure:
     """Learning curves with the interval of each mean."""
     fig, ax = plt.subplots(figsize=(6.5, 4))
     for learner, style in zip(LEARNERS, ("o-", "s--", "^:", "v-", "D-")):
-        if points := curve(measured, learner):
-            sizes, rows = list(points), points.values()
-            means, _, low, high = 100 * np.array([mean_and_interval(r.accuracies) for r in rows]).T
-            ax.plot(sizes, means, style, label=learner)
-            ax.fill_between(sizes, low, high, alpha=0.15)
+        if not (by_size := curve(measured, learner)):
+            continue  # SmolLM2, where only the main suite was measured
+        intervals = [mean_and_interval(runs.accuracies) for runs in by_size.values()]
+        means, _, low, high = 100 * np.array(intervals).T
+        ax.plot(list(by_size), means, style, label=learner)
+        ax.fill_between(list(by_size), low, high, alpha=0.15)
     ax.set_xscale("log")
+    sizes = list(curve(measured, "gpt-mini"))
     ax.set_xticks(sizes, sizes)
     ax.minorticks_off()
     ax.set(xlabel="training messages", ylabel="test accuracy (%)")
@@ -248,7 +244,9 @@ def blocks_plot(measured: Measured) -> Figure:
 
 
 PLOTS = {
-    "against-row-1": against_row_1_plot,
+    "against-row-1": lambda measured: forest_plot(
+        of_suites(measured, "known", "further", "blocks").values(), measured[ROW_1]
+    ),
     "against-ngrams": against_ngrams_plot,
     "learning-curves": curves_plot,
     "blocks": blocks_plot,
@@ -270,12 +268,12 @@ def fill_in(text: str, measured: Measured) -> str:
 
 
 def write_all(results: Path) -> None:
-    """Tables and figures. Raises ``DataError`` where what they compare with is not measured."""
+    """Tables and figures. Raises ``DataError`` unless the main suite is measured."""
     measured = load(results)
-    if missing := [row for row in (ROW_1, NGRAMS, ALMEIDA_NGRAMS, *BLOCKS) if row not in measured]:
+    if missing := set(MAIN) - measured.keys():
         raise DataError(
-            f"{results} needs {NUM_SEEDS} seeds of {', '.join(missing)}; "
-            f"`additional_experiments.py --suite main` measures them."
+            f"{results} has less than {NUM_SEEDS} seeds of {len(missing)} rows, such as "
+            f"{min(missing)}; `additional_experiments.py --suite main` measures them."
         )
     if results == RESULTS:
         for path in DOCUMENTS:
