@@ -53,6 +53,7 @@ IMDB_ARCHIVE = RemoteFile(
     "aclImdb_v1.tar.gz",
     ("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
     md5="7c2ac02c03563afcf9b574c7e56c153a",
+    max_size=100_000_000,
 )
 
 # tiktoken looks for its files under the SHA-1 of their addresses.

@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pooch
+import platformdirs
 import requests
 from filelock import FileLock
 from huggingface_hub import constants as hub_constants
 from huggingface_hub import hf_hub_download, hf_hub_url
 from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
 
 from files import file_sha256, whole_file
 
@@ -48,6 +49,8 @@ class RemoteFile:
     """Checksum; None where it is not known, as for some larger GPT-2 models."""
     md5: str | None = None
     """Checksum where its publisher gives no SHA-256: tells damage, not forgery."""
+    max_size: int = 10_000_000
+    """Bytes after which a download is stopped: some servers never end their answer."""
 
     @property
     def path(self) -> Path:
@@ -60,8 +63,14 @@ class RemoteFile:
     def download(self, address: str, path: Path) -> None:
         """Write what one of the addresses sends, unchecked, to `path`."""
         _check_answer(address)
-        downloader = pooch.HTTPDownloader(progressbar=True, timeout=SECONDS_OF_SILENCE)
-        downloader(address, path, None)
+        with requests.get(address, stream=True, timeout=SECONDS_OF_SILENCE) as answer:
+            answer.raise_for_status()
+            size = int(answer.headers.get("Content-Length", 0))
+            with tqdm(total=size, unit="B", unit_scale=True) as bar, path.open("wb") as file:
+                for piece in answer.iter_content(65536):
+                    bar.update(file.write(piece))
+                    if file.tell() > self.max_size:
+                        raise OSError("more arrived than the file has")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +140,7 @@ class DownloadError(RuntimeError):
 
 def cache_folder() -> Path:
     """The folder named by `CH06_CACHE`, or `ch06` in the user's cache directory."""
-    folder = os.environ.get(CACHE_VARIABLE) or pooch.os_cache("ch06")
+    folder = os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("ch06")
     return Path(os.path.expanduser(folder))  # unlike Path.expanduser, accepts an unknown ~user
 
 
@@ -181,7 +190,7 @@ def _download(file: RemoteFile) -> None:
                 if not is_intact(file, partial):
                     raise OSError("what arrived is truncated or altered")
             return
-        except Exception as error:  # pip, pooch, and the Hub's client share no class of errors
+        except Exception as error:  # pip, requests, and the Hub's client share no class of errors
             reasons.append(f"{urlsplit(address).hostname or 'pip'}: {in_words(error)}")
     raise _download_error(file, reasons)
 

@@ -42,7 +42,7 @@ def make_wheel(content: bytes) -> bytes:
 
 GOOD_WHEEL = make_wheel(CONTENT)
 BODIES = {  # everything else is answered with error 404
-    **dict.fromkeys(("/good", "/slow", "/late", "/halfway"), CONTENT),
+    **dict.fromkeys(("/good", "/slow", "/late", "/halfway", "/endless"), CONTENT),
     "/truncated": CONTENT[:-1000],  # its header says more
     "/short": CONTENT[:-1000],  # only the checksum tells
     "/corrupted": b"X" + CONTENT[1:],
@@ -90,7 +90,8 @@ class Handler(BaseHTTPRequestHandler):
         announced = CONTENT if self.path == "/truncated" else body or b""
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(announced)))
+        if self.path != "/endless":
+            self.send_header("Content-Length", str(len(announced)))
         for name, value in ("ETag", f'"{checksum(WEIGHTS)}"'), ("X-Repo-Commit", REVISION):
             self.send_header(name, value)  # as the Hub does
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
@@ -101,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
                 if self.path == "/halfway":
                     self.server.released.wait(60)
                 self.wfile.write(body[half:])
+                while self.path == "/endless" and not self.server.released.is_set():
+                    self.wfile.write(body)
 
     def keep_waiting(self) -> None:
         if self.path == "/slow" and self.command == "GET":

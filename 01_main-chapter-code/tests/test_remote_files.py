@@ -5,9 +5,10 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
-import pooch
+import platformdirs
 import pytest
 from helpers import command_environment, file_size_limit
 from huggingface_hub import constants as hub_constants
@@ -73,6 +74,12 @@ def test_a_bad_answer_leaves_nothing_behind_and_the_next_address_is_tried(server
     assert left_behind(cache) == ["folder/file.bin"]
 
 
+def test_an_endless_answer_is_stopped(server, cache):
+    with pytest.raises(DownloadError, match="more arrived than the file has"):
+        fetch(replace(remote_file(server.url("endless")), max_size=len(CONTENT)))
+    assert left_behind(cache) == []
+
+
 def test_the_message_names_file_addresses_checksum_place_and_reasons_in_words(server, cache):
     file = remote_file(server.url("404"), server.url("corrupted"), refused_url())
     with pytest.raises(DownloadError) as caught:
@@ -116,7 +123,7 @@ def test_the_cache_is_where_the_variable_says(tmp_path, monkeypatch):
     monkeypatch.setenv("CH06_CACHE", "~/somewhere")
     assert cache_folder() == Path.home() / "somewhere"
     monkeypatch.setenv("CH06_CACHE", "")
-    assert cache_folder() == Path(pooch.os_cache("ch06"))
+    assert cache_folder() == Path(platformdirs.user_cache_dir("ch06"))
 
 
 # --- no network, silence, a full disk ----------------------------------------------------------
