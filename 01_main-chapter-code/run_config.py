@@ -1,5 +1,6 @@
 """The options of one run of the main job, in one documented dataclass."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -169,5 +170,12 @@ class RunConfig(TrainConfig):
         """Everything that shapes the result, as JSON can hold it."""
         beside = ("output", "resume", "overwrite", "quiet")
         kept = {name: value for name, value in asdict(self).items() if name not in beside}
-        # No path of the reader's machine.
-        return {n: value.name if isinstance(value, Path) else value for n, value in kept.items()}
+        return {
+            n: file_name(value) if isinstance(value, Path) else value for n, value in kept.items()
+        }
+
+
+def file_name(path: Path) -> str:
+    """A file's name without its folders, which are the reader's own affair; bytes that are no
+    UTF-8 are shown as a sign, since no JSON file can hold them."""
+    return os.fsencode(path.name).decode("utf-8", "replace")

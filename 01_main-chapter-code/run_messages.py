@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 
 from gpt_download import DownloadError
 from message_files import DataError, read_messages
-from run_config import SMS_NAME, RunConfig
+from run_config import SMS_NAME, RunConfig, file_name
 from text_data import (
     SAMPLE_MESSAGES,
     Splits,
@@ -50,7 +50,7 @@ def read_run_messages(config: RunConfig, log: Callable = print) -> Messages:
 def _read_and_split(config: RunConfig, log: Callable) -> Messages:
     if config.data is not None:
         messages = read_messages(config.data, config.text_column, config.label_column, log)
-        name = config.data.name
+        name = file_name(config.data)
     else:
         try:
             if config.protocol == "published":

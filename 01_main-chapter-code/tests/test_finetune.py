@@ -1,6 +1,7 @@
 """finetune.py as a reader runs it: options, bad input, and bad luck."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -163,6 +164,13 @@ def test_a_very_long_text_is_cut_and_said(tmp_path, capsys):
     arguments = ["--data", path, "--output", tmp_path / "out", *QUICK[:-1], "--max-length", "20"]
     assert finetune.main([*map(str, arguments), "--balance", "none"]) == 0
     assert "longer than 20 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_data_file_may_have_a_name_that_is_no_utf8(messages_csv, tmp_path):
+    data = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    messages_csv.rename(data)
+    assert train(data, tmp_path / "out")["data"] == "caf\ufffd.csv"
 
 
 def test_without_data_or_network_made_up_messages_are_marked(tmp_path, monkeypatch, capsys):
