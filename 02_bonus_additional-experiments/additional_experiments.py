@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, MutableMapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import cache
 from multiprocessing import get_context
 from typing import Any
 
@@ -143,11 +144,12 @@ def is_kept(config: ExperimentConfig) -> bool:
     """Whether the run's file is there. Raises ``DataError`` if other options made it."""
     if not (config.row and config.path.exists()):
         return False
-    kept = json.loads(config.path.read_text(encoding="utf-8"))
-    if config.identity().items() <= kept["configuration"].items():
+    command = json.loads(config.path.read_text(encoding="utf-8"))["command"]
+    made = config_from(make_options().parse_args(shlex.split(command)[1:]), ExperimentConfig)
+    if made.identity() == config.identity():
         return True
     raise DataError(
-        f"{config.path} is there already, made by\n  {kept['command']}\nand not by\n"
+        f"{config.path} is there already, made by\n  {command}\nand not by\n"
         f"  {config.command}\nName another folder with --results, or another --row."
     )
 
@@ -188,6 +190,7 @@ def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
+@cache
 def make_options() -> argparse.ArgumentParser:
     parser = make_parser("additional_experiments.py", __doc__.partition("\n")[0])
     parser.add_argument(

@@ -1,6 +1,7 @@
 """The rows of the experiments, and the options of one run: those of the chapter and a few more."""
 
 import shlex
+from collections.abc import Container
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,10 @@ ROWS = pd.read_csv(Path(__file__).parent / "rows.csv", index_col="row").fillna({
 MAIN = ROWS.index[~ROWS.suite.isin(["larger", "smollm2"])]  # those need weights to be fetched
 
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
-OF_FINETUNE = ("data", "text_column", "label_column", "output", "resume", "overwrite")
+OF_FINETUNE = (
+    *("data", "test_data", "validation_data", "text_column", "label_column"),
+    *("output", "resume", "overwrite"),
+)
 NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", *OF_FINETUNE)
 ACT_WITHOUT_GPT = ("classifier", "seed", "protocol", "balance", "augment", "train_size")
 ACT_ON_FROZEN = (*ACT_WITHOUT_GPT, "model", "weights", "pooling", "max_length", "precision")
@@ -78,24 +82,25 @@ class ExperimentConfig(RunConfig):
         names = acting.get(self.classifier, ACT_WITHOUT_GPT)
         return {name: getattr(self, name) for name in names if name not in NO_PART_OF_A_RESULT}
 
-    def changed(self) -> dict[str, Any]:
-        """What is not at its default."""
+    def changed(self, names: Container[str]) -> dict[str, Any]:
+        """Which of these options are not at their defaults."""
         values = ((entry, getattr(self, entry.name)) for entry in fields(self))
-        return {entry.name: value for entry, value in values if value != entry.default}
+        return {e.name: value for e, value in values if e.name in names and value != e.default}
 
     def ignored(self) -> list[str]:
         """What was chosen and acts on nothing."""
-        return [n for n in self.changed() if n not in (*self.identity(), *NO_PART_OF_A_RESULT)]
+        acting = {*self.identity(), *NO_PART_OF_A_RESULT}
+        return list(self.changed(vars(self).keys() - acting))
 
     @property
     def command(self) -> str:
         """The command of this run."""
         words = ["additional_experiments.py"]
-        for name, value in self.changed().items():
+        for name, value in self.changed({*self.identity(), "row"}).items():
             option = name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{option}" if value else f"--no-{option}")
-            elif name in (*self.identity(), "row"):
+            else:
                 words += [f"--{option}", str(value)]
         return shlex.join(words)
 

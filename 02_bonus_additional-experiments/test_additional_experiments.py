@@ -176,7 +176,9 @@ def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win():
     base = ExperimentConfig(batch_size=4, model="gpt2-small")
     runs = {run.row: run for run in experiments.runs_of("main", [1], base)}
     assert (runs["last-block"].batch_size, runs["batch-of-one"].batch_size) == (4, 1)
-    assert "--model gpt2-small" in runs["last-block"].command
+    assert runs["last-block"].command == (
+        "additional_experiments.py --batch-size 4 --seed 1 --model gpt2-small --row last-block"
+    )
     assert "gpt2" not in runs["char-ngrams"].command
     assert "model" not in runs["char-ngrams"].identity()
 

@@ -114,7 +114,8 @@ def test_files_belong_to_their_rows_and_their_metrics_to_their_predictions(row):
     assert row_config(row, 3, base).path.parts[-2:] == (row, "seed-3.json")
     for file in MEASURED[row].files if row in MEASURED else ():
         expected = row_config(row, file["seed"], base)
-        assert expected.identity().items() <= file["configuration"].items()
+        options = file["configuration"]
+        assert {name: options.get(name) for name in expected.identity()} == expected.identity()
         for command in (file["command"], expected.command):
             config = config_from(parse_args(shlex.split(command)[1:]), ExperimentConfig)
             assert (config.identity(), config.row) == (expected.identity(), row)

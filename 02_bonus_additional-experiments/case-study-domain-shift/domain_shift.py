@@ -17,6 +17,7 @@ import tarfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,17 +39,12 @@ from continued_pretraining import (
 from evaluation import calibration, ngram_baseline, roc_curve, test_metrics
 from features import FastClassifier, FeatureDataset
 from files import write_json
+from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
 from message_files import DataError
 from previous_chapters import Decoder
 from run_config import RunConfig
-from text_classifier import (
-    ClassifierConfig,
-    GPTClassifier,
-    freeze_all_but,
-    pick_device,
-    predict_logits,
-)
+from text_classifier import ClassifierConfig, pick_device, predict_logits
 from text_data import (
     SpamDataset,
     Splits,
@@ -58,7 +54,7 @@ from text_data import (
     read_sms_spam,
     split_messages,
 )
-from training import TrainConfig, TrainingState, train_epoch
+from training import TrainingState, train_epoch
 
 ADDRESS = "https://www2.aueb.gr/users/ion/data/enron-spam/"
 NUM_COLLECTED = 33_715  # e-mails of the whole collection
@@ -151,11 +147,10 @@ def training_sets(sms: Splits, emails: Emails) -> dict[str, pd.DataFrame]:
 def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
     """Trains filters from one language model, whose frozen layers are computed once."""
     about, store = ClassifierConfig(name, LABELS, MAX_TOKENS), {}
+    config = RunConfig(trainable="last_block", seed=seed).for_model(name)
 
     def train(messages: pd.DataFrame) -> Filter:
-        torch.manual_seed(seed)
-        classifier = GPTClassifier(copy.deepcopy(decoder), about)
-        num_frozen = freeze_all_but(classifier, "last_block")
+        classifier, num_frozen = make_classifier(copy.deepcopy(decoder), about, config)
 
         def features(messages: pd.DataFrame) -> FeatureDataset:
             sequences = about.encode(messages["text"], tokenizer)
@@ -163,14 +158,10 @@ def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
             return FeatureDataset.from_classifier(classifier, dataset, num_frozen, store=store)
 
         model, dataset = FastClassifier(classifier, num_frozen), features(messages)
-        updates_per_epoch = math.ceil(len(dataset) / TrainConfig.batch_size)
-        config = TrainConfig(
-            learning_rate=RunConfig().for_model(name).learning_rate,
-            num_epochs=max(TrainConfig.num_epochs, math.ceil(FEWEST_UPDATES / updates_per_epoch)),
-            seed=seed,
-        )
-        state = TrainingState(model, dataset, config)
-        for _ in range(config.num_epochs):
+        updates_per_epoch = math.ceil(len(dataset) / config.batch_size)
+        num_epochs = max(config.num_epochs, math.ceil(FEWEST_UPDATES / updates_per_epoch))
+        state = TrainingState(model, dataset, replace(config, num_epochs=num_epochs))
+        for _ in range(num_epochs):
             train_epoch(state, dataset)
         return lambda messages: torch.softmax(predict_logits(model, features(messages)), -1).numpy()
 
@@ -310,22 +301,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     measuring.add_argument("--model", default="gpt-mini", help="gpt-mini, gpt2-small, ...")
     measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
+    measuring.set_defaults(do=lambda args: run(args.model, args.seeds, args.results))
     reporting = commands.add_parser("report", help="make tables.md and the figures")
+    reporting.set_defaults(do=lambda args: write_report(args.results))
     for command in (measuring, reporting):
         command.add_argument("--results", type=Path, default=RESULTS, help="result files")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-
-    def command() -> None:
-        if args.command == "run":
-            run(args.model, args.seeds, args.results)
-        else:
-            write_report(args.results)
-
-    return run_command("domain_shift.py", command, "stopped. Repeat the command to go on.")
+    args, when_stopped = parse_args(argv), "stopped. Repeat the command to go on."
+    return run_command("domain_shift.py", lambda: args.do(args), when_stopped)
 
 
 if __name__ == "__main__":
