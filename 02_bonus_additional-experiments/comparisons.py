@@ -86,7 +86,7 @@ def load(results: Path = RESULTS) -> dict[str, Runs]:
         files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         predictions = [file["predictions"] for file in files]
         loaded[row] = Runs(
-            about.says,
+            about.description,
             f"`{about.options}`" if about.options else "none",
             np.stack([unpack(some["spam_probability"]) for some in predictions]),
             np.array([list(some["labels"]) for some in predictions]).astype(int),

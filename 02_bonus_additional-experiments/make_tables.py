@@ -116,7 +116,7 @@ def known_table(measured: Measured) -> str:
             reference = measured[ROW_1] if about.suite == "known" else None
             lines.append(line(measured[row], reference))
         else:
-            missing = {"": about.says, "test accuracy": "not measured here"}
+            missing = {"": about.description, "test accuracy": "not measured here"}
             lines.append(missing | {"options": f"`{about.options}`"})
     table = pd.DataFrame(lines)
     table.insert(0, "row", range(1, len(table) + 1))
