@@ -208,8 +208,7 @@ def watch(predict: Filter, sms: Splits, emails: Emails, seed: int) -> dict[str, 
     sources, streams = {}, []
     for name, part in parts.items():
         counts, _ = np.histogram(np.maximum(part.spam, 1 - part.spam), 10, (0.5, 1))
-        spam_fraction = float((part.spam > 0.5).mean())
-        sources[name] = {"confidence_histogram": counts.tolist(), "spam_fraction": spam_fraction}
+        sources[name] = {"confidence_histogram": counts.tolist()}
     reference, rng = predict(sms.validation)[:, 1], np.random.default_rng(seed)
     size = min(STREAM_SIZE, *map(len, parts.values()))
     past = rng.choice(list(sms.train["text"]), size, replace=False)
