@@ -72,7 +72,7 @@ def closing_words(metrics: dict[str, Any], output: Path) -> str:
     seconds, peak = sum(metrics["seconds"].values()), metrics["peak_memory_mb"]
     memory = "" if peak is None else f", {peak:,.0f} MB of memory at most"
     lines = ["", f"{metrics['model']}: {seconds:.0f} seconds{memory}."]
-    if metrics["ngram_baseline"]:
+    if metrics["ngram_baseline"] and metrics["data"] != MADE_UP_NAME:
         lines.append(compared_with_baseline(metrics))
     if metrics["model"] in NEXT_STEPS:
         lines.append(NEXT_STEPS[metrics["model"]])
