@@ -16,8 +16,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stderr, suppress
-from dataclasses import asdict, replace
+from contextlib import nullcontext, redirect_stderr, suppress
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,20 +40,17 @@ from command_line import add_options, config_from, make_parser, run_command
 from features import FastClassifier, FeatureDataset
 from finetune import results_table
 from gpt_download import build_decoder
-from lora import merge_lora
 from message_files import DataError
 from run_config import RunConfig
 from run_folder import CHECKPOINT, RunFolder
-from run_messages import MADE_UP_NAME, read_run_messages
 from text_classifier import (
     TOKENS_AT_ONCE,
-    ClassifierConfig,
     GPTClassifier,
     calc_logits,
     calc_loss_batch,
     pick_device,
 )
-from text_data import SpamDataset, batches_by_length, class_weights, make_loader
+from text_data import SpamDataset, batches_by_length, make_loader
 from training import Checkpoint, History, TrainConfig, TrainingState, micro_batches, update
 
 PROGRAM = Path(__file__).name
@@ -264,54 +261,31 @@ def save(state: TrainingState, checkpoint: Checkpoint) -> None:
 
 def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -> None:
     """`fine_tune` on all processes, of which the first one writes `config.output`."""
-    is_first = dist.get_rank() == 0
-    config = replace(config, quiet=config.quiet or not is_first)
-    log, progress = (lambda *_: None) if config.quiet else print, not config.quiet
-    clock, num_processes = fine_tuning.Clock(), dist.get_world_size()
-    with clock.stage("data"):
-        messages = read_run_messages(config, log)
-    with clock.stage("model"):
-        # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
-        start_device = device if strategy == "ddp" else torch.device("cpu")
-        decoder, tokenizer, name = fine_tuning.load_decoder(config, start_device, log)
-        config = replace(config.for_model(name), device=device.type)
-        context, splits = decoder.cfg.context_length, messages.splits
-        max_length = fine_tuning.choose_max_length(
-            config.max_length, splits, tokenizer, context, log
-        )
-        pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
-        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
-        datasets = fine_tuning.make_datasets(messages, tokenizer, about)
-    run = config.identity() | {"data_sha256": fine_tuning.fingerprint(splits)}
-    validate_alike(run)
-    checkpoint = Checkpoint(config.output / CHECKPOINT, run)
+    is_first, num_processes = dist.get_rank() == 0, dist.get_world_size()
+    config = replace(config, quiet=config.quiet or not is_first, device=device.type)
+    # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
+    run = fine_tuning.prepare(config, None, device if strategy == "ddp" else torch.device("cpu"))
+    config, clock = run.config, run.clock
+    validate_alike(run.identity)
+    checkpoint = Checkpoint(config.output / CHECKPOINT, run.identity)
     resume = config.resume or (num_restarts() > 0 and checkpoint.path.exists())
-    to_write = (config.output, run, resume, config.overwrite) if is_first else (None, run)
-    with RunFolder(*to_write) as folder:
-        finished = [folder.is_finished]
+    to_write = (config.output, run.identity, resume, config.overwrite)
+    with RunFolder(*to_write) if is_first else nullcontext() as folder:
+        finished = [is_first and folder.is_finished]
         dist.broadcast_object_list(finished, src=0)
         if finished[0]:
-            log(f"The run in {config.output} is finished already.")
-            return
-        if config.continued_pretraining_epochs:
-            with clock.stage("pretraining"):
-                log(f"Continued pretraining of {name} on {len(messages.unlabelled):,} texts.")
-                fine_tuning.pretrain_on_messages(decoder, tokenizer, messages, config)
-                send_from_first(decoder, device)
-        classifier, num_frozen = fine_tuning.make_classifier(decoder, about, config)
-        trained = f"training {config.trainable}, {len(splits.train):,} messages"
-        log(f"{name} on {num_processes} x {device.type}, {strategy}: {trained}.")
-        with clock.stage("frozen_layers"):
-            fits = fine_tuning.fit_in_memory(datasets, decoder)
-            if cached := num_frozen if strategy == "ddp" and fits else 0:
-                how = (cached, config.precision, progress)
-                datasets = [compute_features_together(classifier, d, *how) for d in datasets]
+            return run.log(f"The run in {config.output} is finished already.")
+        fine_tuning.pretrain(run)
+        send_from_first(run.decoder, device)
+        classifier, num_frozen = fine_tuning.make_classifier(run.decoder, run.about, config)
+        trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
+        run.log(f"{config.model} on {num_processes} x {device.type}, {strategy}: {trained}.")
+        datasets, num_done = fine_tuning.compute_frozen_layers(
+            run, classifier, num_frozen if strategy == "ddp" else 0, compute_features_together
+        )
         with clock.stage("training"):
-            weights = None
-            if config.balance == "weights":
-                weights = class_weights(datasets[0].labels, len(about.label_names)).to(device)
-            model = FastClassifier(classifier, cached, config.precision)
-            how = (config, strategy, device, weights, checkpoint, progress)
+            model = FastClassifier(classifier, num_done, config.precision)
+            how = (config, strategy, device, run.loss_weights(), checkpoint, not config.quiet)
             history = train_together(model, *datasets[:2], *how)
             fine_tuning.raise_if_diverged(history, config)
         with clock.stage("evaluation"):
@@ -319,34 +293,15 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
             logits = [predict_together(model, dataset) for dataset in datasets]
             tensors = whole(classifier.state_dict())
         if not is_first:
-            return
+            return None
         with torch.device("meta"):  # shapes only: the weights are there already
-            classifier, _ = fine_tuning.make_classifier(build_decoder(decoder.cfg), about, config)
+            decoder = build_decoder(run.decoder.cfg)
+            classifier, _ = fine_tuning.make_classifier(decoder, run.about, config)
         classifier.load_state_dict(tensors, assign=True)
-        merge_lora(classifier.decoder)
-        metrics = {
-            "model": name,
-            "weights": config.weights,
-            "data": messages.name,
-            "num_labels": len(about.label_names),
-            "labels": list(about.label_names),
-            "seed": config.seed,
-            **fine_tuning.measure(logits, datasets),
-            "ngram_baseline": fine_tuning.evaluate_baseline(splits),
-            "seconds": {stage: round(value, 3) for stage, value in clock.seconds.items()},
-            "peak_memory_mb": fine_tuning.peak_memory_mb(),
-            "max_length": max_length,
-            "options": run,
-            "history": asdict(history),
-            "versions": {"torch": torch.__version__},
-            "device": str(device),
-            "strategy": strategy,
-            "num_processes": num_processes,
-        }
-        card = {"trained_on": messages.name, "training": run, "test": metrics["test"]}
-        card["made_up_data"] = messages.name == MADE_UP_NAME
-        classifier.config = replace(about, card=card)
-        folder.write(classifier, metrics, history)
+        metrics = fine_tuning.make_metrics(run, logits, history)
+        metrics |= {"strategy": strategy, "num_processes": num_processes}
+        about = (run.tokenizer, config, run.messages, history, metrics)
+        fine_tuning.finish(run, folder, fine_tuning.RunResult(classifier, *about))
     print(results_table(metrics))
 
 
@@ -399,7 +354,7 @@ def run(args: argparse.Namespace) -> None:
     except BaseException as error:
         with suppress(dist.DistError):  # torchrun itself is gone
             if store.add("failed", 1) > 1:
-                sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+                sys.stderr = io.StringIO()
         if isinstance(error, dist.DistError) or "gloo" in str(error):  # another process is gone
             raise OSError(STOPPED) from None
         raise
@@ -430,9 +385,7 @@ def main(argv: list[str] | None = None) -> int:
     if under_torchrun := "RANK" in os.environ:  # which sends this signal when a process has ended
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     is_first = os.environ.get("RANK", "0") == "0"
-    if not is_first:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - what is printed is printed once
-    with redirect_stderr(sys.stderr if is_first else io.StringIO()):
+    with redirect_stderr(sys.stderr if is_first else io.StringIO()):  # once is enough
         args = parse_args(argv)
     status = run_command(PROGRAM, lambda: run(args), STOPPED)
     if under_torchrun:

@@ -37,7 +37,7 @@ from run_messages import Messages, read_run_messages
 from text_classifier import pick_device
 
 TASK = "Decide whether a text message is spam or ham (a normal message)."
-TOKENS_PER_TURN, TOKENS_PER_REQUEST = 16, 100  # at most, for what a server puts around the turns
+TOKENS_PER_TURN = 16  # at most, for what a server puts around it
 
 Turns = list[dict[str, str]]
 
@@ -83,10 +83,6 @@ class ApiConfig(Options):
     def cost(self, tokens: Sequence[int]) -> float:
         """Of input and output tokens, in the currency of the prices."""
         return (tokens[0] * self.input_price + tokens[1] * self.output_price) / 1e6
-
-
-class Stopped(OSError):
-    """The run ends before all messages are answered; the same command goes on with it."""
 
 
 def read_messages(training: dict[str, Any], data: Path | None) -> Messages:
@@ -143,51 +139,41 @@ def parse_answer(answer: Any, label_names: Sequence[str]) -> str | None:
     return stripped if stripped in label_names else None
 
 
-def likely_tokens(turns: Turns) -> int:
-    """Likely an upper bound: gpt-mini's vocabulary is small, so that it makes more tokens."""
-    tokenizer = load_tokenizer("gpt-mini")
-    encoded = tokenizer.encode_ordinary_batch([turn["content"] for turn in turns])
-    return sum(map(len, encoded)) + TOKENS_PER_TURN * len(turns)
+def likely_tokens(turns: Turns, config: ApiConfig) -> np.ndarray:
+    """Input and output tokens of a question, likely an upper bound: the vocabulary of gpt-mini is
+    small, so that it makes more tokens of a text than a large model does."""
+    encoded = load_tokenizer("gpt-mini").encode_ordinary_batch([turn["content"] for turn in turns])
+    num_input = sum(map(len, encoded)) + TOKENS_PER_TURN * len(turns)
+    return np.array([num_input, config.max_answer_tokens])
 
 
 class AnswerFile:
     """JSON lines: what the answers depend on, then each answer as soon as it is there.
 
-    A line counts the tokens that may have been charged; a question without an answer leaves one
-    without a `label`, for its cost. Raises ``DataError`` for a file of another run.
+    Raises ``DataError`` for a file of another run.
     """
 
     def __init__(self, path: Path, run: dict[str, Any]):
-        self.path, self.lines = path, []
+        self.path, self.answers = path, []
         if not path.exists():
             self._append(run)
-            return
         whole, newline, _ = path.read_bytes().rpartition(b"\n")
-        try:
-            first, *self.lines = map(json.loads, whole.splitlines())
-            changed = [f"{name}={first[name]!r}" for name in run if first[name] != run[name]]
-        except (ValueError, TypeError, KeyError):
-            raise DataError(f"--output {path} is damaged, or no file of answers.") from None
-        if changed:
+        lines = whole.split(b"\n")
+        if lines[0] != json.dumps(run).encode():
             raise DataError(
-                f"--output {path} holds answers to another question ({', '.join(changed)}): "
-                f"repeat its options, or name another file."
+                f"--output {path} holds something else, or answers to another question: repeat "
+                f"the options that its first line shows, or name another file."
             )
+        self.answers = list(map(json.loads, lines[1:]))
         os.truncate(path, len(whole + newline))  # where a process was stopped while it wrote
 
-    @property
-    def answers(self) -> dict[int, dict[str, Any]]:
-        """By the message's number in the test part."""
-        return {line["index"]: line for line in self.lines if "label" in line}
+    def tokens(self) -> np.ndarray:
+        """Input and output tokens of all answers."""
+        return np.sum([[0, 0], *(answer["tokens"] for answer in self.answers)], axis=0)
 
-    @property
-    def tokens(self) -> list[int]:
-        """Input and output tokens that may have been charged."""
-        return [sum(line["tokens"][i] for line in self.lines) for i in range(2)]
-
-    def add(self, line: dict[str, Any]) -> None:
-        self._append(line)
-        self.lines.append(line)
+    def add(self, answer: dict[str, Any]) -> None:
+        self._append(answer)
+        self.answers.append(answer)
 
     def _append(self, line: dict[str, Any]) -> None:
         with self.path.open("ab") as file:  # in one piece, so that threads need no lock
@@ -196,79 +182,56 @@ class AnswerFile:
             os.fsync(file.fileno())
 
 
-@dataclass
-class Asker:
-    """Asks a server, and keeps every answer in a file."""
+def ask_all(questions: Sequence[Turns], config: ApiConfig, file: AnswerFile) -> None:
+    """Ask all that have no answer, some at a time.
 
-    label_names: Sequence[str]
-    config: ApiConfig
-    file: AnswerFile
+    Raises ``OSError`` if one gets none, or would likely exceed the limit on the cost. Whatever
+    ends the run: questions under way are still answered, and the answers kept.
+    """
+    client = openai.OpenAI(timeout=config.timeout, max_retries=config.retries)
 
-    def ask_all(self, questions: Sequence[Turns]) -> None:
-        """Ask all that have no answer, some at a time.
+    def ask_and_keep(i: int) -> None:
+        file.add({"index": i, **ask(client, questions[i], config, is_first=not file.answers)})
 
-        Raises ``Stopped`` if one gets none, or could exceed the limit on the cost. Whatever ends
-        the run: questions under way are still answered, and the answers kept.
-        """
-        config, file = self.config, self.file
-        client = openai.OpenAI(timeout=config.timeout, max_retries=config.retries)
-        bar = tqdm(total=len(questions), initial=len(file.answers), disable=None)
-        with ThreadPoolExecutor(config.concurrency) as pool, bar:
-            while missing := [i for i in range(len(questions)) if i not in file.answers]:
-                now = missing[: config.concurrency]
-                spent = config.cost(file.tokens)
-                most = sum(config.cost(self._most(questions[i], config.retries + 1)) for i in now)
-                if config.max_cost is not None and spent + most > config.max_cost:
-                    raise Stopped(
-                        f"--max-cost {config.max_cost}: at most {spent:.4g} are spent, and the "
-                        f"next {len(now)} could cost {most:.4g} with all retries."
-                    )
-                list(pool.map(lambda i: self._ask(client, i, questions[i]), now))
-                bar.update(len(now))
-
-    def _most(self, turns: Turns, attempts: int) -> list[int]:
-        """Input and output tokens at most: no tokenizer that falls back to bytes makes more tokens
-        of a text than it has bytes."""
-        num_bytes = sum(len(turn["content"].encode()) for turn in turns)
-        num_input = num_bytes + TOKENS_PER_TURN * len(turns) + TOKENS_PER_REQUEST
-        return [attempts * num_input, attempts * self.config.max_answer_tokens]
-
-    def _ask(self, client, index: int, turns: Turns) -> None:
-        """What the library repeated, or the server did not count, is taken to cost the most."""
-        config, line, start = self.config, {"index": index}, time.monotonic()
-        try:
-            response = client.chat.completions.with_raw_response.create(
-                model=config.model,
-                messages=turns,
-                temperature=config.temperature,
-                **{config.length_field: config.max_answer_tokens},
-            )
-            line |= read_completion(response.parse())
-            lost = self._most(turns, response.retries_taken)
-            line["tokens"] = [a + b for a, b in zip(line["tokens"] or self._most(turns, 1), lost)]
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            if not self.file.answers:  # the mistake is not this message's
-                raise Stopped(f"the server refused the first message: {error}") from None
-            line |= {"answer": None, "problem": str(error), "tokens": [0, 0]}
-        except openai.OpenAIError as error:
-            self.file.add(line | {"tokens": self._most(turns, config.retries + 1)})
-            raise Stopped(f"message {index} got no answer: {error}") from None
-        line["label"] = None if line["problem"] else parse_answer(line["answer"], self.label_names)
-        self.file.add(line | {"seconds": round(time.monotonic() - start, 3)})
+    answered = {answer["index"] for answer in file.answers}
+    missing = [i for i in range(len(questions)) if i not in answered]
+    bar = tqdm(total=len(questions), initial=len(answered), disable=None)
+    with ThreadPoolExecutor(config.concurrency) as pool, bar:
+        for start in range(0, len(missing), config.concurrency):
+            now = missing[start : start + config.concurrency]
+            likely = sum(likely_tokens(questions[i], config) for i in now)
+            if config.max_cost and config.cost(file.tokens() + likely) > config.max_cost:
+                raise OSError(
+                    f"--max-cost {config.max_cost}: {config.cost(file.tokens()):.4g} are spent, "
+                    f"and the next {len(now)} could cost {config.cost(likely):.4g}."
+                )
+            list(pool.map(ask_and_keep, now))
+            bar.update(len(now))
 
 
-def read_completion(completion: Any) -> dict[str, Any]:
-    """What the server wrote, why that is no answer, and its count of tokens, or None. It can be
-    anything: the library does not check it."""
+def ask(client: openai.OpenAI, turns: Turns, config: ApiConfig, is_first: bool) -> dict[str, Any]:
+    """What the server answers, why that counts as none, the tokens and seconds it took. The
+    library repeats what failed, and does not check what it gets."""
+    start, length = time.monotonic(), {config.length_field: config.max_answer_tokens}
+    answer, problem, tokens = None, None, likely_tokens(turns, config).tolist()
     try:
+        completion = client.chat.completions.create(
+            model=config.model, messages=turns, temperature=config.temperature, **length
+        )
+        if usage := getattr(completion, "usage", None):
+            tokens = [usage.prompt_tokens, usage.completion_tokens]
         choice = completion.choices[0]
         answer, reason = choice.message.content, choice.finish_reason
         problem = None if reason in ("stop", None) else f"finish_reason {reason}"
     except (AttributeError, IndexError, TypeError):
-        answer, problem = None, "not a chat completion"
-    usage = getattr(completion, "usage", None)
-    tokens = usage and [usage.prompt_tokens, usage.completion_tokens]
-    return {"answer": answer, "problem": problem, "tokens": tokens}
+        problem = "not a chat completion"
+    except openai.OpenAIError as error:
+        refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
+        if not refused or is_first:  # then the mistake is not this message's
+            raise OSError(f"a message got no answer: {error}") from None
+        problem = str(error)
+    seconds = round(time.monotonic() - start, 3)
+    return {"answer": answer, "problem": problem, "tokens": tokens, "seconds": seconds}
 
 
 def server_host() -> str:
@@ -281,14 +244,6 @@ def server_host() -> str:
             "(http://localhost:11434/v1 for Ollama) and OPENAI_API_KEY (there, any word)."
         )
     return url.netloc.rpartition("@")[2]  # without a password
-
-
-def answer_metrics(predicted: np.ndarray, labels: np.ndarray, num_classes: int) -> dict[str, Any]:
-    """`test_metrics` where an answer without a label, `num_classes`, is a class of its own to
-    which no message belongs: it is wrong, and spoils its message's recall."""
-    metrics = test_metrics(np.eye(num_classes + 1)[predicted], labels)
-    metrics["macro_f1"] *= (num_classes + 1) / num_classes  # a mean over the real classes only
-    return metrics | {"num_unparsed": int((predicted == num_classes).sum())}
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray) -> dict[str, Any]:
@@ -305,14 +260,14 @@ def results_table(metrics: dict[str, Any]) -> str:
     table = pd.DataFrame({name: metrics[name] for name in ("api", "classifier")}).T
     table["interval"] = [f"{low:.3f} to {high:.3f}" for low, high in table["accuracy_interval"]]
     columns = ["num_examples", "accuracy", "interval", "macro_f1", "mcc"]
-    counts = metrics["comparison"]
+    comparison, (num_input, num_output) = metrics["comparison"], metrics["tokens"]
     return (
         f"\n{table[columns].to_markdown(floatfmt='.3f')}\n\n"
-        f"{metrics['api']['num_unparsed']} answers were not a label; they count as wrong.\n"
-        f"Only the server was right: {counts['only_api_right']}; only the fine-tuned classifier: "
-        f"{counts['only_classifier_right']}; McNemar's p {counts['p_value']:.3g}.\n"
-        f"At most {metrics['tokens'][0]:,} input and {metrics['tokens'][1]:,} output tokens, cost "
-        f"{metrics['cost']:.4g}; {metrics['seconds_per_answer']:.2f} seconds an answer."
+        f"{metrics['num_unparsed']} answers were not a label; they count as wrong.\n"
+        f"Only the server was right: {comparison['only_api_right']}; only the fine-tuned "
+        f"classifier: {comparison['only_classifier_right']}; McNemar's p "
+        f"{comparison['p_value']:.3g}.\n{num_input:,} input and {num_output:,} output tokens, "
+        f"cost {metrics['cost']:.4g}; {metrics['seconds_per_answer']:.2f} seconds an answer."
     )
 
 
@@ -324,7 +279,7 @@ def run(config: ApiConfig) -> None:
         raise DataError(f"--task: say in words what {', '.join(label_names)} are to tell.")
     prompt = make_prompt(config.task, messages, config.shots, config.shots_seed)
     questions = [[*prompt, user_turn(text)] for text in test["text"]]
-    tokens = sum(map(likely_tokens, questions)), config.max_answer_tokens * len(questions)
+    tokens = sum(likely_tokens(question, config) for question in questions)
     print(
         f"{len(questions):,} messages: likely at most {tokens[0]:,} input and {tokens[1]:,} output "
         f"tokens, cost {config.cost(tokens):.4g} at the given prices."
@@ -341,19 +296,22 @@ def run(config: ApiConfig) -> None:
     )
     with locked(config.output):
         file = AnswerFile(config.output, described)
-        Asker(label_names, config, file).ask_all(questions)
-    answers = [file.answers[i] for i in range(len(test))]
+        ask_all(questions, config, file)
+    answers = sorted(file.answers, key=lambda answer: answer["index"])[: len(test)]
     number = {name: i for i, name in enumerate(label_names)}
     labels = test["label"].map(number).to_numpy()
-    predicted = np.array([number.get(answer["label"], len(number)) for answer in answers])
+    found = [None if a["problem"] else parse_answer(a["answer"], label_names) for a in answers]
+    wrong = (labels + 1) % len(number)  # another label: that of an answer which is none
+    predicted = np.array([number.get(name, no) for name, no in zip(found, wrong, strict=True)])
     probabilities = classify_texts(classifier, tokenizer, list(test["text"])).numpy()
     metrics = {
         "run": described,
-        "api": answer_metrics(predicted, labels, len(number)),
+        "api": test_metrics(np.eye(len(number))[predicted], labels),
+        "num_unparsed": found.count(None),
         "classifier": test_metrics(probabilities, labels),
         "comparison": compare(predicted == labels, probabilities.argmax(axis=1) == labels),
-        "tokens": file.tokens,  # of the whole file, which may hold more than these messages
-        "cost": config.cost(file.tokens),
+        "tokens": file.tokens().tolist(),  # of the whole file: perhaps more than these messages
+        "cost": config.cost(file.tokens()),
         "seconds_per_answer": float(np.mean([answer["seconds"] for answer in answers])),
     }
     write_json(metrics, config.output.with_name(config.output.name + ".metrics.json"))
