@@ -195,6 +195,8 @@ def choose(
 
 def run(names: Sequence[str], config: LinearConfig) -> None:
     """Measure the models one after another, each in a process whose memory is its own."""
+    if unknown := set(names) - set(METHODS):
+        raise ValueError(f"there is no {', '.join(unknown)}; choose of {', '.join(METHODS)}.")
     parts = read_parts(config.data, PARTS[:2] if config.choose else PARTS)
     if config.choose:
         task, train, measured = choose, parts["train"], parts["validation"]
@@ -221,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         "Measure linear models on the film reviews that download_prepare_dataset.py wrote: a "
         "majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
     )
-    parser.add_argument("methods", nargs="*", choices=METHODS, help="which models; none: all")
+    parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; default: all")
     add_options(parser, LinearConfig)
     args = parser.parse_args(argv)
     return run_command(

