@@ -144,6 +144,7 @@ def freeze_layers(model: PreTrainedModel, num_trained: int) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     about = "Fine-tune an encoder on the film reviews, and measure it on the official test half."
     args = parse_run("train_encoder.py", about, EncoderRunConfig, argv)
     return run_command(

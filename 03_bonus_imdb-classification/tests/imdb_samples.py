@@ -38,14 +38,12 @@ def archive_members() -> dict[str, bytes]:
     return members
 
 
-def write_archive(path: Path, members: dict[str, bytes], *others: tarfile.TarInfo) -> Path:
+def write_archive(path: Path, members: dict[str, bytes]) -> Path:
     with tarfile.open(path, "w:gz") as archive:
         for name, content in members.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-        for info in others:
-            archive.addfile(info, io.BytesIO(b"x" * info.size))
     return path
 
 

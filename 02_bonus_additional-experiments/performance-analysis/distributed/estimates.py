@@ -5,6 +5,8 @@
 prints its tables. Nothing here is measured but what says so; change a constant to yours.
 """
 
+from itertools import product
+
 import pandas as pd
 
 from gpt_download import MODEL_CONFIGS
@@ -28,11 +30,7 @@ def block_weights(cfg) -> int:
 
 
 def num_weights(cfg) -> int:
-    """With embeddings, but without biases and norms, which are 0.1% of them.
-
-    >>> num_weights(MODEL_CONFIGS["gpt2-small (124M)"])
-    124318464
-    """
+    """With embeddings, but without biases and norms, which are 0.1% of them."""
     return block_weights(cfg) + (cfg.vocab_size + cfg.context_length) * cfg.emb_dim
 
 
@@ -42,45 +40,38 @@ def operations(cfg) -> float:
     return 2 * block_weights(cfg) * TOKENS_PER_MESSAGE
 
 
-def seconds_to_send(num_bytes: float, num_gpus: int) -> float:
-    """At the speed of the slowest link."""
-    return num_bytes / (NVLINK if num_gpus <= 8 else NETWORK)
+def time_row(name: str, job: str, num_passes: int) -> dict[str, str]:
+    """Hours of pure computing."""
+    total = num_passes * NUM_MESSAGES * operations(MODEL_CONFIGS[name])
+    hours = {f"{n:,} GPU": f"{total / n / FLOPS / 3600:,.3g} h" for n in (1, 8, 1000)}
+    return {"model": name, "job": job, "operations": f"{total:.2e}", **hours}
 
 
-def time_rows():
-    """Hours of pure computing; training takes three forward passes' operations."""
-    for name in NAMES:
-        for job, passes in (("classify", 1), ("train all layers, 1 epoch", 3)):
-            total = passes * NUM_MESSAGES * operations(MODEL_CONFIGS[name])
-            hours = {f"{n:,} GPU": f"{total / n / FLOPS / 3600:,.3g} h" for n in (1, 8, 1000)}
-            yield {"model": name, "job": job, "operations": f"{total:.2e}", **hours}
-
-
-def network_rows():
-    """What a training step of all layers sends, around a ring, and how large a batch pays for it:
-    computing then takes as long as sending."""
-    for name in NAMES:
-        cfg = MODEL_CONFIGS[name]
-        for num_gpus in (8, 1000):
-            for strategy, times in TIMES_SENT.items():
-                sent = times * 4 * num_weights(cfg) * (num_gpus - 1) / num_gpus
-                seconds = seconds_to_send(sent, num_gpus)
-                state = 16 * num_weights(cfg) / (num_gpus if strategy == "fsdp" else 1)
-                yield {
-                    "model": name,
-                    "GPUs": f"{num_gpus:,}",
-                    "strategy": strategy,
-                    "state a GPU": f"{state / 1e9:.3g} GB",
-                    "sent a step": f"{sent / 1e9:.2f} GB",
-                    "in": f"{1000 * seconds:.1f} ms",
-                    "global batch": f"{num_gpus * seconds * FLOPS / (3 * operations(cfg)):,.0f}",
-                }
+def network_row(name: str, num_gpus: int, strategy: str) -> dict[str, str]:
+    """What a training step of all layers sends, around a ring, over the slowest link, and how
+    large a batch pays for it: computing then takes as long as sending."""
+    cfg = MODEL_CONFIGS[name]
+    sent = TIMES_SENT[strategy] * 4 * num_weights(cfg) * (num_gpus - 1) / num_gpus
+    seconds = sent / (NVLINK if num_gpus <= 8 else NETWORK)
+    state = 16 * num_weights(cfg) / (num_gpus if strategy == "fsdp" else 1)
+    return {
+        "model": name,
+        "GPUs": f"{num_gpus:,}",
+        "strategy": strategy,
+        "state a GPU": f"{state / 1e9:.3g} GB",
+        "sent a step": f"{sent / 1e9:.2f} GB",
+        "in": f"{1000 * seconds:.1f} ms",
+        "global batch": f"{num_gpus * seconds * FLOPS / (3 * operations(cfg)):,.0f}",
+    }
 
 
 def tables() -> list[str]:
+    jobs = (("classify", 1), ("train all layers, 1 epoch", 3))  # forward passes' worth of work
+    times = [time_row(name, *job) for name, job in product(NAMES, jobs)]
+    networks = [network_row(*case) for case in product(NAMES, (8, 1000), TIMES_SENT)]
     return [
         pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        for rows in (time_rows(), network_rows())
+        for rows in (times, networks)
     ]
 
 

@@ -316,10 +316,9 @@ def send_from_first(model: nn.Module, device: torch.device) -> None:
 
 def own_device(name: str) -> torch.device:
     """The CPU, or the GPU of this process's number on its machine."""
-    device = pick_device(name)
     if name == "mps":
         raise ValueError("--device mps: processes cannot exchange tensors there; choose cpu.")
-    if device.type != "cuda":
+    if pick_device(name).type != "cuda":
         return torch.device("cpu")
     index, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if index >= num_gpus:
