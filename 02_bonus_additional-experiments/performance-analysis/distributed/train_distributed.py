@@ -142,15 +142,14 @@ def train_together(
     config: TrainConfig,
     strategy: str,
     device: torch.device,
-    weights: Tensor | None = None,
-    checkpoint: Checkpoint | None = None,
+    weights: Tensor | None,
+    checkpoint: Checkpoint,
     progress: bool = False,
 ) -> History:
     """`train_classifier_simple` on all processes; the first one writes the checkpoint."""
     rank, size = dist.get_rank(), dist.get_world_size()
     state, module = TrainingState(model, train, config), model
-    if checkpoint is not None:
-        checkpoint.load(state)
+    checkpoint.load(state)
     validate_alike({"the checkpoint": state.num_steps_done})
     if strategy == "fsdp":
         state = cut_into_slices(state, train, device)
@@ -170,8 +169,7 @@ def train_together(
                 state.history.step_losses.append(loss.item())
                 bar.update()
             state.add_epoch(evaluate_together(model, train), evaluate_together(model, validation))
-            if checkpoint is not None:
-                save(state, checkpoint)
+            save(state, checkpoint)
     state.restore_best_weights()
     return state.history
 
