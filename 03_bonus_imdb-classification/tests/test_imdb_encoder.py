@@ -8,7 +8,6 @@ import torch
 from imdb_samples import WORDS, write_sample_parts
 
 transformers = pytest.importorskip("transformers", reason="an extra: requirements-extra.txt")
-pytest.importorskip("accelerate", reason="an extra: requirements-extra.txt")
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
