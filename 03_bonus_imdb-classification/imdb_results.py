@@ -90,13 +90,14 @@ def result_lines(result: dict[str, Any]) -> str:
 def machine(device: str = "cpu") -> dict[str, Any]:
     """Where a result was measured, and the most memory that it took."""
     on_gpu = device.startswith("cuda")
-    libraries = [name for name in ("torch", "transformers", "sklearn") if name in sys.modules]
+    modules = {"torch": "torch", "transformers": "transformers", "scikit-learn": "sklearn"}
+    used = {name: sys.modules[key] for name, key in modules.items() if key in sys.modules}
     return {
         "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_memory_mb(),
         "device": torch.cuda.get_device_name() if on_gpu else device,
         "threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version()}
-        | {name: sys.modules[name].__version__ for name in libraries},
+        | {name: module.__version__ for name, module in used.items()},
     }
 
 

@@ -61,8 +61,8 @@ class ReviewsConfig(Measurement, RunConfig):
     """
 
     left_out: ClassVar[tuple[str, ...]] = (
-        *("text_column", "label_column", "protocol", "balance", "augment", "padding", "output"),
-        "patience",
+        *("text_column", "label_column", "validation_data", "test_data", "protocol", "balance"),
+        *("augment", "padding", "output", "patience"),
     )
 
     name: str = field(kw_only=True)

@@ -50,6 +50,8 @@ class ApiConfig(Options):
         Path("classifier"), "finetune.py's folder: both are judged on its test part", group="data"
     )
     data: Path | None = option(None, "file it was trained on; default: SMS messages", group="data")
+    validation_data: Path | None = option(None, "as in its training, where given", group="data")
+    test_data: Path | None = option(None, "as in its training, where given", group="data")
     num_messages: int | None = option(None, "ask about the first; default: all", AT_LEAST_1, "data")
     task: str = option(TASK, "what is to be decided, in words", group="data")
     shots: int = option(0, "training examples of each label", AT_LEAST_0, "data")
@@ -85,18 +87,20 @@ class ApiConfig(Options):
         return (tokens[0] * self.input_price + tokens[1] * self.output_price) / 1e6
 
 
-def read_messages(training: dict[str, Any], data: Path | None) -> Messages:
+def read_messages(training: dict[str, Any], config: ApiConfig) -> Messages:
     """The messages of a classifier's training, which its card describes.
 
     Raises ``DataError`` if they are others now: test messages could be ones it has learned from.
     """
     names = [entry.name for entry in fields(run_config.RunConfig) if entry.name in training]
-    options = {name: training[name] for name in names} | {"data": data}
+    files = {name: getattr(config, name) for name in ("data", "validation_data", "test_data")}
+    options = {name: training[name] for name in names} | files
     messages = read_run_messages(run_config.RunConfig(**options))
     if fingerprint(messages.splits) != training["data_sha256"]:
         raise DataError(
             f"{messages.name} is not what the classifier was trained on, which is called "
-            f"{training['data'] or 'the SMS messages'}: give that as --data, or fine-tune anew."
+            f"{', '.join(filter(None, (training[name] for name in files))) or 'the SMS messages'}: "
+            f"give the same --data (--validation-data, --test-data), or fine-tune anew."
         )
     return messages
 
@@ -273,7 +277,7 @@ def results_table(metrics: dict[str, Any]) -> str:
 
 def run(config: ApiConfig) -> None:
     classifier, tokenizer = open_classifier(config.classifier, pick_device())
-    messages = read_messages(classifier.config.card["training"], config.data)
+    messages = read_messages(classifier.config.card["training"], config)
     label_names, test = messages.label_names, messages.splits.test[: config.num_messages]
     if config.task == TASK and label_names != ["ham", "spam"]:
         raise DataError(f"--task: say in words what {', '.join(label_names)} are to tell.")

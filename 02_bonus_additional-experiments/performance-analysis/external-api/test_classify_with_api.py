@@ -5,6 +5,7 @@ import re
 import socket
 import struct
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -280,6 +281,17 @@ def test_other_messages_than_those_of_the_training_are_refused(ask, trained, ser
     other.write_text(text.replace("home 3,", "home 333,"), encoding="utf-8")
     status, printed, _ = ask(data=other)
     assert (status, "messages.csv" in printed, server.requests) == (2, True, [])
+
+
+def test_a_test_file_of_the_training_is_asked_for(trained, ask, server, tmp_path):
+    own = tmp_path / "own.csv"
+    own.write_text("text,label\nwin a prize,spam\nsee you,ham\n", encoding="utf-8")
+    options = {"trainable": "head", "num_epochs": 1, "test_data": own, "overwrite": True}
+    result = fine_tune(replace(trained.config, output=tmp_path / "c", **options))
+    classifier = ["--classifier", result.config.output]
+    assert "own.csv" in ask(*classifier)[1]
+    assert ask(*classifier, "--test-data", own)[0] == 0
+    assert server.asked == ["win a prize", "see you"]
 
 
 def test_comparison_counts_the_messages_on_which_they_differ():
