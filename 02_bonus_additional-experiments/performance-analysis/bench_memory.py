@@ -1,36 +1,46 @@
-"""Peak memory by stage and by choice, measured in fresh processes and predicted by a formula."""
+"""Peak memory by stage and by what is trained, measured in fresh processes (what was measured
+before would be counted again) and predicted by a formula.
 
-from pathlib import Path
+B messages in a batch, T tokens each, D embedding dimensions.
+"""
+
+import threading
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import pandas as pd
+import bench_common as bench
 import torch
-from bench_common import in_fresh_process, require, save_figure
-from measure_memory import CHOICES, freeze, measure
+from bench_train import EveryPosition
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from features import FastClassifier
 from fine_tuning import RunConfig, fine_tune
-from gpt_download import MODEL_CONFIGS, build_decoder
+from gpt_download import MODEL_CONFIGS
+from lora import add_lora
 from previous_chapters import GPTConfig, num_parameters
-from text_classifier import ClassifierConfig, GPTClassifier
+from text_classifier import (
+    GPTClassifier,
+    calc_logits,
+    calc_loss_batch,
+    freeze_all_but,
+)
+from text_data import collate
 
+CHOICES = ["inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing"]
 OPTIONS = {
-    "choices": (list(CHOICES), "what is trained, and how: " + ", ".join(CHOICES)),
+    "choices": (CHOICES, "what is trained, and how: " + ", ".join(CHOICES)),
     "batch_sizes": ([1, 8, 32], "messages, at 120 tokens"),
     "lengths": ([30, 240, 480], "tokens, in batches of 8"),
-    "num_epochs": (1, "of the chapter's run; its peak hardly depends on it"),
 }
 STAGES = ("model", "frozen layers", "forward", "backward", "update")
 FLOAT = 4  # bytes
 ADAM = 2  # numbers that AdamW keeps for each trained parameter
 
 
-def count_parameters(cfg, choice: str) -> tuple[int, int]:
-    """All parameters, and the trained ones."""
-    with torch.device("meta"):
-        classifier = GPTClassifier(build_decoder(cfg), ClassifierConfig("", ("a", "b"), 1))
-        freeze(classifier, choice)
-    return num_parameters(classifier), num_parameters(classifier, trainable_only=True)
+# --- Prediction ----------------------------------------------------------------------------------
 
 
 def kept_numbers_per_token(cfg: GPTConfig, choice: str) -> float:
@@ -62,19 +72,116 @@ def passing_numbers(cfg: GPTConfig, choice: str, batch_size: int, length: int) -
     and masked scores, say) beside input, norm, queries, keys and values.
     """
     tokens = batch_size * length
-    if choice != "inference_by_hand":
-        return 12 * cfg.emb_dim * tokens
-    in_attention = 2 * cfg.n_heads * batch_size * length**2 + 5 * cfg.emb_dim * tokens
-    return max(12 * cfg.emb_dim * tokens, in_attention)
+    by_hand = 2 * cfg.n_heads * tokens * length + 5 * cfg.emb_dim * tokens
+    return max(12 * cfg.emb_dim * tokens, by_hand if choice == "inference_by_hand" else 0)
 
 
-def predict_mb(cfg: GPTConfig, choice: str, batch_size: int, length: int) -> float:
+def predict_mb(parameters: int, trained: int, kept: float, passing: float) -> float:
     """Weights, AdamW's state, and the largest of what is kept, of the gradients, and of what is
     passing: while the backward pass makes the gradients, it lets go of what was kept."""
-    parameters, trained = count_parameters(cfg, choice)
-    kept = kept_numbers_per_token(cfg, choice) * batch_size * length
-    passing = passing_numbers(cfg, choice, batch_size, length)
     return FLOAT * (parameters + ADAM * trained + max(kept, trained, passing)) / 1e6
+
+
+# --- Measurement ---------------------------------------------------------------------------------
+
+
+def used_mb(device: torch.device) -> float:
+    """Memory of this process; on a GPU, of its tensors."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated() / 1e6
+    import psutil
+
+    return psutil.Process().memory_info().rss / 1e6
+
+
+@contextmanager
+def stage(name: str, peaks: dict[str, float], device: torch.device):
+    """Watch what happens inside; a stage that comes again keeps the larger peak."""
+    finished, seen = threading.Event(), [used_mb(device)]
+
+    def watch() -> None:
+        while not finished.wait(0.001):
+            seen.append(used_mb(device))
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    watcher.start()
+    yield
+    finished.set()
+    watcher.join()
+    if device.type == "cuda":
+        seen.append(torch.cuda.max_memory_allocated() / 1e6)
+    peaks[name] = max(peaks.get(name, 0), *seen)
+
+
+def model_for(classifier: GPTClassifier, choice: str) -> nn.Module:
+    """What gives the logits; all that the choice does not train is frozen."""
+    if choice.startswith("inference"):
+        classifier.requires_grad_(False)
+        return EveryPosition(classifier, fused=choice == "inference")
+    if choice == "lora":
+        freeze_all_but(classifier, "head")
+        add_lora(classifier.decoder, rank=8, alpha=16)
+        return FastClassifier(classifier)
+    if choice == "checkpointing":  # blocks keep only their input, and are computed again
+        for block in classifier.decoder.trf_blocks[:-1]:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        return FastClassifier(classifier)
+    return FastClassifier(classifier, freeze_all_but(classifier, choice))
+
+
+def random_batch(classifier: GPTClassifier, batch_size: int, length: int) -> dict[str, Tensor]:
+    """Messages of random tokens, all of the same length."""
+    ids = torch.randint(classifier.decoder.cfg.vocab_size, (batch_size, length))
+    batch = collate([(row, 0) for row in ids])
+    return {name: tensor.to(classifier.device) for name, tensor in batch.items()}
+
+
+@torch.no_grad()
+def with_features(model: FastClassifier, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch after the frozen blocks."""
+    decoder, made_by = model.classifier.decoder, torch.tensor(model.made_by)
+    features = decoder.run_blocks(decoder.embed(batch.pop("input_ids")), stop=model.num_layers)
+    return {"features": features, "made_by": made_by, **batch}  # (B, T, D)
+
+
+def measure(
+    model_name: str, choice: str, batch_size: int, length: int, device: torch.device
+) -> dict[str, float]:
+    """Peaks by stage, in MB above what the process held before, and numbers of parameters."""
+    if model_name != "tiny":  # PyTorch loads what it needs, which is no part of the model
+        measure("tiny", choice, 4, 32, device)
+    before, peaks = used_mb(device), {}
+    with stage("model", peaks, device):
+        classifier = bench.random_classifier(model_name, device)
+        model = model_for(classifier, choice)
+    batch = random_batch(classifier, batch_size, length)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        with stage("forward", peaks, device), torch.no_grad():
+            calc_logits(model, batch)
+    else:
+        with stage("frozen layers", peaks, device):
+            batch = with_features(model, batch) if model.num_layers else batch
+        optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        for _ in range(2):  # the optimizer's state appears with the first step, and stays
+            with stage("forward", peaks, device):
+                loss = calc_loss_batch(model, batch)
+            with stage("backward", peaks, device):
+                loss.backward()
+            with stage("update", peaks, device):
+                nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                optimizer.zero_grad()  # the gradients' memory is free for the next forward pass
+    counts = {"parameters": num_parameters(model), "trained": num_parameters(model, True)}
+    return {name: peak - before for name, peak in peaks.items()} | counts
+
+
+def chapter_peak_mb(model: str, device: str) -> float | None:
+    """Peak of this process with all its libraries after an epoch of the chapter's run."""
+    how = {"weights": "random", "protocol": "published", "num_epochs": 1, "quiet": True}
+    return fine_tune(RunConfig(model=model, device=device, **how)).metrics["peak_memory_mb"]
 
 
 def run(
@@ -83,62 +190,28 @@ def run(
     choices: list[str],
     batch_sizes: list[int],
     lengths: list[int],
-    num_epochs: int,
 ) -> dict[str, Any]:
-    cfg = MODEL_CONFIGS[model]
-    if max(lengths) > cfg.context_length:
-        raise ValueError(f"--lengths: {model} reads {cfg.context_length} tokens at most.")
-    if unknown := sorted(set(choices) - set(CHOICES)):
-        raise ValueError(f"--choices: {unknown[0]} is none of {', '.join(CHOICES)}.")
+    cfg, rows = MODEL_CONFIGS[model], []
     settings = [(choice, 8, 120) for choice in choices]
     settings += [("all", batch_size, 120) for batch_size in batch_sizes if batch_size != 8]
     settings += [("all", 8, length) for length in lengths if length != 120]
-    rows = []
     for choice, batch_size, length in tqdm(settings, "choices"):
-        stages = peaks_by_stage(model, choice, batch_size, length, device)
+        measured = bench.in_fresh_process(measure, model, choice, batch_size, length, device)
+        counts = measured.pop("parameters"), measured.pop("trained")
         row = {"trained": choice.replace("_", " "), "messages": batch_size, "tokens each": length}
-        row |= {stage: stages.get(stage) for stage in STAGES}
-        row["peak"] = max(stages.values())
+        row |= dict.fromkeys(STAGES) | measured | {"peak": max(measured.values())}
         if isinstance(cfg, GPTConfig):  # the formula is of its kind of block
-            row["predicted"] = predict_mb(cfg, choice, batch_size, length)
+            kept = kept_numbers_per_token(cfg, choice) * batch_size * length
+            passing = passing_numbers(cfg, choice, batch_size, length)
+            row["predicted"] = predict_mb(*counts, kept, passing)
         rows.append(row)
-    chapter = in_fresh_process(chapter_peak_mb, model, device.type, num_epochs)
-    return {"tables": {"peak_mb": rows}, "chapter_peak_mb": chapter}
+    chapter = bench.in_fresh_process(chapter_peak_mb, model, device.type)
+    whole = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""
+    return {
+        "tables": {"peak_mb": rows},
+        "notes": ["MB above a process that has loaded PyTorch, by stage." + whole],
+        "chapter_peak_mb": chapter,
+    }
 
 
-def peaks_by_stage(
-    model: str, choice: str, batch_size: int, length: int, device: torch.device
-) -> dict[str, float]:
-    """Peaks of a fresh process, in MB above what it held before. Raises ``Unavailable``."""
-    if device.type != "cuda":
-        require("psutil")
-    return in_fresh_process(measure, model, choice, batch_size, length, device)
-
-
-def chapter_peak_mb(model: str, device: str, num_epochs: int) -> float | None:
-    """Peak of this process with all its libraries after the chapter's run."""
-    config = RunConfig(
-        model=model,
-        weights="random",
-        protocol="published",
-        num_epochs=num_epochs,
-        device=device,
-        quiet=True,
-    )
-    return fine_tune(config).metrics["peak_memory_mb"]
-
-
-def notes(result: dict[str, Any]) -> list[str]:
-    peak = result["chapter_peak_mb"]
-    whole = f"The chapter's run, with all libraries: {peak:,.0f} MB." if peak else ""
-    return [f"MB above a process that has loaded PyTorch, by stage. {whole}"]
-
-
-def plot(result: dict[str, Any], path: Path) -> None:
-    rows = pd.DataFrame(result["tables"]["peak_mb"]).astype({"messages": str, "tokens each": str})
-    rows.index = rows["trained"] + ", " + rows["messages"] + " x " + rows["tokens each"]
-    size = (8, 0.6 + 0.38 * len(rows))
-    ax = rows.filter(["peak", "predicted"]).plot.barh(figsize=size, color=["#e6761b", "#b0b0b0"])
-    ax.set_xlabel("peak memory (MB)")
-    ax.invert_yaxis()
-    save_figure(ax.figure, path)
+plot = partial(bench.plot_bars, columns=["peak", "predicted"], num_names=3)

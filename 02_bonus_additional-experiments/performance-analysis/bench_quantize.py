@@ -3,24 +3,15 @@ size and speed of another shape."""
 
 import copy
 import io
+import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import pandas as pd
+import bench_common as bench
 import torch
-from bench_common import (
-    Unavailable,
-    mixed_dataset,
-    plot_bars,
-    random_classifier,
-    time_in_turns,
-    try_each,
-    unavailable_notes,
-)
-from classifying_ways import bfloat16, int4_weights, int8_by_pytorch, int8_by_torchao, int8_weights
+from torch import nn
 
 from evaluation import wilson_interval
 from features import FastClassifier
@@ -33,6 +24,40 @@ OPTIONS = {
     "num_epochs": (5, "of gpt-mini's fine-tuning"),
     "repetitions": (5, "rounds; the median counts"),
 }
+
+
+def bfloat16(classifier: GPTClassifier) -> GPTClassifier:
+    """All weights, embeddings too, and activations: 8 bits of precision, half the memory."""
+    bench.require_bf16(classifier.device)
+    return copy.deepcopy(classifier).to(torch.bfloat16)
+
+
+def int8_by_pytorch(classifier: GPTClassifier) -> GPTClassifier:
+    """PyTorch's own dynamic quantisation, for processors: matrices in 8 bits, activations too
+    while they are multiplied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they point to torchao, which is measured too
+        changed = copy.deepcopy(classifier)
+        return torch.ao.quantization.quantize_dynamic(changed, {nn.Linear}, torch.qint8)
+
+
+def by_torchao(make_config: Callable[[Any], Any], classifier: GPTClassifier) -> GPTClassifier:
+    """The blocks' matrices in one of torchao's formats, not the small head."""
+    from torchao import quantization
+
+    changed = copy.deepcopy(classifier)
+    quantization.quantize_(changed.decoder.trf_blocks, make_config(quantization))
+    return changed
+
+
+int8_by_torchao = partial(by_torchao, lambda q: q.Int8DynamicActivationInt8WeightConfig())
+int8_weights = partial(by_torchao, lambda q: q.Int8WeightOnlyConfig())
+# One scale for each 32 weights. torchao keeps 4 bits in a byte on a processor, so that neither size
+# nor speed gains, but the rounding is that of 4 bits.
+int4_weights = partial(
+    by_torchao,
+    lambda q: q.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=q.PerGroup(32)),
+)
 WAYS: dict[str, Callable[[GPTClassifier], GPTClassifier]] = {
     "float32": copy.deepcopy,
     "bfloat16": bfloat16,
@@ -43,6 +68,11 @@ WAYS: dict[str, Callable[[GPTClassifier], GPTClassifier]] = {
 }
 
 
+def classify(classifier: GPTClassifier, dataset: SpamDataset) -> torch.Tensor:
+    """Logits (N, C), as `classify.py` computes them."""
+    return predict_logits(FastClassifier(classifier), dataset)
+
+
 def stored_mb(classifier: GPTClassifier) -> float:
     """Size of the classifier as a file."""
     buffer = io.BytesIO()
@@ -50,62 +80,11 @@ def stored_mb(classifier: GPTClassifier) -> float:
     return buffer.tell() / 1e6
 
 
-def run(
-    model: str, device: torch.device, messages: int, num_epochs: int, repetitions: int
-) -> dict[str, Any]:
-    if device.type != "cpu":
-        raise Unavailable("these formats are a processor's; add --device cpu")
-    mixed, shape = mixed_dataset(model, messages), random_classifier(model, device)
-    fine_tuned, test = fine_tuned_mini(num_epochs)
-    makers = {
-        way: lambda quantise=quantise: (quantise(fine_tuned.classifier), quantise(shape))
-        for way, quantise in WAYS.items()
-    }
-
-    def answer_both(classifiers: tuple[GPTClassifier, GPTClassifier]) -> torch.Tensor:
-        mini, large = classifiers
-        classify(large, mixed)
-        return classify(mini, test)
-
-    classifiers, logits, unavailable = try_each(makers, answer_both)
-    functions = {way: partial(classify, large, mixed) for way, (_, large) in classifiers.items()}
-    rounds = time_in_turns(functions, repetitions, device, warm_up=False)
-    rows = [
-        {
-            "weights": way,
-            **quality(logits[way], logits["float32"], test.labels),
-            "gpt-mini, MB": stored_mb(mini),
-            "shape, MB": stored_mb(large),
-            "shape, messages a second": len(mixed) / median(rounds[way]),
-        }
-        for way, (mini, large) in classifiers.items()
-    ]
-    return {
-        "tables": {"ways": rows},
-        "data": fine_tuned.metrics["data"],
-        "test_messages": len(test),
-        "unavailable": unavailable,
-        "rounds": rounds,
-    }
-
-
-def classify(classifier: GPTClassifier, dataset: SpamDataset) -> torch.Tensor:
-    """Logits (N, C), as `classify.py` computes them."""
-    return predict_logits(FastClassifier(classifier), dataset)
-
-
 def fine_tuned_mini(num_epochs: int, seed: int = RunConfig.seed) -> tuple[RunResult, SpamDataset]:
     """gpt-mini as `finetune.py --model gpt-mini --continued-pretraining-epochs 0` trains it, and
     its test messages. (Continued pretraining takes a minute or two, and is beside the point.)"""
-    config = RunConfig(
-        model="gpt-mini",
-        continued_pretraining_epochs=0,
-        num_epochs=num_epochs,
-        seed=seed,
-        device="cpu",
-        quiet=True,
-    )
-    result = fine_tune(config)
+    how = {"continued_pretraining_epochs": 0, "num_epochs": num_epochs, "seed": seed}
+    result = fine_tune(RunConfig(model="gpt-mini", device="cpu", quiet=True, **how))
     *_, test = make_datasets(result.messages, result.tokenizer, result.classifier.config)
     return result, test
 
@@ -123,14 +102,34 @@ def quality(logits: torch.Tensor, expected: torch.Tensor, labels: list[int]) -> 
     }
 
 
-def notes(result: dict[str, Any]) -> list[str]:
+def run(
+    model: str, device: torch.device, messages: int, num_epochs: int, repetitions: int
+) -> dict[str, Any]:
+    mixed, shape = bench.mixed_dataset(model, messages), bench.random_classifier(model, device)
+    fine_tuned, test = fine_tuned_mini(num_epochs)
+    makers = {
+        way: lambda quantise=quantise: (quantise(fine_tuned.classifier), quantise(shape))
+        for way, quantise in WAYS.items()
+    }
+    ways, logits, unavailable = bench.try_each(makers, lambda both: classify(both[0], test))
+    functions = {way: partial(classify, large, mixed) for way, (_, large) in ways.items()}
+    rounds = bench.time_in_turns(functions, repetitions)
+    rows = [
+        {
+            "weights": way,
+            **quality(logits[way], logits["float32"], test.labels),
+            "gpt-mini, MB": stored_mb(mini),
+            "shape, MB": stored_mb(large),
+            "shape, messages a second": len(mixed) / median(rounds[way]),
+        }
+        for way, (mini, large) in ways.items()
+    ]
     note = (
-        f"Accuracy: fine-tuned gpt-mini on {result['test_messages']} test messages. Messages a "
-        f"second: {result['options']['messages']}, grouped by length."
+        f"Accuracy: fine-tuned gpt-mini on {len(test)} test messages. Messages a second: "
+        f"{messages}, grouped by length."
     )
-    return [note, *unavailable_notes(result["unavailable"])]
+    result = {"tables": {"ways": rows}, "notes": [note], "unavailable": unavailable}
+    return result | {"rounds": rounds}
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    ways = pd.DataFrame(result["tables"]["ways"]).set_index("weights")
-    plot_bars(ways[["shape, MB", "shape, messages a second"]], path)
+plot = partial(bench.plot_bars, columns=["shape, MB", "shape, messages a second"])

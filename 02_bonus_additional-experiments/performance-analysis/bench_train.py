@@ -1,32 +1,40 @@
-"""Training: the plain way, each improvement, the chapter's run, the lower bound, the Trainer."""
+"""Training: the plain way, each improvement, the chapter's run, the lower bound, the Trainer.
+
+Shapes in comments: B messages in a batch, T tokens in the longest of them, D embedding dimensions,
+C classes.
+"""
 
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
+import bench_common as bench
 import pandas as pd
 import torch
-from bench_common import (
-    Unavailable,
-    plot_bars,
-    random_classifier,
-    require_bf16,
-    take_turns,
-    unavailable_notes,
-)
-from hugging_face import TrainerJob, freeze_twin_but_last_block, hugging_face_classifier
+import torch.nn.functional as F
+from hugging_face import hugging_face_classifier, hugging_face_inputs, trainer_run
 from lower_bound import achieved_flops, training_operations
-from training_ways import IMPROVEMENTS, TrainingJob, Work, ladder
+from torch import Tensor, nn
 
-from features import Precision
+from features import FastClassifier, FeatureDataset, Precision
 from fine_tuning import RunConfig, fine_tune, make_datasets
 from gpt_download import MODEL_CONFIGS, load_pretrained, load_tokenizer
+from previous_chapters import TransformerBlock
 from run_messages import read_run_messages
-from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but
-from text_data import SpamDataset
+from text_classifier import (
+    POOLINGS,
+    TOKENS_AT_ONCE,
+    ClassifierConfig,
+    GPTClassifier,
+    calc_logits,
+    freeze_all_but,
+)
+from text_data import SpamDataset, batches_by_length, make_loader
+from training import TrainConfig, train_step
 
 NUM_TRAIN = 1045  # training messages of the published split
 OPTIONS = {
@@ -37,114 +45,155 @@ OPTIONS = {
     "check_steps": (40, "steps over which losses are compared"),
 }
 # Of the chapter's run; the n-gram baseline that it also fits is no part of the GPT's training.
-COUNTED_STAGES = ("data", "model", "frozen_layers", "training", "evaluation")
+STAGES = ["data", "model", "frozen_layers", "training", "evaluation"]
 PARTS = {"last_block": "last_block", "all_layers": "all"}  # key in the raw file: what is trained
-TRAINER = "transformers Trainer"
+PLAIN = "plain: pad to 120 tokens, attention by hand, all blocks at every step"
+FUSED = "+ fused attention"
+TO_LONGEST = "+ pad to the batch's longest message"
+GROUPED = "+ messages of similar length in a batch"
+FROZEN_ONCE = "+ frozen layers computed once"
+LAST_POSITION = "+ only the last position through the last block"
+TRAINER = "transformers Trainer, grouped by length"
+CHAPTER = {precision: f"the chapter's run, {precision}" for precision in get_args(Precision)}
+LOWER_BOUND = "lower bound, float32"
+PADDED_LENGTH = 120  # tokens, as in the well-known way of doing it
+Batch = dict[str, Tensor]
+Batches = dict[str, list[Batch]]  # of all "training" steps, and of all of the "evaluation"
 
 
-def run(
-    model: str,
-    device: torch.device,
-    num_epochs: int,
-    train_size: int,
-    sample: int,
-    repetitions: int,
-    check_steps: int,
-) -> dict[str, Any]:
-    parts = read_parts(model, train_size)
-    compared = {
-        key: compare(model, device, parts, trainable, num_epochs, sample, repetitions)
-        for key, trainable in PARTS.items()
-    }
-    differences = {
-        precision: {
-            key: compare_losses(trainable, check_steps, precision)
-            for key, trainable in PARTS.items()
-        }
-        for precision in get_args(Precision)
-    }
+# --- The ways ------------------------------------------------------------------------------------
+
+
+def block_by_hand(block: TransformerBlock, x: Tensor) -> Tensor:
+    """A block whose attention is computed step by step, as chapter 3 teaches it."""
+    return block.add_to_stream(x, block.att.by_hand(block.norm1(x))[0])
+
+
+class EveryPosition(nn.Module):
+    """A classifier's logits with all positions taken through all blocks, attention fused or not."""
+
+    def __init__(self, classifier: GPTClassifier, num_frozen: int = 0, fused: bool = True):
+        super().__init__()
+        self.classifier, self.num_frozen, self.fused = classifier, num_frozen, fused
+
+    def forward(self, attention_mask, input_ids=None, features=None, made_by=None) -> Tensor:
+        """Token ids (B, T), or the frozen blocks' features (B, T, D) -> logits (B, C)."""
+        decoder, pooling = self.classifier.decoder, self.classifier.config.pooling
+        x, start = features, self.num_frozen
+        if features is None:
+            x, start = decoder.embed(input_ids), 0
+        for block in decoder.trf_blocks[start:]:
+            x = block(x) if self.fused else block_by_hand(block, x)
+        return POOLINGS[pooling](decoder.out_head(decoder.final_norm(x)), attention_mask)
+
+
+def padded(batch: Batch) -> Batch:
+    """A batch with the plain way's padding; a message that is longer is left as it is."""
+    missing = max(0, PADDED_LENGTH - batch["input_ids"].shape[1])
+    names = ("input_ids", "attention_mask")  # (B, T) each
+    return batch | {name: F.pad(batch[name], (0, missing)) for name in names}
+
+
+def num_positions(batch: Batch) -> int:
+    """Tokens, padding too."""
+    return batch["attention_mask"].numel()
+
+
+def make_batches(
+    parts: Sequence[SpamDataset], num_epochs: int, max_tokens: int | None = None
+) -> Batches:
+    """Eight messages a batch as they come; with `max_tokens`, messages of similar length, and in
+    the evaluation so many tokens. Training and validation messages are evaluated after every
+    epoch, and all three parts at the end."""
+    size, grouped, evaluated = TrainConfig.batch_size, max_tokens is not None, []
+    for part in parts:
+        rows = batches_by_length(part.lengths, max_tokens) if grouped else range(len(part))
+        rows = rows if grouped else torch.arange(len(part)).split(size)
+        evaluated.append([part.collate([part[i] for i in indices]) for indices in rows])
+    train, validation, test = evaluated
     return {
-        "tables": {"seconds": table(compared)},
-        "data": "SMS Spam Collection, published split",
-        "real_tokens": sum(sum(part.lengths) for part in parts),
-        **compared,
-        "largest_difference_of_losses": differences,
+        "training": list(make_loader(parts[0], size, True, grouped)) * num_epochs,
+        "evaluation": (train + validation) * (num_epochs + 1) + test,
     }
 
 
-def read_parts(model: str, train_size: int = NUM_TRAIN) -> list[SpamDataset]:
-    """The messages of the chapter's run, as token ids within the model's context."""
-    messages = read_run_messages(RunConfig(protocol="published", train_size=train_size))
-    context = MODEL_CONFIGS[model].context_length
-    about = ClassifierConfig(model, messages.label_names, context)
-    return make_datasets(messages, load_tokenizer(model), about)
+def make_ways(
+    classifier: GPTClassifier,
+    parts: Sequence[SpamDataset],
+    num_frozen: int,
+    num_epochs: int = 1,
+    precision: Precision = "float32",
+) -> dict[str, tuple[nn.Module, Batches]]:
+    """What gives the logits in each way, and the batches that it takes. Each way has the
+    improvements of those before it."""
+    max_tokens, fused = TOKENS_AT_ONCE[classifier.device.type], EveryPosition(classifier)
+    as_they_come = make_batches(parts, num_epochs)
+    grouped = make_batches(parts, num_epochs, max_tokens)
+    to_120 = {stage: list(map(padded, batches)) for stage, batches in as_they_come.items()}
+    ways = {
+        PLAIN: (EveryPosition(classifier, fused=False), to_120),
+        FUSED: (fused, to_120),
+        TO_LONGEST: (fused, as_they_come),
+        GROUPED: (fused, grouped),
+    }
+    if num_frozen:
+        features = [FeatureDataset.from_classifier(classifier, p, num_frozen) for p in parts]
+        grouped = make_batches(features, num_epochs, max_tokens)
+        ways[FROZEN_ONCE] = (EveryPosition(classifier, num_frozen), grouped)
+    return ways | {LAST_POSITION: (FastClassifier(classifier, num_frozen, precision), grouped)}
 
 
-def compare(
-    model: str,
-    device: torch.device,
-    parts: list[SpamDataset],
-    trainable: str,
-    num_epochs: int,
-    sample: int,
-    repetitions: int,
-) -> dict[str, Any]:
-    """Seconds of the whole training in each way, of the chapter's run, and of the lower bound.
+def make_step(classifier: GPTClassifier, learning_rate: float) -> Callable[..., float]:
+    """A function that updates the trained parameters with a batch, and returns its loss."""
+    trained = [p for p in classifier.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, learning_rate, fused=True)
+    return lambda model, batch: train_step(model, batch, optimizer, TrainConfig())
 
-    All take turns, and so does the measuring of FLOP/s; but where all layers are trained, the
-    chapter's run has one epoch, once and after the rounds, since that alone takes minutes.
-    """
-    classifier = random_classifier(model, device)
-    cfg, num_frozen = classifier.decoder.cfg, freeze_all_but(classifier, trainable)
-    job = TrainingJob(classifier, parts, num_frozen)
-    ways = ladder(any_frozen=num_frozen > 0)
-    work = {name: job.work(way, sample, num_epochs) for name, way in ways.items()}
-    epochs_run = num_epochs if trainable == "last_block" else 1
-    config = RunConfig(
-        model=model,
-        weights="random",
-        protocol="published",
-        train_size=len(parts[0]),
-        trainable=trainable,
-        num_epochs=epochs_run,
-        device=device.type,
-        quiet=True,
+
+@torch.no_grad()
+def predict(model: nn.Module, batch: Batch) -> Tensor:
+    """Classes (B,)."""
+    return calc_logits(model, batch).argmax(dim=-1).cpu()
+
+
+# --- Timing --------------------------------------------------------------------------------------
+
+
+class Sample(NamedTuple):
+    """Some batches of each stage, which stand for all."""
+
+    batches: Batches
+    num: dict[str, int]
+    """Of all batches."""
+    factor: dict[str, float]
+    """By how much all of them have more positions than the sample."""
+    run: Callable[[], dict[str, float]]
+    """Takes the sample, and returns each stage's seconds."""
+
+
+def sample_of(everything: Batches, num: int, functions: dict[str, Callable]) -> Sample:
+    """A sample on which each stage's function was called already."""
+    batches = {s: bench.evenly_spaced(b, num, num_positions) for s, b in everything.items()}
+    positions = {s: sum(map(num_positions, b)) for s, b in batches.items()}
+
+    def run_stage(stage: str) -> float:
+        return bench.seconds_of(lambda: [functions[stage](batch) for batch in batches[stage]])
+
+    for stage, function in functions.items():
+        function(batches[stage][-1])  # the longest, which allocates
+    return Sample(
+        batches,
+        {stage: len(b) for stage, b in everything.items()},
+        {s: sum(map(num_positions, b)) / positions[s] for s, b in everything.items()},
+        lambda: {stage: run_stage(stage) for stage in functions},
     )
-    chapter = partial(run_chapter, config)
-    runs, unavailable = {"float32": partial(chapter, "float32")}, {}
-    try:
-        require_bf16(device)
-        runs["bfloat16"] = partial(chapter, "bfloat16")
-    except Unavailable as reason:
-        unavailable["the chapter's run, bfloat16"] = str(reason)
-    try:
-        work[TRAINER] = trainer_work(job, trainable, sample, work["group_by_length"])
-    except Unavailable as reason:
-        unavailable[TRAINER] = str(reason)
 
-    functions = {f"{way}, {kind}": w.run for way, of in work.items() for kind, w in of.items()}
-    functions["FLOP/s"] = partial(achieved_flops, cfg, device, 1.0)
-    if trainable == "last_block":
-        rounds = take_turns(functions | runs, repetitions)
-    else:
-        rounds = take_turns(functions, repetitions) | take_turns(runs, 1)
 
-    stages = {p: median_stages(rounds[p], num_epochs / epochs_run) for p in runs}
-    once = dict.fromkeys(work, stages["float32"]["data"] + stages["float32"]["model"])
-    for name, way in ways.items():
-        once[name] += stages["float32"]["frozen_layers"] if "compute_frozen_once" in way else 0
-    lengths, flops = [part.lengths for part in parts], median(rounds["FLOP/s"])
-    operations = training_operations(cfg, lengths, num_epochs, num_frozen)
-    return {
-        "ways": {name: estimate(name, of, rounds, once[name]) for name, of in work.items()},
-        "batches_timed_in_a_round": work["plain"]["step"].num_timed,
-        "epochs_run": epochs_run,
-        "stage_seconds": stages,
-        "achieved_gflops": flops / 1e9,
-        "lower_bound_seconds": operations / flops,
-        "unavailable": unavailable,
-        "rounds": rounds,
-    }
+def trainer_sample(classifier: GPTClassifier, grouped: Sample) -> Sample:
+    """`transformers`' Trainer on the very batches that the grouped way is timed on."""
+    twin = hugging_face_classifier(classifier)
+    batches = {s: [hugging_face_inputs(x, twin) for x in b] for s, b in grouped.batches.items()}
+    return grouped._replace(run=trainer_run(twin, batches["training"], batches["evaluation"]))
 
 
 def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
@@ -154,44 +203,67 @@ def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
         return fine_tune(config).metrics["seconds"]
 
 
-def median_stages(runs: list[dict[str, float]], times_training: float) -> dict[str, float]:
-    """Seconds of each stage, the training multiplied where only a part of its epochs was run."""
-    stages = {stage: median(run[stage] for run in runs) for stage in runs[0]}
-    return stages | {"training": stages["training"] * times_training}
+def read_parts(model: str, train_size: int = NUM_TRAIN) -> list[SpamDataset]:
+    """The messages of the chapter's run, as token ids within the model's context."""
+    messages = read_run_messages(RunConfig(protocol="published", train_size=train_size))
+    about = ClassifierConfig(model, messages.label_names, MODEL_CONFIGS[model].context_length)
+    return make_datasets(messages, load_tokenizer(model), about)
 
 
-def estimate(name: str, work: dict[str, Work], rounds: dict, once: float) -> dict[str, float]:
-    """Seconds of the whole training in a way: what is done once, and all batches by the tokens of
-    those timed."""
-    step, evaluation = work["step"], work["evaluation"]
-    steps, evaluations = (
-        median(rounds[f"{name}, {kind}"]) * w.tokens / w.tokens_timed for kind, w in work.items()
-    )
-    return {
-        "steps": step.num,
-        "step_seconds": steps / step.num,
-        "evaluation_batches": evaluation.num,
-        "evaluation_batch_seconds": evaluations / evaluation.num,
-        "once_seconds": once,
-        "seconds": once + steps + evaluations,
+def compare(
+    model: str, device: torch.device, trainable: str, parts: list[SpamDataset], options: dict
+) -> dict[str, Any]:
+    """Seconds of the whole training in each way, of the chapter's run, and of the lower bound.
+
+    All take turns, and so does the measuring of FLOP/s; but where all layers are trained, the
+    chapter's run has one epoch, once and after the rounds, since that alone takes minutes.
+    """
+    num_epochs, repetitions = options["num_epochs"], options["repetitions"]
+    cfg, classifier = MODEL_CONFIGS[model], bench.random_classifier(model, device)
+    num_frozen = freeze_all_but(classifier, trainable)
+    step, samples = make_step(classifier, learning_rate=1e-6), {}
+    for name, (way, batches) in make_ways(classifier, parts, num_frozen, num_epochs).items():
+        functions = {"training": partial(step, way), "evaluation": partial(predict, way)}
+        samples[name] = sample_of(batches, options["sample"], functions)
+    epochs_run = num_epochs if num_frozen else 1
+    how = {"model": model, "weights": "random", "trainable": trainable, "num_epochs": epochs_run}
+    data = {"protocol": "published", "train_size": len(parts[0])}
+    config = RunConfig(**how, **data, device=device.type, quiet=True)
+    runs = {name: partial(run_chapter, config, precision) for precision, name in CHAPTER.items()}
+    optional = {
+        CHAPTER["bfloat16"]: lambda: bench.require_bf16(device),
+        TRAINER: lambda: trainer_sample(classifier, samples[GROUPED]),
     }
+    made, _, unavailable = bench.try_each(optional, lambda sample: None)
+    samples |= {name: sample for name, sample in made.items() if sample}
+    runs = {name: function for name, function in runs.items() if name not in unavailable}
 
+    functions = {name: sample.run for name, sample in samples.items()}
+    functions["FLOP/s"] = partial(achieved_flops, cfg, device, 1.0)
+    if num_frozen:
+        rounds = bench.take_turns(functions | runs, repetitions)
+    else:
+        rounds = bench.take_turns(functions, repetitions) | bench.take_turns(runs, 1)
 
-def trainer_work(
-    job: TrainingJob, trainable: str, num_timed: int, grouped: dict[str, Work]
-) -> dict[str, Work]:
-    """`transformers`' Trainer on the very batches that the grouped way is timed on. Raises
-    ``Unavailable``."""
-    twin = hugging_face_classifier(random_classifier(job.classifier.config.model_name, job.device))
-    if trainable == "last_block":
-        freeze_twin_but_last_block(twin)
-    way = ladder(any_frozen=False)["group_by_length"]
-    steps = job.sample(job.train_batches(way), way, num_timed)
-    evaluations = job.sample(job.evaluation_batches(way, 0), way, num_timed)
-    trainer = TrainerJob(twin, job.parts[0], steps, evaluations)
+    stages = {n: pd.DataFrame(rounds[n]).median().to_dict() for n in (*samples, *runs)}
+    for name in runs:
+        stages[name]["training"] *= num_epochs / epochs_run
+    once = {stage: stages[CHAPTER["float32"]][stage] for stage in STAGES[:3]}
+    for name, sample in samples.items():
+        estimates = {
+            stage: seconds * sample.factor[stage] for stage, seconds in stages[name].items()
+        }
+        cached = name in (FROZEN_ONCE, LAST_POSITION)
+        stages[name] = once | ({} if cached else {"frozen_layers": 0.0}) | estimates
+    flops, lengths = median(rounds["FLOP/s"]), [part.lengths for part in parts]
     return {
-        "step": replace(grouped["step"], run=trainer.train),
-        "evaluation": replace(grouped["evaluation"], run=trainer.evaluate),
+        "stages": stages,
+        "batches": {name: sample.num for name, sample in samples.items()},
+        "batches_timed_in_a_round": len(samples[PLAIN].batches["training"]),
+        "achieved_gflops": flops / 1e9,
+        "lower_bound": training_operations(cfg, lengths, num_epochs, num_frozen) / flops,
+        "unavailable": unavailable,
+        "rounds": rounds,
     }
 
 
@@ -203,61 +275,64 @@ def compare_losses(trainable: str, num_steps: int, precision: Precision) -> floa
     though not what is computed of a batch: both ways get the grouped batches here.)
     """
     parts, losses = read_parts("gpt-mini"), []
-    *_, fast = ladder(any_frozen=trainable != "all").values()
-    for way in (frozenset(), fast):
+    for name in (PLAIN, LAST_POSITION):
         decoder, _ = load_pretrained("gpt-mini")
         torch.manual_seed(0)
         about = ClassifierConfig("gpt-mini", ("ham", "spam"), decoder.cfg.context_length)
         classifier = GPTClassifier(decoder, about)
-        job = TrainingJob(classifier, parts, freeze_all_but(classifier, trainable), 5e-4, precision)
-        batches = job.train_batches(fast)[:num_steps]
-        losses.append([job.step(job.make_batch(rows, way), way) for rows in batches])
+        num_frozen = freeze_all_but(classifier, trainable)
+        ways = make_ways(classifier, parts, num_frozen, precision=precision)
+        model, step = ways[name][0], make_step(classifier, learning_rate=5e-4)
+        _, batches = ways[GROUPED if name == PLAIN else name]
+        change = padded if name == PLAIN else dict
+        losses.append([step(model, change(b)) for b in batches["training"][:num_steps]])
     return max(abs(a - b) for a, b in zip(*losses, strict=True))
 
 
-def seconds_by_name(part: dict[str, Any]) -> dict[str, float]:
-    """Seconds of all that was compared, the plain way first and the lower bound last."""
-    names = {"plain": "plain: pad to 120 tokens, attention by hand, all blocks at every step"}
-    names |= {key: f"+ {text}" for key, text in IMPROVEMENTS.items()}
-    names[TRAINER] = f"{TRAINER}, grouped by length"
-    seconds = {names[way]: metrics["seconds"] for way, metrics in part["ways"].items()}
-    for precision, stages in part["stage_seconds"].items():
-        seconds[f"the chapter's run, {precision}"] = sum(stages[s] for s in COUNTED_STAGES)
-    return seconds | {"lower bound, float32": part["lower_bound_seconds"]}
-
-
 def table(compared: dict[str, dict]) -> list[dict[str, Any]]:
-    by_part = {key.replace("_", " "): seconds_by_name(part) for key, part in compared.items()}
-    rows: list[dict[str, Any]] = [{"how": name} for name in by_part["last block"]]
-    for part, seconds in by_part.items():
-        plain, *_, lower_bound = seconds.values()
-        for row in rows:
-            value = seconds.get(row["how"])
-            row[f"{part}, seconds"] = value
-            row[f"{part}, speedup"] = plain / value if value else None
-            row[f"{part}, times the bound"] = value / lower_bound if value else None
-    return rows
+    """Seconds of all ways, beside those of the plain way and of the lower bound."""
+    parts = []
+    for key, part in compared.items():
+        seconds = pd.DataFrame(part["stages"]).T[STAGES].sum(axis=1)
+        seconds[LOWER_BOUND] = part["lower_bound"]
+        columns = {"seconds": seconds, "speedup": seconds[PLAIN] / seconds}
+        columns["times the bound"] = seconds / seconds[LOWER_BOUND]
+        parts.append(pd.DataFrame(columns).add_prefix(key.replace("_", " ") + ", "))
+    rows = pd.concat(parts, axis=1).rename_axis("how").reset_index().astype(object)
+    return rows.where(rows.notna(), None).to_dict("records")
 
 
-def notes(result: dict[str, Any]) -> list[str]:
-    part, plain = result["last_block"], result["last_block"]["ways"]["plain"]
-    flops = " and ".join(f"{result[key]['achieved_gflops']:.0f}" for key in PARTS)
-    differences = ", ".join(
+def run(model: str, device: torch.device, **options: int) -> dict[str, Any]:
+    parts = read_parts(model, options["train_size"])
+    compared = {key: compare(model, device, of, parts, options) for key, of in PARTS.items()}
+    differences = {
+        precision: {
+            key: compare_losses(of, options["check_steps"], precision) for key, of in PARTS.items()
+        }
+        for precision in CHAPTER
+    }
+    part, data = compared["last_block"], "SMS Spam Collection, published split"
+    plain, flops = part["batches"][PLAIN], [p["achieved_gflops"] for p in compared.values()]
+    moved = ", ".join(
         f"{difference:.0e} ({key.replace('_', ' ')}, {precision})"
-        for precision, by_part in result["largest_difference_of_losses"].items()
+        for precision, by_part in differences.items()
         for key, difference in by_part.items()
     )
-    return [
-        f"{result['data']}. Ways and Trainer are estimates: {part['batches_timed_in_a_round']} "
-        f"steps and evaluation batches are timed, of {plain['steps']:,} and "
-        f"{plain['evaluation_batches']:,} of the plain way. The chapter's run with all layers is "
-        f"one epoch, once, its training times {result['options']['num_epochs']}. The lower bound "
-        f"is at {flops} GFLOP/s.",
-        *unavailable_notes(part["unavailable"]),
-        f"Largest difference from the plain way's losses on gpt-mini: {differences}.",
+    notes = [
+        f"{data}. Ways and Trainer are estimates: {part['batches_timed_in_a_round']} steps and "
+        f"evaluation batches are timed, of {plain['training']:,} and {plain['evaluation']:,} "
+        f"of the plain way. The chapter's run with all layers is one epoch, once, its training "
+        f"times {options['num_epochs']}. The lower bound is at {flops[0]:.0f} and {flops[1]:.0f} "
+        f"GFLOP/s.",
+        f"Largest difference from the plain way's losses on gpt-mini: {moved}.",
     ]
+    return {
+        "tables": {"seconds": table(compared)},
+        "notes": notes,
+        "unavailable": part["unavailable"],
+        **compared,
+        "largest_difference_of_losses": differences,
+    }
 
 
-def plot(result: dict[str, Any], path: Path) -> None:
-    seconds = pd.DataFrame(result["tables"]["seconds"]).set_index("how")
-    plot_bars(seconds[["last block, seconds", "all layers, seconds"]], path)
+plot = partial(bench.plot_bars, columns=["last block, seconds", "all layers, seconds"])

@@ -2,38 +2,32 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from bench_common import Unavailable, require, wait_for
+import bench_common as bench
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from previous_chapters import Decoder, GPTModel, gpt2_state_dict
 from text_classifier import GPTClassifier
-from text_data import SpamDataset, collate
 
 
 def _twin(decoder: Decoder, task: str, head: str, **options):
-    """`GPT2<task>` with the weights of a decoder, whose output layer it calls `head`.
-
-    `<|endoftext|>` is every special token, and it has no dropout. Raises ``Unavailable``.
-    """
-    require("transformers")
+    """`GPT2<task>` with the weights of a decoder, whose output layer it calls `head`, and without
+    dropout. `<|endoftext|>` is every special token."""
     import transformers
 
     if not isinstance(decoder, GPTModel):
-        raise Unavailable("the comparison is made for GPT-2's kind of decoder")
+        raise TypeError("the comparison is made for GPT-2's kind of decoder")
     cfg = decoder.cfg
-    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), cfg.vocab_size - 1)
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     config = transformers.GPT2Config(
         vocab_size=cfg.vocab_size,
         n_positions=cfg.context_length,
         n_embd=cfg.emb_dim,
         n_layer=cfg.n_layers,
         n_head=cfg.n_heads,
-        **special,
-        **no_dropout,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), cfg.vocab_size - 1),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         **options,
     )
     twin = getattr(transformers, "GPT2" + task)(config).to(decoder.device).eval()
@@ -49,94 +43,62 @@ def hugging_face_generator(decoder: Decoder):
 
 
 def hugging_face_classifier(classifier: GPTClassifier):
-    """A sequence classifier with the weights of ours.
+    """A sequence classifier with the weights of ours, but for the head's bias, which it lacks;
+    where the last block alone is trained, so it is here.
 
-    Its head has no bias, so ours must be zero. It finds a message's last real token by looking for
-    the padding token, for which it takes `<|endoftext|>`, which no message holds.
+    It finds a message's last real token by looking for the padding token, for which it takes
+    `<|endoftext|>`, which no message holds.
     """
-    decoder = classifier.decoder
-    if decoder.out_head.bias.any():
-        raise ValueError("transformers' head has no bias: ours must be zero to give the same.")
-    num_labels = len(classifier.config.label_names)
-    return _twin(decoder, "ForSequenceClassification", "score", num_labels=num_labels)
+    decoder, num_labels = classifier.decoder, len(classifier.config.label_names)
+    twin = _twin(decoder, "ForSequenceClassification", "score", num_labels=num_labels)
+    twin.requires_grad_(decoder.tok_emb.weight.requires_grad)
+    for part in (twin.transformer.h[-1], twin.transformer.ln_f, twin.score):
+        part.requires_grad_(True)
+    return twin
 
 
 def hugging_face_inputs(batch: dict[str, Tensor], twin) -> dict[str, Tensor]:
-    """Token ids (B, T), the padding as `twin` wants it, and the mask (B, T)."""
+    """A batch's token ids (B, T) with the padding that `twin` wants, mask (B, T), labels (B,)."""
     mask = batch["attention_mask"]
     input_ids = batch["input_ids"].masked_fill(~mask, twin.config.pad_token_id)
-    inputs = {"input_ids": input_ids, "attention_mask": mask.long()}
+    inputs = {"input_ids": input_ids, "attention_mask": mask.long(), "labels": batch["labels"]}
     return {name: tensor.to(twin.device) for name, tensor in inputs.items()}
 
 
-def freeze_twin_but_last_block(twin) -> None:
-    """As `freeze_all_but(classifier, "last_block")` does."""
-    twin.requires_grad_(False)
-    for part in (twin.transformer.h[-1], twin.transformer.ln_f, twin.score):
-        part.requires_grad_(True)
+def trainer_run(
+    twin, steps: Sequence[dict[str, Tensor]], evaluations: Sequence[dict[str, Tensor]]
+) -> Callable[[], dict[str, float]]:
+    """A function that takes these steps and evaluation batches with `transformers`' Trainer, and
+    returns the seconds of both."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+    moments: list[float] = []
 
-class TrainerJob:
-    """`transformers`' Trainer on given batches of a data set's rows. Raises ``Unavailable``."""
+    class Stopwatch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            bench.synchronize()
+            moments.append(time.perf_counter())
 
-    def __init__(
-        self,
-        twin,
-        dataset: SpamDataset,
-        steps: Sequence[list[int]],
-        evaluations: Sequence[list[int]],
-    ):
-        require("transformers", "accelerate")
-        from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    class GivenBatches(Trainer):
+        def get_train_dataloader(self) -> DataLoader:
+            return DataLoader([steps[0], *steps], batch_size=None)  # the first is not counted
 
-        moments: list[float] = []
+        def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+            return DataLoader(evaluations, batch_size=None)
 
-        class Stopwatch(TrainerCallback):
-            def on_step_end(self, args, state, control, **kwargs):
-                wait_for(twin.device)
-                moments.append(time.perf_counter())
+    nothing = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none"}
+    rates = {"learning_rate": 1e-6, "weight_decay": 0.1, "num_train_epochs": 1}
+    where = {"output_dir": tempfile.gettempdir(), "use_cpu": twin.device.type == "cpu"}
+    arguments = TrainingArguments(**where, **rates, **nothing, disable_tqdm=True)
+    data = {"train_dataset": steps, "eval_dataset": evaluations}
+    trainer = GivenBatches(twin, arguments, callbacks=[Stopwatch()], **data)
+    trainer.remove_callback(PrinterCallback)
+    trainer.evaluate()  # the first call allocates
 
-        def collate_for_twin(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
-            batch = collate(items)
-            return hugging_face_inputs(batch, twin) | {"labels": batch["labels"].to(twin.device)}
+    def run() -> dict[str, float]:
+        moments.clear()
+        trainer.train()
+        training = moments[-1] - moments[0]
+        return {"training": training, "evaluation": bench.seconds_of(trainer.evaluate)}
 
-        def loader(batches: Sequence[list[int]]) -> DataLoader:
-            return DataLoader(dataset, batch_sampler=batches, collate_fn=collate_for_twin)
-
-        class GivenBatches(Trainer):
-            def get_train_dataloader(self) -> DataLoader:
-                return loader([steps[0], *steps])  # the first step is not counted
-
-            def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-                return loader(evaluations)
-
-        self.moments = moments
-        arguments = TrainingArguments(
-            output_dir=tempfile.gettempdir(),  # nothing is saved
-            num_train_epochs=1,
-            learning_rate=1e-6,
-            weight_decay=0.1,
-            max_grad_norm=1.0,
-            save_strategy="no",
-            report_to="none",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=twin.device.type == "cpu",
-        )
-        self.trainer = GivenBatches(
-            twin, arguments, train_dataset=dataset, eval_dataset=dataset, callbacks=[Stopwatch()]
-        )
-        self.trainer.remove_callback(PrinterCallback)
-        self.evaluate()
-
-    def train(self) -> float:
-        """Seconds of the steps."""
-        self.moments.clear()
-        self.trainer.train()
-        return self.moments[-1] - self.moments[0]
-
-    def evaluate(self) -> float:
-        """Seconds of the evaluation batches."""
-        start = time.perf_counter()
-        self.trainer.evaluate()  # its answers are on the CPU: nothing to wait for
-        return time.perf_counter() - start
+    return run

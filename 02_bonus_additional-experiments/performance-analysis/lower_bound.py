@@ -3,17 +3,16 @@
 A weight of a linear layer costs two operations a token: one product, one sum. A block of GPT-2
 holds 12 D^2 of them, where D is the length of a token's vector: D^2 each for queries, keys, values
 and the output of attention, 8 D^2 for the feed-forward network. T is the tokens of a message.
+`lengths` are the T of several messages.
 """
 
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from bench_common import seconds_of
+from torch.utils.benchmark import Timer
 
 from gpt_download import build_decoder
 from previous_chapters import TransformerBlock
@@ -32,7 +31,7 @@ def block_weights(cfg) -> int:
 
 
 def block_operations(cfg, lengths: Sequence[int]) -> float:
-    """Operations of one block on messages of the given lengths, every position computed.
+    """Operations of one block, every position computed.
 
     The scores and sums of attention take 4 D operations for each token that is looked at, T/2 of
     them on average: 2 D T for each token, or 2 D T^2 a message.
@@ -55,8 +54,8 @@ def lean_tail_operations(cfg, lengths: Sequence[int]) -> float:
 
 
 def classifying_operations(cfg, lengths: Sequence[int], num_blocks_done: int = 0) -> float:
-    """One pass of each message, after its first `num_blocks_done` blocks: the remaining blocks in
-    full, but for the last. There, keys that are turned by their positions have to be made."""
+    """One pass after the first `num_blocks_done` blocks: the remaining ones in full, but for the
+    last. There, keys that are turned by their positions have to be made."""
     in_full = cfg.n_layers - 1 - num_blocks_done
     tail = tail_operations if one_block(cfg).att.uses_positions else lean_tail_operations
     return in_full * block_operations(cfg, lengths) + tail(cfg, lengths)
@@ -65,17 +64,16 @@ def classifying_operations(cfg, lengths: Sequence[int], num_blocks_done: int = 0
 def training_operations(
     cfg, lengths: Sequence[Sequence[int]], num_epochs: int, num_frozen: int
 ) -> float:
-    """Training with the first `num_frozen` blocks frozen: they take one pass over the real tokens
-    of all messages, and the rest takes the training and the evaluations.
+    """Training with the first `num_frozen` blocks frozen, which take one pass over all messages;
+    `lengths` are those of the training, validation and test messages.
 
-    `lengths` holds the tokens of each message of the three parts. Training and validation messages
-    are evaluated after every epoch, the test messages at the end. A step of training costs three
-    times a forward pass: the backward pass makes gradients by the activations and by the weights.
+    Training and validation messages are evaluated after every epoch, the test messages at the end.
+    A step of training costs three times a forward pass: the backward pass makes gradients by the
+    activations and by the weights.
     """
     frozen = num_frozen * sum(block_operations(cfg, part) for part in lengths)
-    passes = [classifying_operations(cfg, part, num_frozen) for part in lengths]
-    evaluations = num_epochs * (passes[0] + passes[1]) + passes[2]
-    return frozen + 3 * num_epochs * passes[0] + evaluations
+    train, validation, test = (classifying_operations(cfg, part, num_frozen) for part in lengths)
+    return frozen + num_epochs * (3 * train + train + validation) + test
 
 
 def achieved_flops(cfg, device: torch.device, seconds: float = 2.0) -> float:
@@ -83,7 +81,7 @@ def achieved_flops(cfg, device: torch.device, seconds: float = 2.0) -> float:
     matrices = (p for p in one_block(cfg).parameters() if p.dim() == 2)
     weight = torch.randn(max((p.shape for p in matrices), key=lambda s: s.numel()), device=device)
     x = torch.randn(2048, weight.shape[1], device=device)
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        times.append(seconds_of(lambda: F.linear(x, weight), device))
-    return 2 * len(x) * weight.numel() / statistics.median(times)
+    product = {"linear": F.linear, "x": x, "weight": weight}
+    timer = Timer("linear(x, weight)", globals=product, num_threads=torch.get_num_threads())
+    median = timer.blocked_autorange(min_run_time=seconds).median
+    return 2 * len(x) * weight.numel() / median

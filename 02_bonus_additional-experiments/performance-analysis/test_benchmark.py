@@ -3,7 +3,6 @@
 import json
 import shlex
 import sys
-from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -12,25 +11,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import bench_common
+import bench_common as bench
+import bench_infer
 import bench_memory
 import bench_train
 import benchmark
-import classifying_ways
 import lower_bound
-import measure_memory
 import performance_tables
-import training_ways
-from bench_common import Unavailable, mixed_messages, time_in_turns, try_each
-from hugging_face import freeze_twin_but_last_block, hugging_face_classifier
+from hugging_face import hugging_face_classifier
 
 from fast_paths import block_at_positions
 from gpt_download import MODEL_CONFIGS, DownloadError
-from previous_chapters import GPTConfig, GPTModel, num_parameters
-from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but
+from previous_chapters import GPTConfig, num_parameters
+from text_classifier import GPTClassifier, calc_logits, freeze_all_but
 from text_data import SpamDataset
 
-TINY = GPTConfig(vocab_size=80, context_length=128, emb_dim=16, n_heads=2, n_layers=3)
 CPU = torch.device("cpu")
 TINY_FORMS = {
     "train": "--num-epochs 1 --train-size 60 --sample 2 --check-steps 3 --repetitions 1",
@@ -43,32 +38,22 @@ TINY_FORMS = {
 }
 
 
-def tiny_classifier(cfg: GPTConfig = TINY) -> GPTClassifier:
-    torch.manual_seed(0)
-    about = ClassifierConfig("tiny", ("ham", "spam"), cfg.context_length)
-    classifier = GPTClassifier(GPTModel(cfg), about).eval()
-    torch.nn.init.zeros_(classifier.decoder.out_head.bias)  # transformers' head has none
-    return classifier
+def tiny_classifier() -> GPTClassifier:
+    return bench.random_classifier("tiny", CPU)
 
 
 def tiny_dataset(size: int) -> SpamDataset:
     generator = torch.Generator().manual_seed(size)
     lengths = torch.randint(1, 30, (size,), generator=generator).tolist()
-    ids = [torch.randint(TINY.vocab_size - 1, (n,), generator=generator) for n in lengths]
+    ids = [torch.randint(62, (n,), generator=generator) for n in lengths]
     return SpamDataset(ids, [i % 2 for i in range(size)])
-
-
-def tiny_job(trainable: str = "last_block") -> training_ways.TrainingJob:
-    classifier = tiny_classifier()
-    parts = [tiny_dataset(size) for size in (40, 9, 17)]
-    return training_ways.TrainingJob(classifier, parts, freeze_all_but(classifier, trainable))
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     """Runs a command once in its tiny form, however many tests look at what it wrote."""
     try:
-        mixed_messages(1)
+        bench.mixed_messages(1)
     except DownloadError as error:
         pytest.skip(f"the SMS Spam Collection cannot be had: {str(error).splitlines()[0]}")
     folder, done = tmp_path_factory.mktemp("results"), {}
@@ -92,32 +77,30 @@ def rows_of(result: dict, table: str = "ways") -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("command", TINY_FORMS)
-def test_result_has_its_command_and_can_be_shown(results, command, monkeypatch):
+def test_result_has_its_command_and_can_be_shown(results, command):
     result = results(command)
     assert result["command"].startswith(f"benchmark.py {command} --model gpt-mini")
     assert result["versions"]["torch"] == torch.__version__
-    monkeypatch.setattr(performance_tables, "load_result", results)
-    assert performance_tables.markdown(command).startswith("|")
+    assert bench.as_markdown(result).startswith("|")
 
 
-@pytest.mark.parametrize(("key", "num_frozen"), [("last_block", 5), ("all_layers", 0)])
-def test_training_seconds_add_up(results, key, num_frozen):
+@pytest.mark.parametrize("key", bench_train.PARTS)
+def test_training_seconds_add_up(results, key):
     part, table = results("train")[key], rows_of(results("train"), "seconds")
-    ladder, stages = training_ways.ladder(num_frozen > 0), part["stage_seconds"]["float32"]
-    plain = part["ways"]["plain"]
-    assert plain["steps"] == 8  # 60 messages in batches of 8
-    assert plain["evaluation_batches"] == 8 + 19 + 8 + 19 + 38
-    for name, way in part["ways"].items():
-        batches = way["steps"] * way["step_seconds"]
-        batches += way["evaluation_batches"] * way["evaluation_batch_seconds"]
-        frozen = stages["frozen_layers"] if "compute_frozen_once" in ladder.get(name, ()) else 0
-        once = stages["data"] + stages["model"] + frozen
-        assert way["seconds"] == pytest.approx(once + batches)
-    chapter, title = table["the chapter's run, float32"], key.replace("_", " ")
-    seconds = sum(stages[stage] for stage in bench_train.COUNTED_STAGES)
-    assert chapter[f"{title}, speedup"] == pytest.approx(plain["seconds"] / seconds)
-    bound = table["lower bound, float32"][f"{title}, seconds"]
-    assert chapter[f"{title}, times the bound"] == pytest.approx(seconds / bound)
+    # 60 messages in batches of 8, evaluated after the one epoch and at the end
+    expected = {"training": 8, "evaluation": 8 + 19 + 8 + 19 + 38}
+    assert part["batches"][bench_train.PLAIN] == expected
+    title, chapter = key.replace("_", " "), part["stages"]["the chapter's run, float32"]
+    for name, stages in part["stages"].items():
+        seconds = sum(stages[stage] for stage in bench_train.STAGES)
+        assert table[name][f"{title}, seconds"] == pytest.approx(seconds)
+        speedup = table[bench_train.PLAIN][f"{title}, seconds"] / seconds
+        assert table[name][f"{title}, speedup"] == pytest.approx(speedup)
+        times = seconds / part["lower_bound"]
+        assert table[name][f"{title}, times the bound"] == pytest.approx(times)
+        cached = name in (bench_train.FROZEN_ONCE, bench_train.LAST_POSITION)
+        if name in part["batches"]:
+            assert stages["frozen_layers"] == (chapter["frozen_layers"] if cached else 0)
 
 
 def test_all_improvements_together_give_the_same_losses(results):
@@ -126,14 +109,12 @@ def test_all_improvements_together_give_the_same_losses(results):
     assert 1e-4 < max(differences["bfloat16"].values()) < 0.1
 
 
-REASONS = ("not installed", "no bf16 instructions", "compiler", "onnxruntime has no")
+REASONS = ("No module named", "no bf16 instructions", "compiler")
 
 
 @pytest.mark.parametrize("command", ["train", "infer", "generate", "quantize"])
 def test_way_is_left_out_for_a_known_reason_only(results, command):
-    result = results(command)
-    parts = (result["last_block"], result["all_layers"]) if command == "train" else (result,)
-    for way, reason in chain(*(part["unavailable"].items() for part in parts)):
+    for way, reason in results(command)["unavailable"].items():
         assert any(known in reason for known in REASONS), f"{way}: {reason}"
 
 
@@ -169,10 +150,7 @@ def test_quantised_weights_take_less_room(results):
     ("arguments", "message"),
     [
         (["train", "--model", "gpt9"], "no model 'gpt9'"),
-        (["generate", "--model", "gpt-mini", "--tokens", "600"], "context of 512"),
-        (["memory", "--model", "gpt-mini", "--lengths", "600"], "512 tokens at most"),
-        (["memory", "--model", "gpt-mini", "--choices", "nothing"], "none of inference"),
-        (["scale", "--model", "gpt-mini", "--lengths", "600"], "512 tokens at most"),
+        (["scale", "--model", "gpt-mini", "--lengths", "600"], "context of 512"),
     ],
 )
 def test_wrong_options_exit_2_with_the_reason(arguments, message, tmp_path, capsys):
@@ -180,24 +158,12 @@ def test_wrong_options_exit_2_with_the_reason(arguments, message, tmp_path, caps
     assert message in capsys.readouterr().err
 
 
-def test_missing_package_is_named_with_the_file_that_has_it(monkeypatch):
-    monkeypatch.setattr(bench_common, "find_spec", lambda name: None)
-    for call, package in (
-        (lambda: hugging_face_classifier(tiny_classifier()), "transformers"),
-        (lambda: classifying_ways.int8_weights(tiny_classifier()), "torchao"),
-        (lambda: classifying_ways.in_onnx_runtime(tiny_classifier()), "onnx"),
-        (lambda: bench_memory.peaks_by_stage("gpt-mini", "all", 8, 120, CPU), "psutil"),
-    ):
-        with pytest.raises(Unavailable, match=f"not installed: {package}.*requirements-extra"):
-            call()
-
-
 def test_way_that_fails_at_its_first_call_is_left_out():
     def fail(number):
         raise RuntimeError(f"no compiler\nfor {number}")
 
     makers = {"works": lambda: lambda number: 2 * number, "fails": lambda: fail}
-    ways, first, unavailable = try_each(makers, lambda way: way(3))
+    ways, first, unavailable = bench.try_each(makers, lambda way: way(3))
     assert (list(ways), first, unavailable) == (["works"], {"works": 6}, {"fails": "no compiler"})
 
 
@@ -212,35 +178,35 @@ def test_operations_of_a_block_are_those_that_pytorch_counts(name):
     """By hand, every query is multiplied with every key: twice what the lower bound counts."""
     cfg = MODEL_CONFIGS[name]
     block, x = lower_bound.one_block(cfg), torch.randn(1, 20, cfg.emb_dim, device="meta")
-    counted = count_operations(lambda: training_ways.block_by_hand(block, x))
+    counted = count_operations(lambda: bench_train.block_by_hand(block, x))
     assert counted == lower_bound.block_operations(cfg, [20]) + 2 * cfg.emb_dim * 20**2
 
 
 @pytest.mark.parametrize("adapted", [True, False])
 def test_operations_of_the_tail_are_those_that_pytorch_counts(adapted):
-    block, x = tiny_classifier().decoder.trf_blocks[0], torch.randn(1, 20, 16)
+    block, x = tiny_classifier().decoder.trf_blocks[0], torch.randn(1, 20, bench.TINY.emb_dim)
     if adapted:  # keys and values are made where a layer is more than its weights
         block.att.W_key = torch.nn.Sequential(block.att.W_key)
     position = torch.tensor([19])
     counted = count_operations(lambda: block_at_positions(block, x, position))
     # PyTorch does not count its fused kernel: D operations a token, where matrices take D^2.
     tail = lower_bound.tail_operations if adapted else lower_bound.lean_tail_operations
-    assert counted == tail(TINY, [20])
+    assert counted == tail(bench.TINY, [20])
 
 
 @pytest.mark.parametrize("choice", ["last_block", "all", "lora", "checkpointing"])
-def test_kept_numbers_are_those_that_pytorch_keeps(choice):
+def test_kept_numbers_are_those_that_pytorch_keeps(choice, monkeypatch):
     """What autograd saves in a forward pass, weights and small change aside.
 
     The messages are long, so that what the last block keeps of one position is small change.
     """
     cfg = GPTConfig(vocab_size=50, context_length=500, emb_dim=64, n_heads=2, n_layers=4)
-    classifier = tiny_classifier(cfg)
-    num_frozen = measure_memory.freeze(classifier, choice)
-    model = measure_memory.model_for(classifier, choice, num_frozen)
-    batch = measure_memory.random_batch(classifier, 4, 500)
-    if num_frozen:
-        batch = measure_memory.with_features(model, batch)
+    monkeypatch.setitem(bench.SHAPES, "tiny", cfg)
+    classifier = tiny_classifier()
+    model = bench_memory.model_for(classifier, choice)
+    batch = bench_memory.random_batch(classifier, 4, 500)
+    if model.num_layers:
+        batch = bench_memory.with_features(model, batch)
     weights = {p.untyped_storage().data_ptr() for p in classifier.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -253,7 +219,7 @@ def test_kept_numbers_are_those_that_pytorch_keeps(choice):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        measure_memory.calc_logits(model, batch)
+        calc_logits(model, batch)
     numbers = bench_memory.kept_numbers_per_token(cfg, choice)
     if choice == "checkpointing":
         numbers -= 16 * 64  # the one block that is computed again, later
@@ -261,28 +227,35 @@ def test_kept_numbers_are_those_that_pytorch_keeps(choice):
 
 
 @pytest.mark.parametrize("trainable", ["last_block", "all"])
-def test_every_improvement_gives_the_same_logits(trainable):
-    job, logits = tiny_job(trainable), {}
-    for name, way in training_ways.ladder(trainable != "all").items():
-        batch = job.make_batch(list(range(8)), way)
-        longest = max(job.parts[0].lengths[:8])
-        assert batch["attention_mask"].shape[1] == (longest if "pad_to_longest" in way else 120)
-        logits[name] = classifying_ways.calc_logits(job.model(way), batch)
-        torch.testing.assert_close(logits[name], logits["plain"], atol=1e-5, rtol=0)
+def test_every_way_gives_the_same_logits_of_all_messages(trainable, monkeypatch):
+    monkeypatch.setattr(bench_train, "PADDED_LENGTH", 31)
+    classifier, parts = tiny_classifier(), [tiny_dataset(size) for size in (40, 9, 17)]
+    num_frozen = freeze_all_but(classifier, trainable)
+    sums, ways = {}, bench_train.make_ways(classifier, parts, num_frozen)
+    assert (bench_train.FROZEN_ONCE in ways) == (num_frozen > 0)
+    for name, (model, batches) in ways.items():
+        widths = {batch["attention_mask"].shape[1] for batch in batches["training"]}
+        assert (widths == {31}) == (name in (bench_train.PLAIN, bench_train.FUSED))
+        with torch.no_grad():
+            logits = torch.cat([calc_logits(model, batch) for batch in batches["evaluation"]])
+        assert len(logits) == 2 * (40 + 9) + 17
+        sums[name] = logits.sort(dim=0).values
+        torch.testing.assert_close(sums[name], sums[bench_train.PLAIN], atol=1e-5, rtol=0)
 
 
-def test_timed_batches_stand_for_all_by_their_tokens():
-    """Lengths are skewed: the middle batches of three groups are shorter than the mean batch."""
-    job, way = tiny_job(), frozenset({"pad_to_longest"})
-    work = job.work(way, num_timed=3, num_epochs=2)
-    tokens = [8 * max(job.parts[0].lengths[i] for i in rows) for rows in job.train_batches(way)]
-    step, evaluation = work["step"], work["evaluation"]
-    assert (step.num_timed, step.num, step.tokens) == (3, 2 * 5, 2 * sum(tokens))
-    assert step.tokens_timed == sum(sorted(tokens)[i] for i in (0, 2, 4))
-    assert evaluation.num == 2 * (5 + 2) + 5 + 2 + 3
-    rounds = {"padded, step": [3.0], "padded, evaluation": [0.0]}
-    estimate = bench_train.estimate("padded", work, rounds, once=1.5)
-    assert estimate["seconds"] == pytest.approx(1.5 + 3 * step.tokens / step.tokens_timed)
+def test_sample_stands_for_all_batches_by_their_positions():
+    parts = [tiny_dataset(size) for size in (40, 9, 17)]
+    everything = bench_train.make_batches(parts, num_epochs=2)
+    calls = {"training": [], "evaluation": []}
+    functions = {stage: calls[stage].append for stage in calls}
+    sample = bench_train.sample_of(everything, 3, functions)
+    assert set(sample.run()) == set(calls)
+    assert sample.num == {"training": 2 * 5, "evaluation": 3 * (5 + 2) + 3}
+    for stage, batches in everything.items():
+        positions = sorted(map(bench_train.num_positions, batches))
+        timed = [positions[int((i + 0.5) * len(positions) / 3)] for i in range(3)]
+        assert [bench_train.num_positions(batch) for batch in calls[stage][1:]] == timed
+        assert sample.factor[stage] == pytest.approx(sum(positions) / sum(timed))
 
 
 def test_twin_trains_as_many_parameters_and_gives_the_same_logits():
@@ -290,31 +263,23 @@ def test_twin_trains_as_many_parameters_and_gives_the_same_logits():
     classifier, dataset = tiny_classifier(), tiny_dataset(9)
     freeze_all_but(classifier, "last_block")
     twin = hugging_face_classifier(classifier)
-    freeze_twin_but_last_block(twin)
     assert num_parameters(twin, True) == num_parameters(classifier, True) - 2  # no bias
     batch = dataset.collate(list(dataset))
-    ours = classifying_ways.from_scratch(classifier)(batch)
-    torch.testing.assert_close(classifying_ways.in_transformers(classifier)(batch), ours)
+    ours = bench_infer.from_scratch(classifier)(batch)
+    torch.testing.assert_close(bench_infer.in_transformers(classifier)(batch), ours)
 
 
 def test_functions_take_turns_after_a_round_that_does_not_count():
     calls = []
     functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = time_in_turns(functions, 2, CPU)
+    seconds = bench.time_in_turns(functions, 2)
     assert calls == list("ababab")
     assert {len(values) for values in seconds.values()} == {2}
 
 
 def test_answers_come_in_the_order_of_the_messages():
-    dataset, logits_of = tiny_dataset(20), classifying_ways.from_scratch(tiny_classifier())
-    loop, *others = (
-        classifying_ways.in_batches(logits_of, batches, dataset)
-        for batches in (
-            classifying_ways.one_by_one,
-            classifying_ways.as_they_come,
-            lambda dataset: classifying_ways.by_length(dataset, CPU),
-        )
-    )
+    dataset, calc = tiny_dataset(20), bench_infer.from_scratch(tiny_classifier())
+    loop, *others = (bench_infer.in_batches(calc, n, dataset, "cpu") for n in (1, 16, None))
     for logits in others:
         torch.testing.assert_close(logits, loop, atol=1e-5, rtol=0)
 
@@ -326,4 +291,4 @@ def test_tables_of_the_readme_are_those_that_the_raw_files_give():
 
 def test_commands_of_the_results_parse():
     for name in benchmark.COMMANDS:
-        benchmark.parse_args(shlex.split(bench_common.load_result(name)["command"])[1:])
+        benchmark.parse_args(shlex.split(bench.load_result(name)["command"])[1:])
