@@ -50,12 +50,7 @@ from text_classifier import (
     pick_device,
     predict_logits,
 )
-from text_data import (
-    SpamDataset,
-    Splits,
-    class_weights,
-    encode_messages,
-)
+from text_data import SpamDataset, Splits, class_weights, encode_messages
 from training import History, TrainConfig, train_classifier_simple
 
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
