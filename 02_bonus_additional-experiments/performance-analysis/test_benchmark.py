@@ -1,7 +1,6 @@
 """Every benchmark in a tiny form; the formulas against PyTorch's own counts; the same results."""
 
 import json
-import shlex
 import sys
 from pathlib import Path
 
@@ -94,8 +93,6 @@ def test_training_seconds_add_up(results, key):
     for name, stages in part["stages"].items():
         seconds = sum(stages[stage] for stage in bench_train.STAGES)
         assert table[name][f"{title}, seconds"] == pytest.approx(seconds)
-        speedup = table[bench_train.PLAIN][f"{title}, seconds"] / seconds
-        assert table[name][f"{title}, speedup"] == pytest.approx(speedup)
         times = seconds / part["lower_bound"]
         assert table[name][f"{title}, times the bound"] == pytest.approx(times)
         cached = name in (bench_train.FROZEN_ONCE, bench_train.LAST_POSITION)
@@ -122,7 +119,6 @@ def test_all_ways_to_classify_give_the_same_but_for_rounding(results):
     for name, row in rows_of(results("infer")).items():
         limit = 0.05 if name.startswith(("bf16", "int8")) else 1e-4
         assert row["largest difference of probabilities"] < limit, name
-        assert row["one message, ms"] > 0
 
 
 def test_generated_tokens_are_the_same_with_and_without_cache(results):
@@ -287,8 +283,3 @@ def test_answers_come_in_the_order_of_the_messages():
 def test_tables_of_the_readme_are_those_that_the_raw_files_give():
     text = performance_tables.README.read_text(encoding="utf-8")
     assert performance_tables.updated_readme() == text
-
-
-def test_commands_of_the_results_parse():
-    for name in benchmark.COMMANDS:
-        benchmark.parse_args(shlex.split(bench.load_result(name)["command"])[1:])
