@@ -1,0 +1,116 @@
+"""Every command of every README does what it should in a copy of the collection, and leaves no
+trace in git.
+
+Commands are shortened by the options below; whatever is not run is listed with the reason.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import CHAPTER
+
+from gpt_download import IMDB_ARCHIVE, SMS_SPAM_ZIP, cache_folder, is_intact
+
+TOP = CHAPTER.parent
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.name == "nt", reason="the commands are written for a Unix shell"),
+    pytest.mark.skipif(not shutil.which("git"), reason="needs git"),
+    pytest.mark.skipif(
+        not is_intact(SMS_SPAM_ZIP), reason="needs the SMS Spam Collection in the cache"
+    ),
+]
+
+FEW = "--model gpt-mini --continued-pretraining-epochs 0 --train-size 40 --num-epochs 1"
+FEW_REVIEWS = f"{FEW} --max-length 32 --test-size 40 --overwrite"
+SHORTENED = {
+    "finetune.py": f"{FEW} --overwrite",
+    "classify.py": "",
+    "train_distributed.py": f"{FEW} --overwrite",
+    "make_tables.py": "",
+    "domain_shift.py": "",
+    "additional_experiments.py": "",
+    "download_prepare_dataset.py": "",
+    "train_linear.py": "--train-size 200",
+    "train_gpt.py": FEW_REVIEWS,
+}
+NOT_RUN = {
+    "pip install": "the environment of the tests is not theirs",
+    "pytest": "these are the tests",
+    "--resume": "goes on with a run of the very same options, which are shortened here",
+    "pretrain.py": "needs a corpus, and hours",
+    "benchmark.py": "its own tests run every measurement on small shapes",
+    "--nproc_per_node 8": "needs eight GPUs",
+    "gpt2-": "needs GPT-2's weights",
+    "train_encoder.py": "needs an extra; its own tests run it",
+    "compare_cuts.py": "needs a classifier that was trained for an hour",
+    "classify_with_api.py": "needs a server; its own tests bring one",
+    "export OPENAI": "names a server",
+    "app.py": "serves until it is stopped; its own tests do it in a browser",
+    "docker": "needs Docker",
+}
+REVIEWS_AT_HAND = is_intact(IMDB_ARCHIVE) or any(cache_folder().glob("aclImdb*"))
+
+
+def commands(readme: Path) -> list[str]:
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+
+
+READMES = sorted(TOP.glob("README.md")) + sorted(TOP.glob("0*/**/README.md"))
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """A fresh clone of what stands in the working tree, with results that took hours beside it."""
+    copy = tmp_path_factory.mktemp("clone") / "collection"
+    listed = git(TOP, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.split("\0")):
+        if (TOP / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(TOP / name, copy / name)
+    git(copy, "init", "--quiet")
+    git(copy, "add", "--all")
+    git(copy, "-c", "user.name=test", "-c", "user.email=test", "commit", "-q", "-m", "all")
+    experiments = copy / "02_bonus_additional-experiments"
+    shutil.copytree(experiments / "results", copy / "my-results")
+    shutil.copytree(experiments / "case-study-domain-shift" / "results", copy / "my-shift")
+    return copy
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
+def test_the_commands_of_a_readme_succeed_and_leave_git_clean(copy, readme):
+    environment = os.environ | {
+        "PYTHONPATH": str(copy / CHAPTER.name),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "CH06_CACHE": str(cache_folder()),
+        "OMP_NUM_THREADS": "1",
+    }
+    if readme.parent.name.startswith("03_") and not REVIEWS_AT_HAND:
+        pytest.skip("needs the film reviews in the cache")
+    for command in commands(readme):
+        command = command.removeprefix("python -m pip install -r requirements.txt && ")
+        if any(part in command for part in NOT_RUN):
+            continue
+        [script] = [name for name in SHORTENED if name in command]
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {SHORTENED[script]}"],
+            cwd=copy,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert git(copy, "status", "--porcelain") == ""
