@@ -70,7 +70,7 @@ def test_the_two_commands_in_turn(messages_csv, tmp_path):
     options = ("--data", messages_csv, "--model", "gpt-mini", "--output", output)
     done = run_command("finetune.py", *options, timeout=600)
     assert done.returncode == 0, done.stderr
-    for part in ("column 'text'", "n-gram baseline", str(output)):
+    for part in ("column 'text'", "points", "Better: --model smollm2-135m", str(output)):
         assert part in done.stdout
     names = ["accuracy.png", "config.json", "confusion-matrix.png", "loss.png", "metrics.json"]
     assert sorted(path.name for path in output.iterdir()) == [*names, "model.safetensors"]
@@ -83,9 +83,20 @@ def test_the_two_commands_in_turn(messages_csv, tmp_path):
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert [(row[0], row[2]) for row in rows] == [
         ("spam", "claim free cash prize call"),
+        (rows[1][0], ""),  # line n of the output belongs to line n of the input
         ("ham", "lunch later at home with mum"),
     ]
     assert all(0.5 <= float(row[1]) <= 1 for row in rows)
+
+
+def test_the_baseline_is_compared_with_what_so_few_messages_can_tell():
+    metrics = {"model": "m", "ngram_baseline": {"accuracy": 0.9}}
+    test = {"num_examples": 262, "accuracy": 0.92, "accuracy_interval": [0.88, 0.95]}
+    said = finetune.compared_with_baseline(metrics | {"test": test})
+    assert said == "m is 2.0 points above the n-gram baseline: 262 messages cannot tell them apart."
+    test = {"num_examples": 262, "accuracy": 0.80, "accuracy_interval": [0.75, 0.85]}
+    said = finetune.compared_with_baseline(metrics | {"test": test})
+    assert said == "m is 10.0 points below the n-gram baseline."
 
 
 def test_metrics_agree_with_the_predictions_and_the_data(messages_csv, tmp_path):

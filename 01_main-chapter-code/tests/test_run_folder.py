@@ -246,7 +246,7 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(messages_csv, tmp_p
     assert finetune.main(list(map(str, arguments))) == 0
     said = capsys.readouterr().out
     assert "finished already" in said
-    assert "MB at most" in said
+    assert "MB of memory at most" in said
     assert "n-gram baseline" in said
     assert {path: path.read_bytes() for path in output.iterdir()} == before
 
