@@ -67,7 +67,8 @@ def continue_pretraining(
                 loss = calc_next_token_loss(decoder, piece)
             yield fraction * loss
 
-    bar = tqdm(total=state.num_steps, desc="continued pretraining", unit="step", disable=not progress)
+    what = "continued pretraining"
+    bar = tqdm(total=state.num_steps, desc=what, unit="step", disable=not progress)
     for _ in range(config.num_epochs):
         for batch in make_loader(texts, config.batch_size, True, True, state.start_epoch()):
             state.set_learning_rate()

@@ -9,6 +9,8 @@ import importlib
 import json
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +40,9 @@ def files(pattern: str) -> list[Path]:
 NOTEBOOKS = files("*.ipynb")
 DOCUMENTS = files("*.md") + NOTEBOOKS
 SCRIPTS = {path.stem: path for path in files("*.py")}
-EXTRAS = "".join(path.read_text(encoding="utf-8") for path in files("requirements-extra.txt"))
+PYPROJECT = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
+OPTIONAL = PYPROJECT["project"]["optional-dependencies"]
+EXTRAS = str([packages for name, packages in OPTIONAL.items() if name != "chapter"])
 CHAPTER_NOTEBOOKS = [path for path in NOTEBOOKS if path.parent == CHAPTER]
 
 
@@ -187,10 +191,39 @@ def test_notebook_is_saved_from_one_clean_run(path):
 def test_notebook_goes_in_small_steps(path):
     lengths = [len(cell.source.splitlines()) for cell in code_of(path)]
     assert median(lengths) <= 6
-    assert quantiles(lengths, n=10)[-1] <= 17
-    assert max(lengths) <= 30
+    assert quantiles(lengths, n=10)[-1] <= 15
+    assert max(lengths) <= 26
     kinds = "".join(cell.cell_type[0] for cell in read_notebook(path).cells)
     assert "cccc" not in kinds, "four code cells without a word between them"
+
+
+@for_each("path", CHAPTER_NOTEBOOKS)
+def test_every_figure_of_the_chapter_has_alt_text(path):
+    for output in (output for cell in code_of(path) for output in cell.outputs):
+        if "image/png" in output.get("data", {}):
+            assert len(output.metadata["image/png"]["alt"].split()) >= 4
+
+
+def test_chapter_is_read_in_an_hour():
+    essential = re.sub(r"<details>.*?</details>", "", prose_of(CHAPTER / "ch06.ipynb"), flags=re.S)
+    assert len(essential.split()) <= 6500
+
+
+@for_each("path", CHAPTER_NOTEBOOKS)
+def test_first_cell_is_the_same_everywhere(path):
+    assert code_of(path)[0].source == code_of(CHAPTER / "ch06.ipynb")[0].source
+
+
+@pytest.mark.parametrize("folder", [CHAPTER, TOP, None], ids=["chapter", "top", "elsewhere"])
+def test_first_cell_finds_the_modules_or_says_what_to_install(folder, tmp_path):
+    cell = code_of(CHAPTER / "ch06.ipynb")[0].source
+    # -I -S: without this environment's packages, so that every module beside it is missing
+    command = [sys.executable, "-I", "-S", "-c", cell]
+    done = subprocess.run(command, cwd=folder or tmp_path, capture_output=True, text=True)
+    says = done.stderr.strip().splitlines()[-1]
+    assert ("text_classifier" in says) == (folder is None)
+    assert "torch" in says
+    assert "pip install -r requirements.txt" in says
 
 
 @for_each("path", NOTEBOOKS)
@@ -217,9 +250,9 @@ def test_bold_numbers_stand_near_the_cell_that_prints_them(path):
 
 
 def test_every_exercise_is_stated_and_solved():
-    stated, solved = map(prose_of, CHAPTER_NOTEBOOKS[:2])
-    exercises = re.findall(r"Exercise (6\.\d+): (.+?)\*\*", stated)
-    assert re.findall(r"^## (6\.\d+) (.+)", solved, re.M) == exercises
+    stated, solved = map(prose_of, (CHAPTER / "ch06.ipynb", CHAPTER / "exercise-solutions.ipynb"))
+    exercises = re.findall(r"Exercise (6\.\d+): (.+?)\*\* \(.+?\)\. (.+)", stated)
+    assert re.findall(r"^## (6\.\d+) (.+)\n\n\*(.+)\*", solved, re.M) == exercises
     assert len(exercises) >= 10
 
 
@@ -316,14 +349,13 @@ def test_quoted_differences_are_those_of_the_raw_files():
         assert several_seeds.paired_difference(*pair) in prose_of(CHAPTER / "README.md")
     for result in (default, smollm2):
         row = several_seeds.table_row(result)
-        for name in ("test accuracy", "95% interval of the mean", "n-grams", "command"):
+        for name in ("test accuracy", "95% interval of the mean", "n-grams"):
             assert row[name] in prose_of(TOP / "README.md")
 
 
 def test_every_module_of_the_chapter_is_installed():
-    project = tomllib.loads((TOP / "pyproject.toml").read_text(encoding="utf-8"))
     modules = {path.stem for path in CHAPTER.glob("*.py")} - {"tests"}
-    assert modules == set(project["tool"]["setuptools"]["py-modules"])
+    assert modules == set(PYPROJECT["tool"]["setuptools"]["py-modules"])
 
 
 # ---------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ def test_further_formats_give_the_same_messages(tmp_path, name):
     elif name == "m.json":
         write(path, json.dumps([{"text": text, "label": label} for text, label in ROWS]))
     elif name == "m.xlsx":
-        pytest.importorskip("openpyxl", reason="needs `pip install openpyxl`")
+        pytest.importorskip("openpyxl", reason="needs 04_user_interface/requirements-extra.txt")
         pd.DataFrame(ROWS, columns=["text", "label"]).to_excel(path, index=False)
     else:
         plain = write_as(tmp_path / name.removesuffix(".gz"), ROWS)

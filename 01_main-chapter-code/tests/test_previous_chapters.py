@@ -120,7 +120,9 @@ def test_number_of_parameters(name, millions):
 
 def hugging_face_twin(model: GPTModel):
     """`transformers`' GPT-2 with the weights of ours."""
-    transformers = pytest.importorskip("transformers", reason="requirements-extra.txt")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs 01_main-chapter-code/requirements-extra.txt"
+    )
     cfg = model.cfg
     twin = transformers.GPT2LMHeadModel(
         transformers.GPT2Config(

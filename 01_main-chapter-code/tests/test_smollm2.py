@@ -97,7 +97,9 @@ def twins_state_dict(model: LlamaModel) -> dict[str, torch.Tensor]:
 
 def hugging_face_twin(model: LlamaModel):
     """`transformers`' Llama with the weights of ours."""
-    transformers = pytest.importorskip("transformers", reason="requirements-extra.txt")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs 01_main-chapter-code/requirements-extra.txt"
+    )
     cfg = model.cfg
     twin = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
@@ -263,7 +265,9 @@ def tokenizer(weights_path):
 @pytest.fixture(scope="module")
 def twin(weights_path):
     """`transformers`' Llama, with the weights as `transformers` reads them."""
-    transformers = pytest.importorskip("transformers", reason="requirements-extra.txt")
+    transformers = pytest.importorskip(
+        "transformers", reason="needs 01_main-chapter-code/requirements-extra.txt"
+    )
     folder, name = weights_path.parent, weights_path.name
     return transformers.LlamaForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.float32

@@ -59,7 +59,9 @@ def results(tmp_path_factory):
 
     def result_of(command: str) -> dict:
         if command == "memory":
-            pytest.importorskip("psutil")
+            pytest.importorskip(
+                "psutil", reason="needs performance-analysis/requirements-extra.txt"
+            )
         if command not in done:
             arguments = [command, "--model", "gpt-mini", *TINY_FORMS[command].split(), "--plot"]
             assert benchmark.main([*arguments, "--device", "cpu", "--output", str(folder)]) == 0
@@ -255,7 +257,7 @@ def test_sample_stands_for_all_batches_by_their_positions():
 
 
 def test_twin_trains_as_many_parameters_and_gives_the_same_logits():
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="needs performance-analysis/requirements-extra.txt")
     classifier, dataset = tiny_classifier(), tiny_dataset(9)
     freeze_all_but(classifier, "last_block")
     twin = hugging_face_classifier(classifier)

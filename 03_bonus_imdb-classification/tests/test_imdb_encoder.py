@@ -7,7 +7,9 @@ import pytest
 import torch
 from imdb_samples import WORDS, write_sample_parts
 
-transformers = pytest.importorskip("transformers", reason="an extra: requirements-extra.txt")
+transformers = pytest.importorskip(
+    "transformers", reason="needs 03_bonus_imdb-classification/requirements-extra.txt"
+)
 
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 

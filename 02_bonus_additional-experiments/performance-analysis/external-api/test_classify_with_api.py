@@ -13,7 +13,7 @@ import pytest
 
 from fine_tuning import RunConfig, fine_tune
 
-pytest.importorskip("openai", reason="the library openai is in requirements-extra.txt")
+pytest.importorskip("openai", reason="needs external-api/requirements-extra.txt")
 import classify_with_api
 from classify_with_api import compare
 
