@@ -2,6 +2,7 @@
 
 import errno
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -113,6 +114,15 @@ class RunFolder:
         """The classifier, metrics.json and the plots; the checkpoint is no longer needed."""
         if self.path is None:
             return
+        with warnings.catch_warnings():
+            # Labels may hold signs that the font lacks: boxes are drawn, and that is all.
+            warnings.filterwarnings("ignore", message="Glyph")
+            self._plot(metrics, history)
+        write_json(metrics, self.path / METRICS)
+        save_classifier(classifier, self.path)
+        self.checkpoint.remove()
+
+    def _plot(self, metrics: dict[str, Any], history: History) -> None:
         epochs = range(1, history.num_epochs + 1)
         num_train = metrics["train"]["num_examples"]
         for quantity in ("loss", "accuracy"):
@@ -123,9 +133,6 @@ class RunFolder:
         if len(metrics["labels"]) <= MAX_LABELS_DRAWN:
             matrix = np.array(metrics["test"]["confusion_matrix"])
             self._save(plot_confusion_matrix(matrix, metrics["labels"]), "confusion-matrix")
-        write_json(metrics, self.path / METRICS)
-        save_classifier(classifier, self.path)
-        self.checkpoint.remove()
 
     def _save(self, figure: Figure, name: str) -> None:
         with whole_file(self.path / f"{name}.png") as partial:
