@@ -2,26 +2,26 @@
 
 import gradio as gr
 from html_parts import facts
+from opened import Opened
 
 from previous_chapters import num_parameters
-from text_classifier import GPTClassifier
 
 SETTINGS = ("weights", "trainable", "num_epochs", "learning_rate", "balance", "seed")
 
 
-def trained_on(classifier: GPTClassifier) -> str:
-    return str(classifier.config.card.get("trained_on") or "data that its folder does not name")
+def trained_on(opened: Opened) -> str:
+    return str(opened.card.get("trained_on") or "data that its folder does not name")
 
 
-def about_tab(classifier: GPTClassifier) -> None:
-    config, shape = classifier.config, classifier.decoder.cfg
+def about_tab(opened: Opened) -> None:
+    config, shape = opened.config, opened.classifier.decoder.cfg
     options = config.card.get("training") or {}
     settings = [f"{key.replace('_', ' ')} {options[key]}" for key in SETTINGS if key in options]
     card = {
         "Model": f"{config.model_name}: {shape.n_layers} layers of {shape.n_heads} heads, "
-        f"{num_parameters(classifier) / 1e6:.1f} million parameters",
+        f"{num_parameters(opened.classifier) / 1e6:.1f} million parameters",
         "Classes": ", ".join(config.label_names),
-        "Trained on": trained_on(classifier),
+        "Trained on": trained_on(opened),
         "Trained with": ", ".join(settings) or "settings that its folder does not name",
         "Reads": f"the first {config.max_length} tokens of a message; the rest has no part in the "
         "answer",

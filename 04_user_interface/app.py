@@ -1,6 +1,6 @@
 """A page to try a saved classifier in.
 
-python 04_user_interface/app.py [DIR]
+python 04_user_interface/app.py [DIR [DIR]]
 """
 
 import argparse
@@ -28,6 +28,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path("classifier"), help="classifier folder"
+    )
+    parser.add_argument(
+        "beside", nargs="?", type=Path, help="another classifier, whose answer is shown beside"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="the file that the first one was trained on: its test messages become examples, and "
+        "its n-gram model answers, too",
     )
     parser.add_argument(
         "--train",
@@ -74,7 +83,7 @@ def serve(args: argparse.Namespace) -> None:
             f"there is no folder {args.folder}; make one with `python 01_main-chapter-code/"
             f"finetune.py --output {quoted(args.folder)}`, or start this command with --train."
         )
-    page = build_page(args.folder)
+    page = build_page(args.folder, args.beside, args.data)
     page.launch(server_name=args.host, server_port=args.port, auth=args.auth, **LAUNCH)
     print(f"The page is at {page.local_url} – stop it with Ctrl+C.", flush=True)
     if args.host not in ("127.0.0.1", "localhost") and not args.auth:

@@ -18,8 +18,10 @@ from text_classifier import GPTClassifier, predict_logits
 from text_data import LONGEST_TOKEN, SpamDataset
 
 MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
-MAX_TOKENS_SHOWN = 64  # a larger attention map is no longer legible
-WORD = re.compile(r"\s*\S{1,20}|\s+$")  # of a script without spaces, 20 characters at a time
+TEXTS_AT_ONCE = 16  # between which it is asked whether the explanation is still wanted
+# Thai to Burmese, Khmer, Chinese and Japanese have no spaces between words: a few signs at a time.
+NO_SPACES = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"\s*[{NO_SPACES}]{{1,4}}|\s*[^\s{NO_SPACES}]{{1,80}}|\s+$")
 
 
 class Explanation(NamedTuple):
@@ -85,8 +87,18 @@ def log_odds(logits: Tensor, label_index: int) -> Tensor:
     return logits[:, label_index] - others.logsumexp(dim=1)
 
 
-def explain(classifier: GPTClassifier, tokenizer, text: str) -> Explanation:
-    """Leave out every part of the message in turn; all variants go through the model at once."""
+def explain(
+    classifier: GPTClassifier, tokenizer, text: str, wanted: Callable[[], bool] = lambda: True
+) -> Explanation | None:
+    """Leave out every part of the message in turn; None if that is no longer `wanted` midway."""
+
+    def log_odds_of(texts: Sequence[str]) -> Tensor:
+        found = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            if not wanted():
+                raise InterruptedError
+            found.append(log_odds(logits(texts[start : start + TEXTS_AT_ONCE]), label_index))
+        return torch.cat(found)
 
     def logits(texts: Sequence[str]) -> Tensor:
         sequences = classifier.config.encode(texts, tokenizer)
@@ -96,21 +108,33 @@ def explain(classifier: GPTClassifier, tokenizer, text: str) -> Explanation:
     # Of the text itself: a beginning that is cut within a word may have other tokens.
     label_index = int(logits([text])[0].argmax())
     parts = split_into_parts(read)
-    changes, without = leave_one_out(parts, lambda texts: log_odds(logits(texts), label_index))
+    try:
+        changes, without = leave_one_out(parts, log_odds_of)
+    except InterruptedError:
+        return None
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()
     return Explanation(label_index, parts, changes, probabilities, text[len(read) :])
 
 
-def attention(
-    classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int
-) -> tuple[Tensor, list[str]]:
-    """The attention weights (T, T) of one layer and head, counted from 1, between the last tokens
-    of a message, and those T tokens: row = token that looks, column = token looked at."""
-    ids = classifier.config.encode([text], tokenizer)[0]  # (all tokens,)
+class Attention(NamedTuple):
+    """What one head of one layer looks at in a message of T tokens."""
+
+    weights: Tensor
+    """(T, T): row = token that looks, column = token looked at."""
+    decisive: Tensor
+    """(T,) the row from where the class is read: of a mean over tokens, the rows' mean."""
+    tokens: list[str]
+
+
+def attention(classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int) -> Attention:
+    """The attention of one layer and head, both counted from 1."""
+    ids = classifier.config.encode([text], tokenizer)[0]  # (T,)
     with torch.no_grad():
         maps = classifier.decoder.attention_maps(ids.unsqueeze(0).to(classifier.device))
-    weights = maps[layer - 1, 0, head - 1, -MAX_TOKENS_SHOWN:, -MAX_TOKENS_SHOWN:]
-    return weights.cpu(), [token_name(tokenizer, i) for i in ids.tolist()[-MAX_TOKENS_SHOWN:]]
+    weights = maps[layer - 1, 0, head - 1].cpu()
+    decisive = {"last": weights[-1], "first": weights[0], "mean": weights.mean(dim=0)}
+    names = [token_name(tokenizer, i) for i in ids.tolist()]
+    return Attention(weights, decisive[classifier.config.pooling], names)
 
 
 def token_name(tokenizer, token_id: int) -> str:

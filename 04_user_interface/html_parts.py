@@ -2,15 +2,16 @@
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gradio as gr
 import numpy as np
-import pandas as pd
 
 # Control characters but for tabs and line ends, and the signs that turn the direction of all that
 # follows, up to whatever stands behind the text.
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # an event of the page's own
 
 
 def visible(text: str) -> str:
@@ -31,13 +32,18 @@ def safe(text: str) -> str:
     return html.escape(visible(text), quote=False)
 
 
+def beginning(text: str, length: int = 200) -> str:
+    """What a table shows of a text."""
+    return visible(text if len(text) <= length else text[: length - 1] + "…")
+
+
 def refusal(sentence: str) -> gr.Error:
-    """A sentence for the reader, which Gradio shows as HTML and keeps out of the server's log."""
+    """A sentence for a program, which Gradio keeps out of the server's log."""
     return gr.Error(safe(sentence), print_exception=False)
 
 
-def note(text: str) -> str:
-    return f'<p class="note" dir="auto">{safe(text)}</p>'
+def note(text: str, kind: str = "") -> str:
+    return f'<p class="note {kind}" dir="auto">{safe(text)}</p>'
 
 
 def tiles(numbers: Mapping[str, str]) -> str:
@@ -55,11 +61,19 @@ def facts(pairs: Mapping[str, str]) -> str:
 def heat_table(
     kind: str, numbers: np.ndarray, shades: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 ) -> str:
-    """A table of numbers whose cells are the darker, the nearer their shade is to 1."""
-    table = pd.DataFrame(numbers).style.background_gradient(
-        "Purples", axis=None, gmap=shades, vmin=0, vmax=1
-    )
-    table = table.format_index(lambda i: safe(rows[i])).format_index(
-        lambda j: safe(columns[j]), axis="columns"
-    )
-    return f'<div class="heat {kind}" tabindex="0">{table.to_html()}</div>'
+    """A table whose cells are the darker, the nearer their shade is to 1."""
+    lines = ["<th></th>" + "".join(f'<th scope="col">{safe(name)}</th>' for name in columns)]
+    for name, values, depths in zip(rows, numbers, shades, strict=True):
+        cells = (f'<td style="--shade:{d:.0%}">{v}</td>' for v, d in zip(values, depths))
+        lines.append(f'<th scope="row">{safe(name)}</th>' + "".join(cells))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="heat {kind}" tabindex="0"><table>{body}</table></div>'
+
+
+def download_on_click(button: gr.Button, make_file: Callable, inputs: Sequence[Any]) -> None:
+    """Makes the file at the click, so that it is that of the moment, and hands it over."""
+    name = f"file-of-{button.elem_id}"
+    file = gr.DownloadButton(visible="hidden", elem_id=name)
+    click = f"() => setTimeout(() => document.querySelector('#{name}').click(), 200)"
+    made = button.click(make_file, inputs, file, api_visibility="private", show_progress_on=button)
+    made.success(None, js=click)

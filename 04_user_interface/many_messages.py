@@ -3,151 +3,261 @@
 And `/classify_file`, which does the same for programs.
 """
 
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
-import pandas as pd
-from classified_files import FILE_TYPES, ROWS_SHOWN, Progress, classify_upload, survey_upload
-from html_parts import note, refusal, visible
+import numpy as np
+from classified_files import ERRORS_SHOWN, FILE_TYPES, ROWS_SHOWN, Job
+from gradio.events import Dependency
+from html_parts import QUIET, beginning, download_on_click, note, refusal, tiles, visible
+from opened import Opened
+from quality import class_table, confusion_table
+from thresholds import by_class, consequences, decide
 
-from message_files import DataError
-from text_classifier import GPTClassifier
+from evaluation import confusion_matrix
+from message_files import DataError, as_strings
 
-
-def as_sentence(error: DataError) -> gr.Error:
-    """The error for the reader, with the file's name only, not where it lies here."""
-    path, colon, reason = str(error).partition(": ")
-    return refusal(f"{Path(path).name}{colon}{reason}")
-
-
-def list_columns(file: str | None) -> tuple:
-    """The file's columns to choose from, the guessed one chosen; what was there is cleared."""
-    no_result = (None, gr.DownloadButton(value=None, interactive=False))
-    if file is None:
-        return gr.Dropdown(choices=[], value=None, interactive=False), "", *no_result
-    path = Path(file)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            _, survey = survey_upload(path, None, Path(folder))
-    except DataError as error:
-        raise as_sentence(error) from None
-    choices = [(visible(name), name) for name in survey.columns]
-    columns = gr.Dropdown(choices=choices, value=survey.text_column, interactive=True)
-    return columns, note(f"{path.name}: {survey.num_rows:,} rows."), *no_result
+NO_LABELS = "(the file has none)"
+HINT = (
+    "CSV, TSV, JSON lines, Parquet or Excel with a row for each message, or a text file with a "
+    "message on each line; up to 50 MB."
+)
 
 
-def summary(done: Progress) -> str:
-    counts = ", ".join(f"{n:,} {name}" for name, n in done.counts.most_common(12))
-    text = f"{done.num_rows:,} messages: {counts}."
-    if done.num_rows > ROWS_SHOWN:
+def in_time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"
+
+
+def status(job: Job, threshold: float) -> str:
+    """How far the job is, and what it found."""
+    done, num_rows = job.num_done, job.survey.num_rows
+    if not job.ended:
+        if not done:
+            return note(f"{job.name}: {num_rows:,} rows. The first answers are on their way …")
+        text = f"{done / num_rows:.0%}: {done:,} of {num_rows:,} messages classified, about "
+        bar = f'<progress max="{num_rows}" value="{done}" aria-label="classified"></progress>'
+        return note(f"{text}{in_time(job.remaining_seconds)} to go.") + bar
+    if not done:
+        return note(f"{job.name}: stopped before the first answers.")
+    labels = (decide(row, job.opened.names, threshold) for row in np.concatenate(job.probabilities))
+    counts = ", ".join(f"{n:,} {name}" for name, n in Counter(labels).most_common(12))
+    text = f"{done:,} messages: {counts}."
+    if done < num_rows:
+        text = f"stopped after {done:,} of {num_rows:,} messages, which can be downloaded. {text}"
+    if done > ROWS_SHOWN:
         text += f" The table shows the first {ROWS_SHOWN}; the download holds all."
-    return text
+    return note(f"{job.name}: {text}")
 
 
-def many_messages_tab(classifier: GPTClassifier, tokenizer) -> None:
-    def show_results(
-        file: str | None,
-        text_column: str | None,
-        progress=gr.Progress(),  # noqa: B008 (Gradio finds its bar by this default)
-    ) -> Iterator[tuple[str, pd.DataFrame, str | None]]:
-        """A sentence, the first rows, and at last the file with all rows."""
+def first_rows(job: Job, threshold: float) -> list[list[Any]]:
+    table = next(job.pieces(threshold), None)
+    if table is None:
+        return []
+    table = table[:ROWS_SHOWN]
+    texts = as_strings(table[job.survey.text_column]).map(beginning)
+    numbers = range(1, len(table) + 1)
+    sure = (100 * table.probability).round(1)
+    return [list(row) for row in zip(numbers, texts, table.predicted_label, sure)]
+
+
+def worst_errors(job: Job, labels: np.ndarray, threshold: float) -> list[list[Any]]:
+    """Wrong answers, the surest first: row, message, true label, answer, its probability."""
+    shares, names = np.concatenate(job.probabilities), job.opened.names
+    sure, answers = shares.max(axis=1), shares.argmax(axis=1)
+    wrong = np.flatnonzero((labels >= 0) & (answers != labels) & (sure >= threshold))
+    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:ERRORS_SHOWN]
+    texts = job.texts({int(i) for i in worst})
+    sure = (100 * sure.astype(float)).round(1)
+    return [
+        [int(i) + 1, beginning(texts[i]), names[labels[i]], names[answers[i]], float(sure[i])]
+        for i in worst
+    ]
+
+
+def report(job: Job, threshold: float) -> list[Any]:
+    """What the file's own labels say of the answers: counts, classes, matrix, errors."""
+    labels = job.labels() if job.ended and job.num_done and job.label_column else np.array([])
+    known = labels >= 0
+    if not known.any():
+        return [gr.Column(visible=False), "", None, "", None]
+    shares, names = np.concatenate(job.probabilities)[known], job.opened.names
+    matrix = confusion_matrix(labels[known], shares.argmax(axis=1), len(names))
+    return [
+        gr.Column(visible=True),
+        tiles(consequences(labels[known], shares, threshold)),
+        by_class(names, labels[known], shares, threshold),
+        confusion_table(matrix, names),
+        worst_errors(job, labels, threshold),
+    ]
+
+
+def many_messages_tab(
+    opened: Opened,
+    threshold: gr.Slider,
+    page: gr.Blocks,
+    tabs: gr.Tabs,
+    key: gr.BrowserState,
+    message: gr.Textbox,
+    open_after: Callable[[Dependency], None],
+) -> None:
+    jobs: dict[str, Job] = {}
+
+    def stop_job(key: str) -> None:
+        if key in jobs:
+            jobs[key].wanted = False
+
+    def look(file: str | None, key: str) -> tuple:
+        """The file's columns to choose from, the guessed ones chosen; what was there is cleared."""
+        stop_job(key)
+        empty = gr.Dropdown(choices=[], value=None, interactive=False)
+        if file is None:
+            return empty, empty, "", ""
+        try:
+            job = Job(opened, Path(file))
+        except DataError as error:
+            return empty, empty, note(str(error), "problem"), ""
+        job.remove()
+        names = [(visible(name), name) for name in job.survey.columns]
+        text_column = gr.Dropdown(names, value=job.survey.text_column, interactive=True)
+        labels = gr.Dropdown(
+            [(NO_LABELS, ""), *names], value=job.label_column or "", interactive=True
+        )
+        return text_column, labels, note(f"{job.name}: {job.survey.num_rows:,} rows."), ""
+
+    def begin(file: str | None, text_column: str | None, label_column: str, key: str) -> tuple:
+        stop_job(key)
         if not file:
-            raise refusal("There is no file yet: choose one first.")
-        path = Path(file)
-        progress(0, "Reading the file")
-        # The caller's copy is made when a result is handed over; ours goes when this ends.
-        with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder) / f"{path.stem}-classified.csv"
-            try:
-                work = classify_upload(classifier, tokenizer, path, text_column or None, output)
-                for done in work:
-                    progress((done.num_done, done.num_rows), "Classifying", unit="messages")
-                    so_far = f"{done.num_done:,} of {done.num_rows:,} messages classified …"
-                    yield note(so_far), done.shown, None
-            except DataError as error:
-                raise as_sentence(error) from None
-            yield note(summary(done)), done.shown, str(output)
+            return note("There is no file yet: choose one first.", "problem"), ""
+        try:
+            job = Job(opened, Path(file), text_column or None)
+        except DataError as error:
+            return note(str(error), "problem"), ""
+        job.label_column = label_column or None
+        for old in [old for old, other in jobs.items() if not other.folder.exists()]:
+            del jobs[old]
+        key = secrets.token_urlsafe()
+        jobs[key] = job
+        job.start()
+        return "", key
 
-    def classify_for_client(file: str, text_column: str = "") -> Iterator[str | None]:
-        """Classify every row of a CSV, TSV, JSON lines, Parquet or text file (a message a line).
+    def show(key: str, threshold: float, seen: tuple) -> list[Any]:
+        """All that is shown of the job; its tables only where they have changed."""
+        job = jobs.get(key)
+        if job is None or not job.folder.exists():
+            nothing = ["", [], gr.Column(visible=False), "", None, "", None]
+            unusable = gr.Button(interactive=False)
+            return [*nothing, unusable, unusable, gr.Timer(active=False), None]
+        now = (key, threshold, job.num_done > 0, job.ended)
+        tables = [gr.skip()] * 6
+        if now != seen:
+            tables = [first_rows(job, threshold), *report(job, threshold)]
+        usable = gr.Button(interactive=job.num_done > 0)
+        timer = gr.Timer(active=not job.ended)
+        return [status(job, threshold), *tables, usable, usable, timer, now]
 
-        Gives a CSV file with all rows and columns, and the columns `predicted_label` and
-        `probability` added. Where the column with the texts is not named, it is guessed.
+    def pick(key: str, event: gr.SelectData) -> tuple[str, gr.Tabs]:
+        number = int(event.row_value[0])
+        return jobs[key].texts({number - 1})[number - 1], gr.Tabs(selected="one")
+
+    def write(kind: str, key: str, threshold: float) -> str:
+        return str(jobs[key].write(kind, threshold))
+
+    def classify_for_client(file: str, text_column: str = "", threshold: float = 0) -> str:
+        """Classify every row of a CSV, TSV, JSON lines, Parquet, Excel or text file (a message a
+        line).
+
+        Gives a CSV file with all rows and columns, and the columns `predicted_label`,
+        `probability` and `p(...)` of each label added. Where the column with the texts is not
+        named, it is guessed. Below the threshold the label is `undecided`.
         """
-        for _, _, output in show_results(file, text_column):
-            yield output
+        try:
+            job = Job(opened, Path(file), text_column or None)
+        except DataError as error:
+            raise refusal(str(error)) from None
+        job.run()
+        return str(job.write("csv", threshold))
 
+    seen, timer = gr.State(None), gr.Timer(1, active=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             file = gr.File(
-                label="File: CSV, TSV, text, JSON lines or Parquet, up to 50 MB",
+                label="File of messages",
                 file_types=FILE_TYPES,
                 height=150,
                 elem_id="upload",
             )
-            column = gr.Dropdown(
-                label="Column with the messages",
-                info="Guessed from the length of its texts.",
-                choices=[],
-                interactive=False,
-                allow_custom_value=True,  # else Gradio may compare with an earlier file's columns
-                elem_id="column",
+            hidden = {"choices": [], "interactive": False, "allow_custom_value": True}
+            column = gr.Dropdown(label="Column with the messages", elem_id="column", **hidden)
+            label_column = gr.Dropdown(
+                label="Column with the true labels", elem_id="label-column", **hidden
             )
             with gr.Row():
-                start = gr.Button("Classify the file", variant="primary")
-                stop = gr.Button("Stop")
+                start = gr.Button("Classify file", variant="primary", min_width=100)
+                stop = gr.Button("Stop", min_width=100)
         with gr.Column(scale=5, min_width=300):
-            status = gr.HTML(
-                note("A row for each message, with columns; or a message on each line."),
-                elem_id="status",
-                min_height=60,
-            )
+            problem = gr.HTML(note(HINT), elem_id="problem", elem_classes="live")
+            state = gr.HTML(elem_id="status", elem_classes="live")
+            off = {"interactive": False, "min_width": 100}
+            with gr.Row():
+                as_csv = gr.Button("Download CSV", size="sm", **off, elem_id="as-csv")
+                as_excel = gr.Button("Download Excel", size="sm", **off, elem_id="as-excel")
             table = gr.Dataframe(
-                label="Result (a heading's ⋮ sorts)",
-                headers=["row", "message", "label", "confidence"],
+                label="Click a row for its words",
+                headers=["row", "message", "answer", "sure %"],
                 datatype=["number", "str", "str", "number"],
                 interactive=False,
-                max_height=460,
+                max_height=420,
                 show_search="search",
-                column_widths=["12%", "44%", "17%", "27%"],
+                column_widths=["13%", "45%", "22%", "20%"],
                 buttons=["fullscreen"],
                 wrap=True,
                 elem_id="table",
             )
-            download = gr.DownloadButton("Download all rows as CSV", interactive=False)
+    with gr.Column(visible=False, elem_id="report") as judged:
+        gr.Markdown("## Measured by the file's own labels")
+        numbers = gr.HTML()
+        classes = class_table("Each class")
+        gr.Markdown("A row for each true class, a column for each likeliest class:")
+        matrix = gr.HTML()
+        errors = gr.Dataframe(
+            label="Wrong answers, the surest first: click one to see its words",
+            headers=["row", "message", "true label", "answer", "sure %"],
+            datatype=["number", "str", "str", "str", "number"],
+            column_widths=["13%", "39%", "17%", "17%", "14%"],
+            interactive=False,
+            max_height=420,
+            wrap=True,
+            buttons=[],
+            elem_id="errors",
+        )
 
-    file.change(
-        list_columns,
-        file,
-        [column, status, table, download],
-        show_progress_on=column,
+    file.change(look, [file, key], [column, label_column, problem, key], **QUIET)
+    start.click(
+        begin,
+        [file, column, label_column, key],
+        [problem, key],
+        trigger_mode="multiple",
         api_visibility="private",
+        show_progress_on=problem,
     )
-    # A large file keeps one core busy; the other is for single messages.
-    one_at_a_time = {"concurrency_limit": 1, "concurrency_id": "files"}
-    run = start.click(
-        show_results,
-        [file, column],
-        [status, table, download],
-        show_progress_on=status,
-        trigger_mode="multiple",  # a click soon after Stop would otherwise be dropped
-        api_visibility="private",
-        **one_at_a_time,
-    )
-    run.success(
-        lambda: gr.DownloadButton(interactive=True), None, download, api_visibility="private"
-    )
-    stop.click(lambda: note("Stopped."), None, status, cancels=run, api_visibility="private")
+    shown = [state, table, judged, numbers, classes, matrix, errors, as_csv, as_excel, timer, seen]
+    look_again = [page.load, key.change, timer.tick, threshold.change]
+    inputs = [key, threshold, seen]
+    gr.on(look_again, show, inputs, shown, trigger_mode="always_last", **QUIET)
+    stop.click(stop_job, key, None, **QUIET).then(show, inputs, shown, **QUIET)
+    for rows in (table, errors):
+        open_after(rows.select(pick, key, [message, tabs], **QUIET))
+    for button, kind in ((as_csv, "csv"), (as_excel, "xlsx")):
+        download_on_click(button, partial(write, kind), [key, threshold])
 
     # What programs call has widgets of its own, which nobody sees.
     with gr.Row(visible=False):
-        sent, sent_column = gr.File(label="file", file_types=FILE_TYPES), gr.Textbox()
+        sent = [gr.File(label="file", file_types=FILE_TYPES), gr.Textbox(""), gr.Number(0)]
         gr.Button().click(
-            classify_for_client,
-            [sent, sent_column],
-            gr.File(label="classified"),
-            api_name="classify_file",
-            **one_at_a_time,
+            classify_for_client, sent, gr.File(label="classified"), api_name="classify_file"
         )

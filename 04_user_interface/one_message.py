@@ -1,65 +1,70 @@
-"""The first tab: one message, its class, the words behind it, and the attention map.
+"""The first tab: one message, its class, the words behind it, and what a layer attends to.
 
-And `/classify`, which gives programs the same answer.
+Everything shown is made from one state: the session's messages, each with its own answer, and
+which of them is open. And `/classify`, which gives programs the same answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pandas as pd
-from explanations import Explanation, attention, explain
-from html_parts import heat_table, note, refusal, visible
-
-from classifier_folder import classify_texts
-from text_classifier import GPTClassifier
+from explanations import Explanation, attention
+from gradio.events import Dependency
+from html_parts import (
+    QUIET,
+    beginning,
+    download_on_click,
+    heat_table,
+    note,
+    refusal,
+    safe,
+    visible,
+)
+from opened import Opened
+from session import (
+    NO_MESSAGE,
+    Judge,
+    close_entry,
+    history_rows,
+    labelled_file,
+    new_session,
+    opened_entry,
+    say_right,
+    text_of_row,
+)
+from thresholds import UNDECIDED, decide
 
 NUM_STRONGEST = 6  # words in the table
 WEAK = 0.15  # of the strongest word's change: a weaker word is not marked
-UNDECIDED = "undecided"
 NOT_READ = "not read"
-ATTENTION_CAPTION = (
-    "Each row shows where its token looks: the numbers are percents of its attention, the shades "
-    "grow with their square root. Of a long message, the last tokens are shown."
-)
-SPAM_EXAMPLES = [
-    "Are we still on for lunch tomorrow? I can pick you up at noon.",
-    "URGENT! You have won a £900 prize. Call 09061701461 now to claim.",
-    "Sorry, stuck in a meeting. Will call you later tonight.",
-    "Free entry! Text WIN to 80086 for your chance of a new phone. 150p per msg.",
-    "Your parcel is at the depot. Reply with your postcode and we bring it tomorrow.",
-]
-OTHER_EXAMPLES = [
-    "I would see it again tomorrow: warm, funny, and not a minute too long.",
-    "Two hours of my life that nobody will give me back.",
-    "The team won in the last minute of a match that had seemed lost.",
-    "The central bank raised its rate by a quarter of a point on Thursday.",
-]
+MAX_TOKENS_SHOWN = 32  # a larger attention map is no longer legible
+LOOKED_FROM = {
+    "last": "The class is read at the last token. From there, this head looks at:",
+    "mean": "The class is read from the mean of all tokens. On their average, this head looks at:",
+    "first": "The class is read at the first token. From there, this head looks at:",
+}
 
-
-def decide(probabilities: Sequence[float], label_names: Sequence[str], threshold: float) -> str:
-    """Of two classes the second one where its probability reaches the threshold, else the first;
-    of more classes the likeliest, where it reaches the threshold.
-
-    >>> decide([0.3, 0.7], ["ham", "spam"], 0.9)
-    'ham'
-    >>> decide([0.3, 0.5, 0.2], ["a", "b", "c"], 0.6)
-    'undecided'
-    """
-    if len(label_names) == 2:
-        return label_names[int(probabilities[1] >= threshold)]
-    best = int(np.argmax(probabilities))
-    return label_names[best] if probabilities[best] >= threshold else UNDECIDED
-
-
-def threshold_slider(label_names: Sequence[str]) -> gr.Slider:
-    if len(label_names) == 2:
-        label = f"Threshold: call it {label_names[1]!r} from this probability on"
-        info = "Higher: fewer false alarms. Lower: fewer messages of that class get through."
-        return gr.Slider(0.01, 0.99, 0.5, step=0.01, label=label, info=info)
-    info = "0 always answers with the likeliest class."
-    return gr.Slider(0, 0.99, 0, step=0.01, label="Threshold: undecided below it", info=info)
+# The answer is greyed as soon as the text in the box is another one than that it belongs to.
+MARK_STALE = """(text, judged) => {
+  const [now, then] = [text.trim(), judged.trim()];
+  document.querySelector("#answer")?.classList.toggle("stale", now !== then);
+  document.querySelector("#lines").hidden = !now.includes("\\n");
+}"""
+COPY = """(judged) => {
+  const said = document.querySelector("#decision").innerText.trim();
+  navigator.clipboard?.writeText(`${said.replace(/\\s*\\n\\s*/g, " – ")}\\n${judged}`);
+}"""
+# The text stands behind the #, which browsers send to no server.
+LINK = """(judged) => {
+  history.replaceState(null, "", "#text=" + encodeURIComponent(judged));
+  navigator.clipboard?.writeText(location.href);
+}"""
+FROM_LINK = """() => {
+  try { return decodeURIComponent(location.hash.match(/^#text=(.*)$/)?.[1] ?? ""); }
+  catch { return ""; }
+}"""
 
 
 def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
@@ -72,8 +77,7 @@ def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
         tokens += [(part[: len(part) - len(word)], None), (visible(word), number)]
     colors = {number: "orange" if number[0] == "+" else "blue" for _, number in tokens if number}
     if found.unread:
-        rest = found.unread[:200] + ("…" if len(found.unread) > 200 else "")
-        tokens.append((visible(rest), NOT_READ))
+        tokens.append((beginning(found.unread), NOT_READ))
     label = f"What each word adds to {label_name!r}, in log-odds, found by leaving it out"
     return gr.HighlightedText(tokens, color_map=colors | {NOT_READ: "#d1d5db"}, label=label)
 
@@ -82,75 +86,122 @@ def strongest_words(found: Explanation, label_name: str) -> pd.DataFrame:
     order = np.argsort(-np.abs(found.changes))[:NUM_STRONGEST]
     return pd.DataFrame(
         {
-            "word": [visible(found.parts[i].strip()[:80]) for i in order],
+            "word": [beginning(found.parts[i].strip(), 80) for i in order],
             "log-odds": [f"{found.changes[i]:+.2f}" for i in order],
             f"{label_name} without it": [f"{found.probabilities_without[i]:.1%}" for i in order],
         }
     )
 
 
-def one_message_tab(classifier: GPTClassifier, tokenizer) -> None:
-    names, shape = classifier.config.label_names, classifier.decoder.cfg
+def one_message_tab(
+    opened: Opened, second: Opened | None, threshold: gr.Slider, page: gr.Blocks
+) -> tuple[gr.Textbox, Callable[[Dependency], None]]:
+    """Builds the tab; returns its box, and what opens the box's text after an event."""
+    names, shape = opened.names, opened.classifier.decoder.cfg
+    judge = Judge(opened, second)
 
-    def probabilities_of(message: str) -> dict[str, float]:
-        if not str(message).strip():
-            raise refusal("There is no message yet: type one, or click an example.")
-        probabilities = classify_texts(classifier, tokenizer, [str(message)])[0]  # (C,)
-        return dict(zip(names, probabilities.tolist(), strict=True))
+    def show(session: dict[str, Any], threshold: float) -> list[Any]:
+        """All that the tab shows of the session; what does not belong to the open entry is gone."""
+        entry, found = opened_entry(session), None
+        decision, bars, others = "", None, []
+        if entry is not None:
+            found, others = entry["found"], entry["others"]
+            probabilities = np.array(entry["probabilities"])
+            best = names[int(probabilities.argmax())]
+            answer = decide(probabilities, names, threshold)
+            detail = f"{probabilities.max():.1%}"
+            if answer == UNDECIDED:
+                detail = f"likeliest: {best}, {detail}"
+            if threshold:
+                detail += f"; undecided below {threshold:.0%}"
+            decision = f"<h2>{safe(answer)}</h2>{note(detail)}"
+            bars = dict(zip(names, entry["probabilities"], strict=True))
+        rows = history_rows(session, names, threshold)
+        num_said = sum(entry["right"] is not None for entry in session["entries"])
+        return [
+            entry["text"] if entry else "",
+            note(session["said"]) if session["said"] else "",
+            gr.Column(visible=entry is not None),
+            decision,
+            bars,
+            marked_words(found, best) if found else gr.HighlightedText([], label="Words …"),
+            strongest_words(found, best) if found else None,
+            gr.Dataframe(
+                [[who, label, f"{share:.1%}"] for who, label, share in others],
+                visible=bool(others),
+            ),
+            entry["right"] if entry else None,
+            gr.Column(visible=bool(rows)),
+            rows,
+            gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0),
+        ]
 
-    def show_decision(probabilities: dict[str, float] | None, threshold: float) -> gr.Label:
-        if probabilities is None:
-            return gr.skip()
-        decision = decide(list(probabilities.values()), names, threshold)
-        return gr.Label(decision, label=f"Answer at a threshold of {threshold:.2f}")
-
-    def examine(message: str, threshold: float) -> Iterator[tuple]:
-        """The answer at once, then the words behind it."""
-        answer = probabilities_of(message)
-        yield answer, show_decision(answer, threshold), answer, gr.skip(), gr.skip()
-        found = explain(classifier, tokenizer, message)
-        name = names[found.label_index]
-        words = marked_words(found, name), strongest_words(found, name)
-        yield gr.skip(), gr.skip(), gr.skip(), *words
-
-    def show_attention(message: str, layer: int, head: int) -> str:
-        weights, tokens = attention(classifier, tokenizer, message, layer, head)
-        percents, shades = (100 * weights).round().int().numpy(), weights.sqrt().numpy()
-        numbers = np.where(percents, percents.astype(str), "")
-        return note(ATTENTION_CAPTION) + heat_table("map", numbers, shades, tokens, tokens)
+    def show_attention(session: dict[str, Any], layer: int, head: int, wanted: bool, whole: bool):
+        entry = opened_entry(session)
+        if entry is None or not wanted:
+            return gr.Column(visible=wanted), None, gr.HTML("", visible=False)
+        seen = attention(opened.classifier, opened.tokenizer, entry["text"], layer, head)
+        share = 0.7 * seen.decisive / seen.decisive.max()  # a full red would be hard to read on
+        marked = gr.HighlightedText(list(zip(seen.tokens, share.tolist())))
+        if not whole:
+            return gr.Column(visible=True), marked, gr.HTML("", visible=False)
+        tokens, weights = seen.tokens[-MAX_TOKENS_SHOWN:], seen.weights
+        shades = weights[-MAX_TOKENS_SHOWN:, -MAX_TOKENS_SHOWN:].sqrt().numpy()
+        shades = shades / shades.max()
+        blank = np.full(shades.shape, "")
+        return (
+            gr.Column(visible=True),
+            marked,
+            gr.HTML(heat_table("map", blank, shades, tokens, tokens), visible=True),
+        )
 
     def classify(message: str) -> dict[str, Any]:
         """Classify one message: the likeliest label, and the probability of every label."""
-        answer = probabilities_of(message)
-        return {"label": max(answer, key=answer.get), "probabilities": answer}
+        if not str(message).strip():
+            raise refusal(NO_MESSAGE)
+        probabilities = opened.probabilities([str(message)])[0]
+        answer = dict(zip(names, probabilities.tolist(), strict=True))
+        return {"label": names[int(probabilities.argmax())], "probabilities": answer}
 
-    judged = gr.State()  # the probabilities of the message that the answer belongs to
+    session = gr.State(new_session())
+    message = gr.Textbox(
+        label="Message",
+        lines=1,  # with one line, Enter submits
+        max_lines=12,
+        placeholder="Type or paste a message",
+        info="Enter classifies it, Shift+Enter begins a new line.",
+        elem_id="message",
+        autofocus=True,
+    )
+    judged = gr.Textbox(lines=2, visible="hidden", label="judged")  # what the answer belongs to
     with gr.Row():
-        with gr.Column(scale=5, min_width=300):
-            message = gr.Textbox(
-                label="Message",
-                lines=3,
-                max_lines=12,
-                placeholder="Type or paste a message",
-                info="Shift+Enter classifies it, too.",
-                elem_id="message",
-            )
-            button = gr.Button("Classify", variant="primary")
-            threshold = threshold_slider(names)
-            examples = gr.Examples(
-                SPAM_EXAMPLES if "spam" in names else OTHER_EXAMPLES,
-                message,
-                label="Examples (made up)",
-                api_visibility="private",
-            )
-        with gr.Column(scale=6, min_width=300):
-            decision = gr.Label(label="Answer", elem_id="decision", elem_classes="answer")
+        button = gr.Button("Classify", variant="primary", min_width=100)
+        lines = gr.Button("Classify each line", elem_id="lines", min_width=100)
+        clear = gr.Button("Clear", min_width=100)
+    said = gr.HTML(elem_id="said", elem_classes="live")
+    with gr.Column(visible=False, elem_id="answer") as answer, gr.Row():
+        with gr.Column(scale=4, min_width=300):
+            decision = gr.HTML(elem_id="decision", elem_classes="live")
             bars = gr.Label(
                 label="Probability of each class", num_top_classes=10, show_heading=False
             )
-            words = gr.HighlightedText(
-                label="Words that moved the answer", combine_adjacent=True, elem_id="words"
+            others = gr.Dataframe(
+                headers=["who else", "answer", "probability"],
+                label="Other opinions",
+                interactive=False,
+                buttons=[],
+                wrap=True,
+                column_widths=["46%", "27%", "27%"],
+                elem_id="others",
             )
+            right = gr.Dropdown(
+                list(names), value=None, label="Wrong? Say the right label", elem_id="right"
+            )
+            with gr.Row():
+                copy = gr.Button("Copy the answer", size="sm", min_width=100)
+                link = gr.Button("Copy a link to it", size="sm", min_width=100)
+        with gr.Column(scale=6, min_width=300):
+            words = gr.HighlightedText(combine_adjacent=True, elem_id="words")
             strongest = gr.Dataframe(
                 label="Strongest words",
                 headers=["word", "log-odds", "probability without it"],
@@ -159,25 +210,67 @@ def one_message_tab(classifier: GPTClassifier, tokenizer) -> None:
                 wrap=True,
                 row_count=1,
             )
-    with gr.Accordion("Attention map: which token looks at which?", open=False):
-        with gr.Row():
-            layers, heads = range(1, shape.n_layers + 1), range(1, shape.n_heads + 1)
-            layer = gr.Dropdown(list(layers), value=layers[-1], label="Layer")
-            head = gr.Dropdown(list(heads), value=1, label="Head")
-        draw = gr.Button("Draw the attention map")
-        attention_map = gr.HTML(elem_id="attention")
-
-    outputs = [judged, decision, bars, words, strongest]
-    for event in (button.click, message.submit, examples.load_input_event.success):
-        event(
-            examine,
-            [message, threshold],
-            outputs,
-            api_visibility="private",
-            show_progress="minimal",
+            wanted = gr.Checkbox(label="Show attention: which token looks at which?")
+            with gr.Column(visible=False) as looks:
+                with gr.Row():
+                    layers, heads = range(1, shape.n_layers + 1), range(1, shape.n_heads + 1)
+                    layer = gr.Dropdown(list(layers), value=layers[-1], label="Layer")
+                    head = gr.Dropdown(list(heads), value=1, label="Head")
+                looked_at = gr.HighlightedText(
+                    label=LOOKED_FROM[opened.config.pooling], elem_id="looked-at"
+                )
+                whole = gr.Checkbox(label="The map of all tokens (of a long text, the last ones)")
+                attention_map = gr.HTML(visible=False, elem_id="attention")
+    examples = opened.examples()
+    if examples:
+        example = gr.Dataset(
+            components=["textbox", "textbox", "textbox"],
+            headers=["Test message: click to try", "It is", "Answered"],
+            samples=examples,
+            label="Examples: test messages, right answers and wrong ones",
+            elem_id="examples",
         )
-    latest = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
-    threshold.change(show_decision, [judged, threshold], decision, **latest)
-    drawn = [draw.click, layer.input, head.input]
-    gr.on(drawn, show_attention, [message, layer, head], attention_map, **latest)
+    with gr.Column(visible=False) as past:
+        history = gr.Dataframe(
+            label="This session: click a message to open it again",
+            headers=["no", "message", "answer", "sure", "right label"],
+            interactive=False,
+            buttons=[],
+            wrap=True,
+            max_height=320,
+            column_widths=["9%", "43%", "16%", "16%", "16%"],
+            elem_id="history",
+        )
+        labelled = gr.Button("Download labelled as CSV", elem_id="labelled", size="sm")
+
+    run = {"trigger_mode": "multiple", "show_progress_on": [said], "api_visibility": "private"}
+    latest = {"trigger_mode": "always_last", **QUIET}
+
+    def open_after(event: Dependency) -> None:
+        event.then(judge.open_if_any, [message, session], session, **run)
+
+    gr.on([button.click, message.submit], judge.open, [message, session], session, **run)
+    open_after(history.select(text_of_row, session, message, **QUIET))
+    open_after(page.load(None, None, message, js=FROM_LINK))
+    if examples:
+        open_after(example.click(lambda row: row[0], example, message, **QUIET))
+    lines.click(judge.open_lines, [message, session], session, **run)
+    clear.click(close_entry, session, [message, session], **QUIET)
+    right.input(say_right, [right, session], session, **QUIET)
+    shown = [judged, said, answer, decision, bars, words, strongest, others, right, past, history]
+    gr.on(
+        [session.change, threshold.change], show, [session, threshold], [*shown, labelled], **latest
+    )
+    gr.on([message.change, judged.change], None, [message, judged], js=MARK_STALE)
+    gr.on(
+        [session.change, layer.input, head.input, wanted.input, whole.input],
+        show_attention,
+        [session, layer, head, wanted, whole],
+        [looks, looked_at, attention_map],
+        **latest,
+    )
+    copy.click(None, judged, js=COPY)
+    link.click(None, judged, js=LINK)
+    download_on_click(labelled, labelled_file, [session])
     gr.api(classify, api_name="classify")
+    return message, open_after

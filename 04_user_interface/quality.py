@@ -1,50 +1,60 @@
-"""The third tab: the test metrics that finetune.py saved, what a threshold costs, calibration."""
+"""The third tab: the page's threshold and what it costs, the test metrics, calibration."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from html_parts import heat_table, tiles
+from html_parts import QUIET, heat_table, tiles
+from opened import Opened, TestPredictions
+from thresholds import answered_and_right, by_class, consequences
 
-from evaluation import (
-    calibration,
-    confusion_matrix,
-    plot_calibration,
-    precision_recall_curve,
-    precision_recall_f1,
-)
-from text_classifier import GPTClassifier
+from evaluation import calibration, plot_calibration
 
 
-def read_metrics(folder: Path, test: dict[str, Any]) -> dict[str, Any] | None:
-    """What finetune.py saved beside the classifier whose test metrics these are, or None."""
-    path = folder / "metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return metrics if metrics.get("test") == test else None
+def threshold_slider() -> gr.Slider:
+    return gr.Slider(
+        0,
+        0.99,
+        0,
+        step=0.01,
+        label="Threshold of the whole page: undecided below this probability",
+        info="0 always answers with the likeliest class. It holds in every tab and in downloads.",
+        elem_id="threshold",
+        render=False,
+    )
 
 
-def quality_tab(classifier: GPTClassifier, folder: Path) -> None:
-    names, test = classifier.config.label_names, classifier.config.card.get("test")
+def quality_tab(opened: Opened, threshold: gr.Slider) -> None:
+    names, test = opened.names, opened.card.get("test")
     if test is None:
+        threshold.render()
         gr.Markdown("The folder holds no test metrics; finetune.py writes them.")
         return
-    metrics = read_metrics(folder, test)
-    headline(test, metrics)
-    gr.Markdown("## Confusion matrix\nA row for each true class, a column for each predicted one.")
-    matrix = np.array(test["confusion_matrix"])
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    gr.HTML(heat_table("counts", matrix, shares, names, names))
-    if metrics is None:
+    headline(test, opened.metrics)
+    predictions = opened.test_predictions
+    gr.Markdown("## Where to set the threshold")
+    if predictions is None:
+        threshold.render()
         gr.Markdown("No curves: the folder has no metrics.json of this classifier.")
-        return
-    labels = np.array(metrics["test_predictions"]["labels"])
-    probabilities = np.array(metrics["test_predictions"]["probabilities"])
-    threshold_section(names, labels, probabilities)
-    calibration_section(labels, probabilities)
+    else:
+        threshold_section(opened, predictions, threshold)
+    gr.Markdown("## Confusion matrix\nA row for each true class, a column for each predicted one.")
+    gr.HTML(confusion_table(np.array(test["confusion_matrix"]), names))
+    if predictions is not None:
+        calibration_section(predictions)
+
+
+def confusion_table(matrix: np.ndarray, names: tuple[str, ...]) -> str:
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    return heat_table("counts", matrix, shares, names, names)
+
+
+def class_table(label: str) -> gr.Dataframe:
+    widths = ["20%", "17%", "13%", "13%", "19%", "18%"]
+    how = {"interactive": False, "buttons": [], "wrap": True}
+    return gr.Dataframe(label=label, column_widths=widths, elem_classes="classes", **how)
 
 
 def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
@@ -61,71 +71,38 @@ def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
     gr.HTML(tiles(shown))
 
 
-def threshold_section(names: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray):
-    def show(name: str, threshold: float) -> tuple[str, pd.DataFrame]:
-        positive, scores = labels == names.index(name), probabilities[:, names.index(name)]
-        matrix = confusion_matrix(positive.astype(int), (scores >= threshold).astype(int), 2)
-        precision, recall, _ = precision_recall_f1(matrix)
-        numbers = {
-            f"missed, of {matrix[1].sum()} {name}": f"{matrix[1, 0]}",
-            f"lost, of {matrix[0].sum()} others": f"{matrix[0, 1]}",
-            "recall": f"{recall[1]:.1%}",
-            "precision": f"{precision[1]:.1%}",
-        }
-        return tiles(numbers), curve_points(positive, scores, recall[1], precision[1])
+def threshold_section(opened: Opened, test: TestPredictions, threshold: gr.Slider) -> None:
+    def show(value: float) -> tuple[str, pd.DataFrame]:
+        return tiles(consequences(*test, value)), by_class(opened.names, *test, value)
 
     gr.Markdown(
-        "## Where to set the threshold\n"
-        "A message is put into the class if its probability reaches the threshold. Messages of "
-        "the class below it are **missed**, messages of other classes above it are **lost**. The "
-        "orange line marks the threshold on the curve."
+        "A message whose likeliest class is less probable than the threshold is left undecided, "
+        "for a person to look at. The higher the threshold, the fewer wrong answers, and the more "
+        "that is left over. Counted on the test messages:"
     )
-    present = [name for i, name in enumerate(names) if 0 < (labels == i).sum() < len(labels)]
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            label = gr.Dropdown(present, value=present[-1], label="Class in question")
-            threshold = gr.Slider(
-                0.01, 0.99, 0.5, step=0.01, label="Threshold", elem_id="test-threshold"
-            )
-            numbers = gr.HTML(elem_id="missed-and-lost")
+            threshold.render()
+            numbers = gr.HTML(elem_id="consequences", elem_classes="live")
         with gr.Column(scale=3, min_width=300):
-            curve = gr.LinePlot(
-                x="recall",
-                y="precision",
-                color="line",
-                color_map={"all thresholds": "#6366f1", "chosen threshold": "#ea580c"},
+            gr.LinePlot(
+                answered_and_right(*test),
+                x="answered",
+                y="right",
                 x_lim=[0, 1.01],
-                y_lim=[0, 1.01],
-                x_title="recall (share of the class that is caught)",
-                y_title="precision",
-                color_title=" ",
-                label="Precision and recall on the test messages",
-                height=320,
+                x_title="share of the test messages that is answered",
+                y_title="share of those that is right",
+                show_label=False,
+                height=300,
+                buttons=[],
             )
-    # On every change of the two, and when the page is opened.
-    gr.on(
-        None,
-        show,
-        [label, threshold],
-        [numbers, curve],
-        api_visibility="private",
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
+    classes = class_table("Each class at this threshold")
+    # On every change, and when the page is opened.
+    gr.on(None, show, threshold, [numbers, classes], trigger_mode="always_last", **QUIET)
 
 
-def curve_points(
-    positive: np.ndarray, scores: np.ndarray, recall: float, precision: float
-) -> pd.DataFrame:
-    """The curve, and an upright line at the recall and precision of the chosen threshold."""
-    curve = precision_recall_curve(positive, scores)
-    points = pd.DataFrame({"recall": curve.x, "precision": curve.y, "line": "all thresholds"})
-    line = {"recall": recall, "precision": [0, precision], "line": "chosen threshold"}
-    return pd.concat([points, pd.DataFrame(line)])
-
-
-def calibration_section(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    result = calibration(probabilities, labels)
+def calibration_section(test: TestPredictions) -> None:
+    result = calibration(test.probabilities, test.labels)
     gr.Markdown(
         "## Is it as right as it is sure?\n"
         "Messages are grouped by the confidence of their answer. On the dotted line, a confidence "
@@ -148,4 +125,4 @@ def calibration_section(labels: np.ndarray, probabilities: np.ndarray) -> None:
                 buttons=[],
             )
         with gr.Column(scale=3, min_width=300):
-            gr.Plot(figure, show_label=False)
+            gr.Plot(figure, show_label=False, elem_id="calibration")

@@ -7,27 +7,33 @@ import pytest
 
 pytest.importorskip("gradio", reason="needs requirements-extra.txt")
 
-from classified_files import ROWS_SHOWN, classify_upload, neutralise
+from classified_files import Job, neutralise
+from opened import Opened
 
-from classifier_folder import classify_texts
+from classifier_folder import classify_texts, save_classifier
 from message_files import DataError
 
 
 @pytest.fixture(scope="module")
-def tiny(make_tiny):
-    return make_tiny(("ham", "=spam()"), max_length=16)
+def opened(make_tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    save_classifier(make_tiny(("ham", "=spam()"), max_length=16), folder)
+    return Opened(folder)
 
 
 @pytest.fixture
-def classified(tiny, tokenizer, tmp_path):
-    """A function that gives all states of the work on a file, and the finished file's path."""
+def classified(opened):
+    """A function that classifies a file, and gives the finished job and the file it wrote."""
+    jobs = []
 
-    def classify(path, column=None):
-        output = tmp_path / "out.csv"
-        output.unlink(missing_ok=True)
-        return list(classify_upload(tiny, tokenizer, path, column, output)), output
+    def classify(path, column=None, kind="csv", threshold=0.0):
+        jobs.append(Job(opened, path, column))
+        jobs[-1].run()
+        return jobs[-1], jobs[-1].write(kind, threshold)
 
-    return classify
+    yield classify
+    for job in jobs:
+        job.remove()
 
 
 @pytest.mark.parametrize(
@@ -46,7 +52,7 @@ def test_only_formulas_are_changed(cell):
 def test_no_cell_heading_or_label_of_the_download_is_a_formula(classified, tmp_path):
     path = tmp_path / "in.csv"
     path.write_text('=head,text\n=1+1,"hello there, you"\n@x,=2+2 and more\n', "utf-8")
-    with classified(path, "text")[1].open(encoding="utf-8", newline="") as file:
+    with classified(path, "text")[1].open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
     assert rows[0][:2] == ["'=head", "text"]
     assert [row[:2] for row in rows[1:]] == [
@@ -56,55 +62,88 @@ def test_no_cell_heading_or_label_of_the_download_is_a_formula(classified, tmp_p
     assert {row[2] for row in rows[1:]} <= {"ham", "'=spam()"}
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt", ".jsonl", ".parquet"])
-def test_every_kind_of_file_gives_the_same_answers(tiny, tokenizer, classified, tmp_path, ending):
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt", ".jsonl", ".parquet", ".xlsx"])
+def test_every_kind_of_file_gives_the_same_answers(opened, classified, tmp_path, ending):
     texts = ["see you at home", "<b>bold</b> & more", "مرحبا 👩‍👩‍👧", "free prize now"]
     path = tmp_path / f"in{ending}"
     table = pd.DataFrame({"text": texts})
     if ending == ".parquet":
         table.to_parquet(path)
+    elif ending == ".xlsx":
+        table.to_excel(path, index=False)
     elif ending == ".jsonl":
         table.to_json(path, orient="records", lines=True)
     elif ending == ".txt":
         path.write_text("\ufeff" + "\r\n".join([*texts, "", " "]), encoding="utf-8", newline="")
     else:
         table.to_csv(path, sep="," if ending == ".csv" else "\t", index=False)
-    states, output = classified(path)
-    result = pd.read_csv(output, dtype=str, keep_default_na=False)
+    job, output = classified(path)
+    result = pd.read_csv(output, keep_default_na=False)
     assert result["text"].tolist() == texts
-    best = classify_texts(tiny, tokenizer, texts).max(dim=1)
-    labels = [tiny.config.label_names[i] for i in best.indices.tolist()]
+    expected = classify_texts(opened.classifier, opened.tokenizer, texts)
+    labels = [opened.names[i] for i in expected.argmax(dim=1).tolist()]
     assert result["predicted_label"].tolist() == list(map(neutralise, labels))
-    probabilities = result["probability"].astype(float).tolist()
-    assert probabilities == pytest.approx(best.values.tolist(), abs=1e-4)
-    assert states[-1].num_done == states[-1].num_rows == 4
-    assert states[-1].shown["message"].tolist() == texts
-    assert sum(states[-1].counts.values()) == 4
+    assert result["probability"].tolist() == pytest.approx(expected.amax(dim=1), abs=1e-4)
+    assert result["p(ham)"].tolist() == pytest.approx(expected[:, 0], abs=1e-4)
+    assert job.num_done == job.survey.num_rows == 4
 
 
-def test_every_cell_comes_back_whole_and_the_browser_gets_its_beginning(classified, tmp_path):
+def test_every_cell_comes_back_whole_from_csv_and_excel(classified, tmp_path):
     path = tmp_path / "in.jsonl"
     texts = ["a, " * 2_000 + "b", 'he said "well,"\n' * 1_500, "see you\rat home"]
     pd.DataFrame({"text": texts, "id": ["1,5", "2", ""]}).to_json(
         path, orient="records", lines=True
     )
-    states, output = classified(path, "text")
+    job, output = classified(path, "text")
+    assert output.read_bytes().startswith(b"\xef\xbb\xbf")  # by which spreadsheets know UTF-8
     assert pd.read_csv(output, dtype=str, keep_default_na=False)["text"].tolist() == texts
-    shown = states[-1].shown["message"].tolist()
-    assert [text[:199] for text in texts[:2]] == [text[:-1] for text in shown[:2]]
+    excel = pd.read_excel(job.write("xlsx", 0), dtype=str, keep_default_na=False)
+    assert excel["text"].tolist()[:2] == texts[:2]
+    assert job.texts({1, 2}) == {1: texts[1], 2: texts[2]}
+
+
+def test_below_the_threshold_the_download_is_undecided(classified, tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("text\nhello\nmum\n", encoding="utf-8")
+    labels = pd.read_csv(classified(path, threshold=0.999)[1])["predicted_label"]
+    assert set(labels) == {"undecided"}
 
 
 def test_a_hundred_thousand_rows_come_back_in_order(classified, tmp_path):
     path = tmp_path / "many.csv"
     rows = [f"{i},message number {i % 977}" for i in range(100_000)]
     path.write_text("\n".join(["id,text", *rows]), encoding="utf-8")
-    states, output = classified(path, "text")
+    job, output = classified(path, "text")
     result = pd.read_csv(output, dtype=str)
     assert result["id"].tolist() == [str(i) for i in range(100_000)]
     assert result["predicted_label"][:977].tolist() == result["predicted_label"][977:1954].tolist()
-    assert len(states) > 20  # so often, the bar moves
-    assert [state.num_done for state in states] == sorted({state.num_done for state in states})
-    assert states[-1].shown["row"].tolist() == list(range(1, ROWS_SHOWN + 1))
+    assert len(job.probabilities) > 20  # so often, the bar moves
+
+
+def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("text\n" + "hello\n" * 3_000, encoding="utf-8")
+    job = Job(opened, path)
+    classify = opened.probabilities
+
+    def stop_after_the_first(texts):
+        job.wanted = False
+        return classify(texts)
+
+    job.opened = type("Stopping", (), {"probabilities": staticmethod(stop_after_the_first)})()
+    job.run()
+    job.opened = opened
+    assert 0 < job.num_done < 3_000
+    assert len(pd.read_csv(job.write("csv", 0))) == job.num_done
+    job.remove()
+
+
+def test_the_files_own_labels_are_found(classified, tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("text,kind\nhello there mum,ham\nwin,=spam()\nwell,\n", encoding="utf-8")
+    job, _ = classified(path)
+    assert job.label_column == "kind"
+    assert job.labels().tolist() == [0, 1, -1]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +153,8 @@ def test_a_hundred_thousand_rows_come_back_in_order(classified, tmp_path):
         ("a.csv", b"text,probability\nhi,1\n", None, ["'probability'", "already"]),
         ("a.txt", b"ca\xf1on\n", None, ["UTF-8"]),
         ("a.txt", b" \n\n", None, ["empty"]),
-        ("a.xlsx", b"PK", None, [".csv", ".parquet"]),
+        ("a.xlsx", b"PK", None, ["not an Excel file"]),
+        ("a.doc", b"PK", None, [".csv", ".parquet"]),
     ],
 )
 def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, column, parts):
@@ -124,3 +164,4 @@ def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, 
         classified(path, column)
     for part in parts:
         assert part in str(refused.value)
+    assert str(refused.value).startswith(f"{name}: ")

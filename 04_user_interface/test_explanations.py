@@ -7,7 +7,6 @@ import pytest
 import torch
 from explanations import (
     MAX_PARTS,
-    MAX_TOKENS_SHOWN,
     attention,
     explain,
     leave_one_out,
@@ -111,14 +110,28 @@ def test_attention_is_that_of_the_model(prize_classifier, tokenizer):
     text = "see you at £5"
     ids = tokenizer.encode_ordinary(text)
     maps = prize_classifier.decoder.attention_maps(torch.tensor([ids]))
-    weights, tokens = attention(prize_classifier, tokenizer, text, layer=1, head=2)
-    assert torch.equal(weights, maps[0, 0, 1])
-    assert weights.sum(dim=1).tolist() == pytest.approx([1.0] * len(ids), abs=1e-5)
-    assert len(tokens) == len(ids)
-    assert "␣you" in tokens  # a space can be seen
+    seen = attention(prize_classifier, tokenizer, text, layer=1, head=2)
+    assert torch.equal(seen.weights, maps[0, 0, 1])
+    assert seen.weights.sum(dim=1).tolist() == pytest.approx([1.0] * len(ids), abs=1e-5)
+    assert len(seen.tokens) == len(ids)
+    assert "␣you" in seen.tokens  # a space can be seen
 
 
-def test_of_a_long_message_the_last_tokens_are_shown(prize_classifier, tokenizer):
-    weights, tokens = attention(prize_classifier, tokenizer, "bus " * 500, layer=1, head=1)
-    assert weights.shape == (MAX_TOKENS_SHOWN, MAX_TOKENS_SHOWN)
-    assert len(tokens) == MAX_TOKENS_SHOWN
+@pytest.mark.parametrize("pooling", ["last", "mean", "first"])
+def test_the_decisive_row_is_the_one_that_is_pooled(
+    prize_classifier, tokenizer, monkeypatch, pooling
+):
+    config = replace(prize_classifier.config, pooling=pooling)
+    monkeypatch.setattr(prize_classifier, "config", config)
+    seen = attention(prize_classifier, tokenizer, "see you at home", layer=1, head=1)
+    rows = {"last": seen.weights[-1], "mean": seen.weights.mean(dim=0), "first": seen.weights[0]}
+    assert torch.equal(seen.decisive, rows[pooling])
+
+
+def test_an_explanation_that_is_no_longer_wanted_is_left(prize_classifier, tokenizer):
+    assert explain(prize_classifier, tokenizer, "see you at home", lambda: False) is None
+
+
+def test_words_stay_whole_and_texts_without_spaces_are_cut():
+    assert split_into_parts("Donaudampfschifffahrtsgesellschaft ja")[1] == " ja"
+    assert len(split_into_parts("今天天气很好我们去公园")) > 2

@@ -39,6 +39,7 @@ def test_a_message_gets_the_answer_that_the_classifier_gives(client, folder):
     text = "claim your free cash prize now"
     expected = classify_texts(*open_classifier(folder), [text])[0].tolist()
     result = client.predict(text, api_name="/classify")
+    assert client.predict(f"  {text}\n", api_name="/classify") == result  # as on the page
     assert result["label"] == ("ham", "spam")[int(np.argmax(expected))]
     assert list(result["probabilities"].values()) == pytest.approx(expected, abs=1e-5)
     assert list(result["probabilities"]) == ["ham", "spam"]
@@ -75,7 +76,8 @@ def test_a_file_goes_in_and_a_file_comes_out(client, tmp_path):
     path.write_text(
         "text,note\ncash now free urgent 1,=1+1\nhome mum dinner tonight 0,-5\n", encoding="utf-8"
     )
-    with open(client.predict(handle_file(path), "text", api_name="/classify_file")) as file:
+    written = client.predict(handle_file(path), api_name="/classify_file")
+    with open(written, encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [row["note"] for row in rows] == ["'=1+1", "-5"]
     assert [row["predicted_label"] for row in rows] == ["spam", "ham"]

@@ -96,4 +96,4 @@ def test_the_container_starts_the_page_as_one_that_it_understands():
     assert f"EXPOSE {args.port}" in text
     assert re.search(r"^USER (?!root)", text, re.MULTILINE)
     readme = (HERE / "README.md").read_text(encoding="utf-8")
-    assert f"app_port: {args.port}" in readme
+    assert f"`app_port: {args.port}`" in readme

@@ -1,0 +1,111 @@
+"""A classifier folder with all that the page can say about it."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.pipeline import Pipeline
+
+from classifier_folder import classify_texts, open_classifier
+from evaluation import ngram_baseline
+from fine_tuning import fingerprint
+from message_files import DataError
+from remote_files import is_intact
+from run_config import RunConfig
+from run_messages import Messages, read_run_messages
+from text_data import SMS_SPAM_ZIP
+
+NUM_EXAMPLES = 8
+
+
+class TestPredictions(NamedTuple):
+    labels: np.ndarray
+    """(N,) index of each test message's true class."""
+    probabilities: np.ndarray
+    """(N, C)"""
+
+
+class Opened:
+    """An opened classifier, its saved metrics and, where they are at hand, its messages.
+
+    The folder holds no texts. Those of the public SMS collection are taken from the cache, others
+    from `data`, the file that the classifier was trained on; then the n-gram model that was
+    measured beside it can answer, too. Raises what `open_classifier` does, and ``DataError`` where
+    `data` holds other messages.
+    """
+
+    def __init__(self, folder: Path, data: Path | None = None):
+        self.classifier, self.tokenizer = open_classifier(folder)
+        self.config = self.classifier.config
+        self.names, self.card = self.config.label_names, self.config.card
+        self.name = f"{self.config.model_name} ({folder.name})"
+        self.metrics = read_metrics(folder, self.card.get("test"))
+        self.messages = read_own_messages(self.card.get("training"), data)
+        self._lock = Lock()
+
+    def probabilities(self, texts: list[str]) -> np.ndarray:
+        """Those (N, C) of each text's classes. Outer white space is not read."""
+        stripped = [text.strip() for text in texts]
+        return classify_texts(self.classifier, self.tokenizer, stripped).numpy()
+
+    @property
+    def test_predictions(self) -> TestPredictions | None:
+        if self.metrics is None:
+            return None
+        saved = self.metrics["test_predictions"]
+        return TestPredictions(np.array(saved["labels"]), np.array(saved["probabilities"]))
+
+    def examples(self) -> list[list[str]]:
+        """Test messages with their label and the answer: the worst errors, and right ones."""
+        if self.messages is None or self.test_predictions is None:
+            return []
+        labels, probabilities = self.test_predictions
+        answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        wrong = [i for i in np.argsort(-sure, kind="stable") if answers[i] != labels[i]]
+        right = [np.flatnonzero((answers == labels) & (labels == c)) for c in set(labels.tolist())]
+        in_turn = [members[n] for n in range(2) for members in right if len(members) > n]
+        chosen = in_turn[: NUM_EXAMPLES - len(wrong[:3])] + wrong[:3]
+        texts = self.messages.splits.test["text"]
+        return [[texts[i], self.names[labels[i]], self.names[answers[i]]] for i in chosen]
+
+    def rival_probabilities(self, text: str) -> np.ndarray | None:
+        """The n-gram model's (C,), or None where there is none."""
+        with self._lock:  # two visitors who come first wait for one fit
+            rival = self._rival
+        if rival is None:
+            return None
+        row = dict(zip(rival.classes_, rival.predict_proba([text])[0]))
+        return np.array([row[name] for name in self.names])
+
+    @cached_property
+    def _rival(self) -> Pipeline | None:
+        if self.messages is None or not (self.metrics or {}).get("ngram_baseline"):
+            return None
+        train = self.messages.splits.train
+        return ngram_baseline().fit(train["text"], train["label"])
+
+
+def read_metrics(folder: Path, test: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What finetune.py saved beside the classifier whose test metrics these are, or None."""
+    path = folder / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return metrics if test is not None and metrics.get("test") == test else None
+
+
+def read_own_messages(options: dict[str, Any] | None, data: Path | None) -> Messages | None:
+    """The messages of the run with these options, read again, or None if they are not at hand."""
+    options = dict(options or {})
+    expected = options.pop("data_sha256", None)
+    at_hand = data is not None or (options.get("data") is None and is_intact(SMS_SPAM_ZIP))
+    if expected is None or not at_hand:
+        return None
+    config = RunConfig(**options | {"data": data})
+    messages = read_run_messages(config, log=lambda *_: None)
+    if fingerprint(messages.splits) == expected:
+        return messages
+    if data is None:
+        return None
+    raise DataError(f"{data}: these are not the messages that the classifier was trained on.")

@@ -1,0 +1,130 @@
+"""A visit's messages: each with its own answer, and which of them is open.
+
+A session is a dictionary that is changed in place, since the answers to two clicks may be on
+their way at once: each is written into the entry of its own text.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+import pandas as pd
+from explanations import explain
+from html_parts import beginning
+from opened import Opened
+from thresholds import decide
+
+MAX_LINES = 200  # that are classified each by itself
+NO_MESSAGE = "There is no message yet: type one, or click an example."
+
+
+def new_session() -> dict[str, Any]:
+    return {"entries": [], "open": None, "said": ""}
+
+
+def new_entry(text: str, probabilities: np.ndarray) -> dict[str, Any]:
+    answer = {"text": text, "probabilities": probabilities.tolist()}
+    return answer | {"found": None, "others": [], "right": None}
+
+
+def opened_entry(session: dict[str, Any]) -> dict[str, Any] | None:
+    return None if session["open"] is None else session["entries"][session["open"]]
+
+
+class Judge:
+    """Opens texts in a session. Of two clicks the later one wins; the first is left midway."""
+
+    def __init__(self, opened: Opened, second: Opened | None):
+        self.opened, self.second = opened, second
+
+    def open(self, text: str, session: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Opens the text's entry: its answer at once, then the words, then other opinions."""
+        text = text.strip()
+        session |= {"open": None, "said": "" if text else NO_MESSAGE}
+        if not text:
+            yield session
+            return
+        entry = self._find_or_add(text, session)
+        session["open"] = session["entries"].index(entry)
+        yield session
+        if entry["found"] is None:
+            classifier, tokenizer = self.opened.classifier, self.opened.tokenizer
+            found = explain(classifier, tokenizer, text, lambda: opened_entry(session) is entry)
+            if found is None:
+                return
+            entry["found"] = found
+            yield session
+        if not entry["others"]:
+            entry["others"] = self._other_opinions(text)
+            yield session
+
+    def open_if_any(self, text: str, session: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if text:
+            yield from self.open(text, session)
+
+    def open_lines(self, text: str, session: dict[str, Any]) -> dict[str, Any]:
+        """Each line becomes an entry; none is open."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        known = {entry["text"] for entry in session["entries"]}
+        new = list(dict.fromkeys(line for line in lines[:MAX_LINES] if line not in known))
+        if new:
+            session["entries"] += map(new_entry, new, self.opened.probabilities(new))
+        said = f"{len(lines):,} messages: click one below to see the words behind its answer."
+        if len(lines) > MAX_LINES:
+            said = f"The first {MAX_LINES} of {said} 'Many messages' takes them all, as a file."
+        session |= {"open": None, "said": said}
+        return session
+
+    def _find_or_add(self, text: str, session: dict[str, Any]) -> dict[str, Any]:
+        entry = next((entry for entry in session["entries"] if entry["text"] == text), None)
+        if entry is None:
+            entry = new_entry(text, self.opened.probabilities([text])[0])
+            session["entries"].append(entry)
+        return entry
+
+    def _other_opinions(self, text: str) -> list[tuple[str, str, float]]:
+        rows, names = [], self.opened.names
+        rival = self.opened.rival_probabilities(text)
+        if rival is not None:
+            rows.append(("linear model on n-grams", names[rival.argmax()], float(rival.max())))
+        if self.second is not None:
+            theirs = self.second.probabilities([text])[0]
+            answer = self.second.names[theirs.argmax()]
+            rows.append((self.second.name, answer, float(theirs.max())))
+        return rows
+
+
+def close_entry(session: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """An empty text, and the session in which nothing is open."""
+    session |= {"open": None, "said": ""}
+    return "", session
+
+
+def say_right(label: str, session: dict[str, Any]) -> dict[str, Any]:
+    opened_entry(session)["right"] = label
+    return session
+
+
+def text_of_row(session: dict[str, Any], event: gr.SelectData) -> str:
+    return session["entries"][int(event.row_value[0]) - 1]["text"]
+
+
+def history_rows(session: dict[str, Any], names: Sequence[str], threshold: float) -> list[list]:
+    """A row for each message, the latest first."""
+    rows = []
+    for number, entry in enumerate(session["entries"], start=1):
+        answer = decide(np.array(entry["probabilities"]), names, threshold)
+        sure = f"{max(entry['probabilities']):.1%}"
+        rows.append([number, beginning(entry["text"]), answer, sure, entry["right"] or ""])
+    return rows[::-1]
+
+
+def labelled_file(session: dict[str, Any]) -> str:
+    """The messages whose right label was said, as `finetune.py --data` takes them."""
+    rows = [(e["text"], e["right"]) for e in session["entries"] if e["right"] is not None]
+    path = Path(tempfile.mkdtemp()) / "labelled.csv"
+    pd.DataFrame(rows, columns=["text", "label"]).to_csv(path, index=False, encoding="utf-8")
+    return str(path)
