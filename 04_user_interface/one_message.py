@@ -186,7 +186,7 @@ def one_message_tab(
                 label="Probability of each class", num_top_classes=10, show_heading=False
             )
             others = gr.Dataframe(
-                headers=["who else", "answer", "probability"],
+                headers=["who else", "answer", "sure"],
                 label="Other opinions",
                 interactive=False,
                 buttons=[],

@@ -26,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def take_picture(args: argparse.Namespace) -> None:
     with served(args.folder) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 910})
+        page = browser.new_page(viewport={"width": 1200, "height": 920})
         page.goto(address)
         page.get_by_label("Message").first.fill(MESSAGE)
         page.get_by_role("button", name="Classify", exact=True).click()
