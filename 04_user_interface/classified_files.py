@@ -20,9 +20,9 @@ from opened import Opened
 from thresholds import decide
 
 from classify import ROWS_AT_ONCE, Survey, survey_file
-from message_files import DataError, as_strings, read_table_in_pieces
+from message_files import DataError, as_strings, check_columns, read_table_in_pieces
 
-FILE_TYPES = [".csv", ".tsv", ".txt", ".jsonl", ".parquet", ".xlsx"]
+FILE_TYPES = [".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".gz"]
 ROWS_SHOWN = 500  # in the browser; the download holds all
 ERRORS_SHOWN = 200
 KEPT_SECONDS = 3600  # after the end of a job
@@ -47,25 +47,15 @@ def neutralise(cell: object) -> object:
 
 
 def as_table_file(path: Path, folder: Path) -> Path:
-    """The file itself; of a text file, with a message on each line, and of an Excel file's first
-    sheet, a table in `folder`. Raises ``DataError`` for a file that cannot be used."""
-    kind, table = path.suffix.lower(), None
-    if kind == ".txt":
-        try:
-            lines = path.read_text(encoding="utf-8-sig").split("\n")
-        except UnicodeDecodeError:
-            raise DataError(f"{path}: the file is not text in UTF-8; save it as UTF-8.") from None
-        table = pd.DataFrame({"text": [line for line in lines if line.strip()]})
-    elif kind == ".xlsx":
-        try:
-            table = pd.read_excel(path, dtype=str, keep_default_na=False)
-        except Exception as error:  # openpyxl's errors share no class
-            raise DataError(f"{path}: not an Excel file that can be read: {error}") from None
-        table.columns = table.columns.map(str)
-    if table is None:
+    """The file itself; of a text file, with a message on each line, a table in `folder`."""
+    if path.suffix.lower() != ".txt":
         return path
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the file is not text in UTF-8; save it as UTF-8.") from None
+    rows = [json.dumps({"text": line}) + "\n" for line in lines if line.strip()]
     path = folder / f"{path.name}.jsonl"
-    rows = (json.dumps(row) + "\n" for row in table.to_dict("records"))
     path.write_text("".join(rows), encoding="utf-8")
     return path
 
@@ -89,10 +79,12 @@ class Job:
         self.probabilities: list[np.ndarray] = []
         """Of each piece's messages: (rows, C)."""
         try:
-            copy = Path(shutil.copy(file, self.folder / f"file{file.suffix}"))
+            copy = Path(shutil.copy(file, self.folder / file.name))
             self.path = as_table_file(copy, self.folder)
-            self.survey: Survey = survey_file(self.path, text_column)
             first = next(read_table_in_pieces(self.path, ROWS_AT_ONCE))
+            check_columns(first, self.path, first.columns)
+            trained_on = (opened.card.get("training") or {}).get("text_column")
+            self.survey: Survey = survey_file(self.path, text_column, trained_on)
         except DataError as error:
             self.remove()
             raise DataError(f"{file.name}: {str(error).partition(': ')[2]}") from None
@@ -141,7 +133,9 @@ class Job:
             table["predicted_label"] = [decide(row, names, threshold) for row in shares]
             rounded = shares.astype(float).round(4)
             table["probability"] = rounded.max(axis=1)
-            yield table.assign(**{f"p({name})": rounded[:, i] for i, name in enumerate(names)})
+            yield table.assign(
+                **{f"probability of {name}": rounded[:, i] for i, name in enumerate(names)}
+            )
 
     def texts(self, numbers: set[int]) -> dict[int, str]:
         """The whole texts of some rows, counted from 0."""

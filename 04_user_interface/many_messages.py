@@ -172,8 +172,8 @@ def many_messages_tab(
         line).
 
         Gives a CSV file with all rows and columns, and the columns `predicted_label`,
-        `probability` and `p(...)` of each label added. Where the column with the texts is not
-        named, it is guessed. Below the threshold the label is `undecided`.
+        `probability` and `probability of ...` each label added. Where the column with the texts is
+        not named, it is guessed. Below the threshold the label is `undecided`.
         """
         try:
             job = Job(opened, Path(file), text_column or None)

@@ -104,6 +104,7 @@ def one_message_tab(
         """All that the tab shows of the session; what does not belong to the open entry is gone."""
         entry, found = opened_entry(session), None
         decision, bars, others = "", None, []
+        said = note(session["said"]) if session["said"] else ""
         if entry is not None:
             found, others = entry["found"], entry["others"]
             probabilities = np.array(entry["probabilities"])
@@ -115,12 +116,13 @@ def one_message_tab(
             if threshold:
                 detail += f"; undecided below {threshold:.0%}"
             decision = f"<h2>{safe(answer)}</h2>{note(detail)}"
+            said = note(f"{answer}, {detail}", "unseen")  # for screen readers
             bars = dict(zip(names, entry["probabilities"], strict=True))
         rows = history_rows(session, names, threshold)
         num_said = sum(entry["right"] is not None for entry in session["entries"])
         return [
             entry["text"] if entry else "",
-            note(session["said"]) if session["said"] else "",
+            said,
             gr.Column(visible=entry is not None),
             decision,
             bars,
@@ -181,7 +183,7 @@ def one_message_tab(
     said = gr.HTML(elem_id="said", elem_classes="live")
     with gr.Column(visible=False, elem_id="answer") as answer, gr.Row():
         with gr.Column(scale=4, min_width=300):
-            decision = gr.HTML(elem_id="decision", elem_classes="live")
+            decision = gr.HTML(elem_id="decision")
             bars = gr.Label(
                 label="Probability of each class", num_top_classes=10, show_heading=False
             )

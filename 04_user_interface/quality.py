@@ -90,7 +90,7 @@ def threshold_section(opened: Opened, test: TestPredictions, threshold: gr.Slide
                 x="answered",
                 y="right",
                 x_lim=[0, 1.01],
-                x_title="share of the test messages that is answered",
+                x_title="share that is answered",
                 y_title="share of those that is right",
                 show_label=False,
                 height=300,
