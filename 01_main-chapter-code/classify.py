@@ -115,6 +115,7 @@ def survey_file(path: Path, text_column: str | None, trained_on: str | None = No
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
     for table in read_table_in_pieces(path, ROWS_AT_ONCE):
+        check_columns(table, path, [])
         if text_column is None:
             known = trained_on in table.columns
             text_column = trained_on if known else guess_text_column(table, path)

@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def address(folder):
     """The address of that classifier's page."""
-    pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+    pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
     from trial_page import served
 
     with served(folder) as url:

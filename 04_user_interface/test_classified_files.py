@@ -5,7 +5,7 @@ import csv
 import pandas as pd
 import pytest
 
-pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
 
 from classified_files import Job, neutralise
 from opened import Opened

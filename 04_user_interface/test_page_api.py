@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
 
 import httpx
 import numpy as np

@@ -37,7 +37,7 @@ def test_a_password_that_is_none_is_refused(fails, auth):
 
 
 def test_without_a_folder_the_command_that_makes_one_is_offered(fails, tmp_path, monkeypatch):
-    pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+    pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
     monkeypatch.chdir(tmp_path)
     complaint = fails("--port", free_port())
     assert "finetune.py --output classifier" in complaint
@@ -45,12 +45,12 @@ def test_without_a_folder_the_command_that_makes_one_is_offered(fails, tmp_path,
 
 
 def test_a_folder_without_a_classifier_is_named(fails, tmp_path):
-    pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+    pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
     assert str(tmp_path) in fails(tmp_path, "--port", free_port())
 
 
 def test_a_port_in_use_and_a_host_that_is_not_here_are_named(fails, tmp_path):
-    pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+    pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"port {port}; choose another --port" in fails(tmp_path, "--port", port, status=1)

@@ -15,9 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-pytest.importorskip("gradio", reason="needs requirements-extra.txt")
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs requirements-extra.txt")
-pytest.importorskip("axe_playwright_python", reason="needs requirements-extra.txt")
+pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="needs 04_user_interface/requirements-extra.txt"
+)
+pytest.importorskip(
+    "axe_playwright_python", reason="needs 04_user_interface/requirements-extra.txt"
+)
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from opened import Opened  # noqa: E402

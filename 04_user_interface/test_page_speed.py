@@ -5,7 +5,7 @@ from statistics import median
 
 import pytest
 
-pytest.importorskip("gradio", reason="needs requirements-extra.txt")
+pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
 
 from trial_page import ask, ask_together, served
 

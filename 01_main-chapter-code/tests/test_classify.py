@@ -324,3 +324,9 @@ def test_the_column_that_a_classifier_was_trained_on_is_read(
     path.write_text("short,long\nwin,see you at home tonight\n", encoding="utf-8")
     assert classify.main([str(tmp_path / "folder"), "--file", str(path)]) == 0
     assert "column 'short'" in capsys.readouterr().err
+
+
+def test_two_columns_of_one_name_are_refused(tiny_classifier_folder, tmp_path, capsys):
+    path = tmp_path / "in.csv"
+    path.write_text("body,body\na,b\n", encoding="utf-8")
+    assert "two columns are called 'body'" in fails(capsys, tiny_classifier_folder, "--file", path)
