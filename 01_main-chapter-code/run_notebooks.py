@@ -18,7 +18,12 @@ from command_line import make_parser, run_command
 from files import write_text
 from gpt_download import SMS_SPAM_ZIP, DownloadError, fetch
 
-CHAPTER = ("ch06.ipynb", "exercise-solutions.ipynb", "load-finetuned-model.ipynb")
+CHAPTER = (
+    "ch06.ipynb",
+    "ch06-careful.ipynb",
+    "exercise-solutions.ipynb",
+    "load-finetuned-model.ipynb",
+)
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 # Somebody's path, but not the part of a web address that looks like one; an object's address.
@@ -79,7 +84,7 @@ def run(paths: list[Path], output: Path | None) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("run_notebooks.py", "Execute notebooks and save them with clean outputs.")
-    parser.add_argument("notebooks", nargs="*", type=Path, help="default: the chapter's three")
+    parser.add_argument("notebooks", nargs="*", type=Path, help="default: the chapter's four")
     parser.add_argument("--output", type=Path, help="folder for the copies; default: in place")
     args = parser.parse_args(argv)
     paths = args.notebooks or [Path(__file__).with_name(name) for name in CHAPTER]
