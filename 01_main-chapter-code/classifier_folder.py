@@ -3,6 +3,7 @@
 Shapes in comments: N texts, C classes.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ from text_classifier import ClassifierConfig, GPTClassifier, predict_logits
 from text_data import SpamDataset
 
 FORMAT = "gpt-classifier-1"
-FIELDS = ("label_names", "max_length", "pooling", "pad_to", "card")
+# Of the configuration, beside the model's name.
+FIELDS = [field.name for field in dataclasses.fields(ClassifierConfig)][1:]
 
 
 class Prediction(NamedTuple):

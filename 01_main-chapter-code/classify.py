@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("folder", type=Path, help="classifier folder")
     parser.add_argument("texts", nargs="*", help="texts to classify")
-    parser.add_argument("--file", type=Path, help="CSV, TSV, JSON lines or Parquet file of texts")
+    parser.add_argument("--file", type=Path, help="CSV, TSV, JSON, Parquet or Excel file")
     parser.add_argument("--text-column", help="column of the texts; guessed if not given")
     parser.add_argument(
         "--label-column", help="column of the true labels: how good are the answers in --output?"

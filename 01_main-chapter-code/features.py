@@ -7,6 +7,7 @@ Shapes in comments: B messages in a batch, T tokens in the longest of them, D em
 dimensions, C classes.
 """
 
+import functools
 import hashlib
 from collections.abc import MutableMapping, Sequence
 from typing import Literal
@@ -137,10 +138,10 @@ class FastClassifier(nn.Module):
         self.classifier = classifier
         self.num_layers = num_layers
         self.precision = precision
-        self.made_by = fingerprint(classifier.decoder, num_layers)
 
     def forward(
         self,
+        *,
         attention_mask: Tensor,
         input_ids: Tensor | None = None,
         features: Tensor | None = None,
@@ -173,6 +174,11 @@ class FastClassifier(nn.Module):
     def config(self) -> ClassifierConfig:
         return self.classifier.config
 
+    @functools.cached_property
+    def made_by(self) -> int:
+        """Fingerprint of the layers whose features are taken."""
+        return fingerprint(self.classifier.decoder, self.num_layers)
+
     def _validate(self, made_by: Tensor | None) -> None:
         if made_by is None or int(made_by) != self.made_by:
             raise ValueError(
@@ -181,7 +187,8 @@ class FastClassifier(nn.Module):
                 f"FeatureDataset.from_classifier."
             )
         below = _layers_below(self.classifier.decoder, self.num_layers)
-        if trained := [name for name, parameter in below if parameter.requires_grad]:
+        trained = [name for name, parameter in below if parameter.requires_grad]
+        if trained and torch.is_grad_enabled():
             raise ValueError(
                 f"Features of the first {self.num_layers} layers cannot train them, but "
                 f"{trained[0]} is to be trained: freeze it, or train on token ids."

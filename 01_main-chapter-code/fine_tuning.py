@@ -293,7 +293,9 @@ def fine_tune(
         if folder.is_finished:
             run.log(f"The run in {config.output} is finished already.")
             opened = folder.open(run.decoder.device)
-            return RunResult(*opened, config, run.messages, History(), folder.metrics())
+            metrics = folder.metrics()
+            history = History(**metrics["history"])
+            return RunResult(*opened, config, run.messages, history, metrics)
         pretrain(run)
         classifier, num_frozen = make_classifier(run.decoder, run.about, config)
         trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
@@ -305,6 +307,8 @@ def fine_tune(
             history = train_classifier_simple(model, *datasets[:2], *how)
             raise_if_diverged(history, config)
         with clock.stage("evaluation"):
+            if config.precision != "float32":  # a saved classifier computes all blocks in float32
+                datasets, num_done = run.datasets, 0
             model = FastClassifier(classifier, num_done)
             logits = [predict_logits(model, dataset) for dataset in datasets]
         metrics = make_metrics(run, logits, history)

@@ -36,7 +36,7 @@ class RunConfig(TrainConfig):
     """One run of the main job. Raises ``ValueError`` that names everything wrong with it."""
 
     data: Path | None = option(
-        None, f"CSV, TSV, JSON lines or Parquet file; default: {SMS_NAME}", group="data"
+        None, f"CSV, TSV, JSON, Parquet or Excel file; default: {SMS_NAME}", group="data"
     )
     text_column: str | None = option(None, "column of the texts; default: guessed", group="data")
     label_column: str | None = option(None, "column of the labels; default: guessed", group="data")
@@ -85,7 +85,8 @@ class RunConfig(TrainConfig):
     continued_pretraining_epochs: int | None = option(
         None,
         "epochs of language modelling on the training texts, and on those that balancing leaves "
-        "over, before the head is put on; default: what suits the model",
+        "over, before the head is put on, with their own learning rate and batches; default: what "
+        "suits the model",
         AT_LEAST_0,
         "model",
     )
@@ -103,7 +104,8 @@ class RunConfig(TrainConfig):
     )
     pooling: Pooling | None = option(
         None,
-        "which tokens' logits make those of the message; default: what suits the model",
+        "what stands for the message: the logits at its last real token, their mean over its real "
+        "tokens, or those at its first token; default: what suits the model",
         group="model",
     )
     causal: bool = option(True, "let tokens look at later ones, too", group="model")
@@ -149,7 +151,7 @@ class RunConfig(TrainConfig):
             "--text-column, --label-column, --validation-data and --test-data belong to --data": (
                 self.data is None and any(getattr(self, name) is not None for name in OF_DATA)
             ),
-            "--padding training and context fill up what only --pooling last reads": (
+            "--padding training and context are for --pooling last, whose position they move": (
                 self.padding != "batch" and self.pooling not in (None, "last")
             ),
             "--resume goes on with what --overwrite would replace: leave one out": (
@@ -163,6 +165,8 @@ class RunConfig(TrainConfig):
         defaults = MODEL_DEFAULTS.get(name, GPT2_DEFAULTS)
         if self.weights == "random":
             defaults = defaults | {"continued_pretraining_epochs": 0}
+        if self.padding != "batch":
+            defaults = defaults | {"pooling": "last"}
         missing = {key: value for key, value in defaults.items() if getattr(self, key) is None}
         return replace(self, model=name, **missing)
 

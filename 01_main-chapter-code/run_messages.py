@@ -97,6 +97,8 @@ def _what_is_used(
 def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
     """With the reader's own files to validate and test on, where they are given; the messages that
     would have been taken for it are trained on, but for those that the files repeat."""
+    if config.validation_data is None and config.test_data is None:
+        return splits
     train = splits.train
     for part, path in (("validation", config.validation_data), ("test", config.test_data)):
         if path is None:

@@ -127,11 +127,17 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--pooling", "mean", "--precision", "bfloat16"), ("--padding", "training")]
+    "options",
+    [
+        ("--trainable", "all"),
+        ("--trainable", "last_block", "--precision", "bfloat16"),
+        ("--trainable", "all", "--pooling", "mean", "--precision", "bfloat16"),
+        ("--trainable", "all", "--padding", "training"),
+    ],
 )
 def test_the_saved_classifier_is_the_one_that_was_measured(unbalanced_csv, tmp_path, options):
     """The last evaluation and classifying compute in float32, whatever the training rounded."""
-    metrics = train(unbalanced_csv, tmp_path / "out", "--trainable", "all", *options)
+    metrics = train(unbalanced_csv, tmp_path / "out", *options)
     test = read(unbalanced_csv).splits.test
     probabilities = classify_texts(*open_classifier(tmp_path / "out"), list(test["text"]))
     measured = torch.tensor(metrics["test_predictions"]["probabilities"])
@@ -311,6 +317,14 @@ def test_continued_pretraining_reads_nothing_that_is_validated_or_tested_on(unba
     assert len(messages.unlabelled) == 42 + 30  # of 60 ham, as many as there are spam were kept
     held_out = {*messages.splits.validation["text"], *messages.splits.test["text"]}
     assert held_out.isdisjoint(messages.unlabelled)
+
+
+def test_padding_that_counts_as_text_is_read_at_the_last_position():
+    config = RunConfig(padding="training")
+    assert config.for_model("smollm2-135m").pooling == "last"
+    assert RunConfig().for_model("smollm2-135m").pooling == "mean"
+    with pytest.raises(ValueError, match="--pooling last"):
+        RunConfig(padding="training", pooling="mean")
 
 
 def test_what_suits_a_model_fills_in_what_is_not_given():
