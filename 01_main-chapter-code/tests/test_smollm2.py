@@ -313,8 +313,8 @@ def passages():
     """The chapter's held-out passages, out of its notebook."""
     notebook = json.loads((Path(__file__).parents[1] / "ch06.ipynb").read_text(encoding="utf-8"))
     sources = ["".join(cell["source"]) for cell in notebook["cells"]]
-    cell = next(source for source in sources if source.startswith("HELD_OUT = ["))
-    return ast.literal_eval(cell.removeprefix("HELD_OUT = "))
+    cell = next(source for source in sources if source.startswith("HELD_OUT = "))
+    return ast.literal_eval(ast.parse(cell).body[0].value).splitlines()
 
 
 @torch.no_grad()
