@@ -124,12 +124,21 @@ def survey_file(path: Path, text_column: str | None, trained_on: str | None = No
         columns |= dict.fromkeys(table.columns)
         num_rows += len(table)
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
-    if taken := [name for name in ADDED_COLUMNS if name in columns]:
+    check_added(path, columns, ADDED_COLUMNS)
+    return Survey(list(columns), text_column, num_rows)
+
+
+def check_added(path: Path, columns: Iterable[str], added: Iterable[str]) -> None:
+    """Raise ``DataError`` if a column that is to be added is there already."""
+    if taken := [name for name in added if name in columns]:
         raise DataError(
             f"{path}: classifying adds a column {taken[0]!r}, and there is one already; rename or "
             f"remove it."
         )
-    return Survey(list(columns), text_column, num_rows)
+
+
+def probability_columns(classifier: GPTClassifier) -> list[str]:
+    return [f"probability of {label}" for label in classifier.config.label_names]
 
 
 def classify_file(
@@ -155,8 +164,7 @@ def classify_file(
                     predicted_label=names, probability=probability.numpy().round(4)
                 )
                 if all_probabilities:
-                    columns = [f"probability of {label}" for label in labels]
-                    table[columns] = probabilities.numpy().round(4)
+                    table[probability_columns(classifier)] = probabilities.numpy().round(4)
                 yield table
             bar.update(len(table))
 
@@ -165,7 +173,6 @@ def compare_with_labels(path: Path, label_column: str) -> str:
     """Accuracy and confusion matrix of a classified file that carries the true labels."""
     counts = Counter()
     for table in read_table_in_pieces(path):
-        check_columns(table, path, [label_column])
         counts.update(zip(table[label_column].map(normal_form), table["predicted_label"]))
     right, total = sum(n for (true, said), n in counts.items() if true == said), counts.total()
     low, high = wilson_interval(right, total)
@@ -194,6 +201,8 @@ def classify(args: argparse.Namespace) -> None:
     survey = survey_file(args.file, args.text_column, trained_on)
     if args.label_column:  # found now, not after hours
         check_columns(pd.DataFrame(columns=survey.columns), args.file, [args.label_column])
+    if args.all_probabilities:
+        check_added(args.file, survey.columns, probability_columns(classifier))
     if not args.output:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
         tables = classify_file(

@@ -272,24 +272,6 @@ def plot_calibration(result: Calibration) -> Figure:
     return fig
 
 
-def plot_attention(weights: np.ndarray, tokens: Sequence[str], title: str = "") -> Figure:
-    """One head's attention weights (T, T): each row shows where its token looks.
-
-    What the causal mask forbids stays white. The colours end at the largest weight of the lower
-    half: the first tokens have few to look at, and their large weights would outshine the rest.
-    """
-    fig, ax = plt.subplots(figsize=(1.5 + 0.28 * len(tokens), 1.2 + 0.28 * len(tokens)))
-    allowed = np.where(np.tri(len(tokens), dtype=bool), weights, np.nan)
-    brightest = np.nanmax(allowed[len(tokens) // 2 :])
-    image = ax.imshow(allowed, cmap="viridis", vmin=0, vmax=brightest)
-    ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=8)
-    ax.set_yticks(range(len(tokens)), tokens, fontsize=8)
-    ax.set(xlabel="token looked at", ylabel="token looking", title=title)
-    fig.colorbar(image, ax=ax, fraction=0.046, label="attention weight", extend="max")
-    fig.tight_layout()
-    return fig
-
-
 def plot_padded_batch(lengths: Sequence[int], max_length: int | None = None) -> Figure:
     """A padded batch: real tokens, the last real one of each message, and padding."""
     width = max_length or max(lengths)

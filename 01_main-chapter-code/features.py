@@ -141,7 +141,6 @@ class FastClassifier(nn.Module):
 
     def forward(
         self,
-        *,
         attention_mask: Tensor,
         input_ids: Tensor | None = None,
         features: Tensor | None = None,

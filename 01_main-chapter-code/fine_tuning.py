@@ -13,8 +13,10 @@ import re
 import sys
 import time
 from collections.abc import Callable, MutableMapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +370,13 @@ def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
         "accuracy": correct / len(splits.test),
         "accuracy_interval": list(wilson_interval(correct, len(splits.test))),
     }
+
+
+def in_fresh_process(function: Callable, *arguments: Any) -> Any:
+    """What a function of a module returns in a process of its own, whose seconds and memory hold
+    nothing of what was done before."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def peak_memory_mb() -> float | None:

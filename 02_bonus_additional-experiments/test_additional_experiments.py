@@ -99,7 +99,7 @@ def tiny_suite(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         make_tiny(patch)
-        patch.setattr(experiments, "in_own_process", in_this_process)
+        patch.setattr(experiments, "in_fresh_process", in_this_process)
         assert run_quickly(MAIN, folder, patch, "--seeds", "1") == 0
     assert sorted(own_processes) == sorted(ROWS.index[ROWS.timed == "yes"])
     return folder
@@ -137,9 +137,9 @@ def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
 
 
 def test_own_process_is_another_one_and_its_errors_arrive():
-    assert experiments.in_own_process(os.getpid) != os.getpid()
+    assert experiments.in_fresh_process(os.getpid) != os.getpid()
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        experiments.in_own_process(os.stat, "nowhere")
+        experiments.in_fresh_process(os.stat, "nowhere")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_measured_row_is_not_overwritten(tmp_path, capsys):
 
 
 def test_suite_goes_on_with_what_is_missing(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, "in_own_process", lambda function, config: function(config))
+    monkeypatch.setattr(experiments, "in_fresh_process", lambda function, config: function(config))
     rows = ["last-block", "dropout"]
     assert run_quickly(rows[:1], tmp_path, monkeypatch, "--seeds", "2") == 0
     assert run_quickly(rows, tmp_path, monkeypatch, "--seeds", "2", "3") == 0

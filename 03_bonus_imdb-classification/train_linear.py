@@ -13,9 +13,7 @@ Shapes in comments: N reviews, V n-grams.
 import re
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -32,7 +30,7 @@ from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
 from download_prepare_dataset import PARTS, read_parts
-from fine_tuning import Clock
+from fine_tuning import Clock, in_fresh_process
 from imdb_results import (
     Measurement,
     draw,
@@ -207,14 +205,12 @@ def run(names: Sequence[str], config: LinearConfig) -> None:
     train = draw(train, config.train_size, config.seed)
     folder = config.results / kind_of_run(config.train_size, config.choose)
     suffix = f"-{config.train_size}" if config.train_size else ""
-    spawn = get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
-        for name in tqdm(names, unit="model", disable=config.quiet):
-            result, positive = pool.submit(task, name, train, measured, config.seed).result()
-            about = {"model": name, "seed": config.seed, "num_train": len(train)}
-            result = about | result | {"command": config.command("train_linear.py", name)}
-            write_result(name + suffix, result, None if suffix else positive, folder)
-            print(f"{name:<14}{result.get('accuracy_by_C') or result_lines(result)}")
+    for name in tqdm(names, unit="model", disable=config.quiet):
+        result, positive = in_fresh_process(task, name, train, measured, config.seed)
+        about = {"model": name, "seed": config.seed, "num_train": len(train)}
+        result = about | result | {"command": config.command("train_linear.py", name)}
+        write_result(name + suffix, result, None if suffix else positive, folder)
+        print(f"{name:<14}{result.get('accuracy_by_C') or result_lines(result)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from opened import Opened
 from thresholds import decide
 
 from classify import ROWS_AT_ONCE, Survey, survey_file
-from message_files import DataError, as_strings, check_columns, read_table_in_pieces
+from message_files import DataError, as_strings, read_table_in_pieces, utf8_lines
 
 FILE_TYPES = [".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".gz"]
 ROWS_SHOWN = 500  # in the browser; the download holds all
@@ -50,10 +50,8 @@ def as_table_file(path: Path, folder: Path) -> Path:
     """The file itself; of a text file, with a message on each line, a table in `folder`."""
     if path.suffix.lower() != ".txt":
         return path
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: the file is not text in UTF-8; save it as UTF-8.") from None
+    with path.open("rb") as file:
+        lines = [line.rstrip("\r\n") for line in utf8_lines(file, str(path))]
     rows = [json.dumps({"text": line}) + "\n" for line in lines if line.strip()]
     path = folder / f"{path.name}.jsonl"
     path.write_text("".join(rows), encoding="utf-8")
@@ -81,10 +79,9 @@ class Job:
         try:
             copy = Path(shutil.copy(file, self.folder / file.name))
             self.path = as_table_file(copy, self.folder)
-            first = next(read_table_in_pieces(self.path, ROWS_AT_ONCE))
-            check_columns(first, self.path, first.columns)
             trained_on = (opened.card.get("training") or {}).get("text_column")
             self.survey: Survey = survey_file(self.path, text_column, trained_on)
+            first = next(read_table_in_pieces(self.path, ROWS_AT_ONCE))
         except DataError as error:
             self.remove()
             raise DataError(f"{file.name}: {str(error).partition(': ')[2]}") from None

@@ -28,6 +28,18 @@ def messages_csv(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def unbalanced_csv(tmp_path_factory) -> Path:
+    """90 messages, of which 30 are spam, with another text and another label to choose."""
+    rows = made_up_messages(60)
+    kept = [row for i, row in enumerate(rows) if row[1] == "ham" or i < 60]
+    rows = [
+        (text, label, f"{text.split()[0]} {i}", f"{i % 2}") for i, (text, label) in enumerate(kept)
+    ]
+    path = tmp_path_factory.mktemp("unbalanced") / "messages.csv"
+    return write_csv(path, rows, "text,label,subject,parity")
+
+
+@pytest.fixture(scope="session")
 def _saved_tiny_classifier(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     vocab_size = load_mini_tokenizer().n_vocab

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -39,6 +40,19 @@ def run_python(*arguments, stdin: str | bytes = b"", timeout: int = 120, **varia
 def run_command(script: str, *arguments, **how):
     """`finetune.py`, `classify.py` or another script of this folder, to its end."""
     return run_python(CHAPTER / script, *arguments, **how)
+
+
+def fails(command: ModuleType, capsys, *arguments, status: int = 2) -> str:
+    """What a command says of a run that fails: one sentence that starts with its name."""
+    try:
+        got = command.main([str(argument) for argument in arguments])
+    except SystemExit as error:  # argparse
+        got = error.code
+    assert got == status
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert f"{command.__name__}.py: " in said
+    return said
 
 
 def made_up_messages(num_per_label: int = 30, seed: int = 0) -> list[tuple[str, str]]:

@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import helpers
 import pandas as pd
 import pytest
 import torch
@@ -22,18 +24,7 @@ import classify
 import gpt_download
 from classifier_folder import classify_texts, open_classifier, save_classifier
 
-
-def fails(capsys, *arguments, status: int = 2) -> str:
-    """What is said about a run that fails: one sentence that starts with the command's name."""
-    try:
-        got = classify.main([str(argument) for argument in arguments])
-    except SystemExit as error:  # argparse
-        got = error.code
-    assert got == status
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert "classify.py: " in said
-    return said
+fails = partial(helpers.fails, classify)
 
 
 def give_standard_input(monkeypatch, raw: bytes) -> None:
@@ -311,6 +302,9 @@ def test_true_labels_in_the_file_tell_how_good_the_answers_are(
     columns = table[["probability of ham", "probability of spam"]]
     assert columns.sum(axis=1).tolist() == pytest.approx([1] * 20, abs=2e-4)
     assert columns.max(axis=1).tolist() == table["probability"].tolist()
+    pd.DataFrame({"text": ["a"], "probability of ham": ["mine"]}).to_csv(path, index=False)
+    arguments = (tiny_classifier_folder, "--file", path, "--all-probabilities")
+    assert "'probability of ham'" in fails(capsys, *arguments)
 
 
 def test_the_column_that_a_classifier_was_trained_on_is_read(

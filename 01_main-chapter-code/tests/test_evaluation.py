@@ -131,10 +131,6 @@ def test_pictures_show_what_they_are_given():
     figure = ev.plot_calibration(ev.calibration(np.array([[0.9, 0.1], [0.4, 0.6]]), [0, 0]))
     assert figure.axes[0].collections[0].get_offsets().tolist() == [[0.6, 0.0], [0.9, 1.0]]
 
-    figure = ev.plot_attention(np.eye(2), ["a", "b"])
-    # What the causal mask forbids is left blank.
-    assert figure.axes[0].images[0].get_array().tolist() == [[1, None], [0, 1]]
-
     figure = ev.plot_padded_batch([2, 4])
     cells = figure.axes[0].collections[0].get_array().reshape(2, 4)
     assert cells.tolist() == [[1, 2, 0, 0], [1, 1, 1, 2]]

@@ -4,9 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
 from helpers import made_up_messages, run_command, write_csv
@@ -18,7 +19,7 @@ import run_messages
 from classifier_folder import classify_texts, open_classifier
 from files import file_sha256
 from message_files import DataError
-from run_config import SMS_NAME, RunConfig
+from run_config import RunConfig
 from run_messages import read_run_messages
 from training import History, TrainConfig
 
@@ -48,17 +49,7 @@ def outcome(metrics: dict, output: Path) -> dict:
     return kept | {"weights_sha256": file_sha256(output / "model.safetensors")}
 
 
-def fails(capsys, *arguments, status: int = 2) -> str:
-    """What is said about a run that fails: one sentence that starts with the command's name."""
-    try:
-        got = finetune.main([str(argument) for argument in arguments])
-    except SystemExit as error:  # argparse
-        got = error.code
-    assert got == status
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    assert "finetune.py: " in said
-    return said
+fails = partial(helpers.fails, finetune)
 
 
 # --- from start to finish ----------------------------------------------------------------------
@@ -138,7 +129,7 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
 def test_the_saved_classifier_is_the_one_that_was_measured(unbalanced_csv, tmp_path, options):
     """The last evaluation and classifying compute in float32, whatever the training rounded."""
     metrics = train(unbalanced_csv, tmp_path / "out", *options)
-    test = read(unbalanced_csv).splits.test
+    test = read_run_messages(RunConfig(data=unbalanced_csv), lambda *_: None).splits.test
     probabilities = classify_texts(*open_classifier(tmp_path / "out"), list(test["text"]))
     measured = torch.tensor(metrics["test_predictions"]["probabilities"])
     torch.testing.assert_close(probabilities, measured, atol=1e-5, rtol=0)
@@ -208,18 +199,6 @@ def test_without_data_or_network_made_up_messages_are_marked(tmp_path, monkeypat
 BASE = ("--trainable", "last_block", "--num-epochs", "2", "--balance", "none")
 
 
-@pytest.fixture(scope="module")
-def unbalanced_csv(tmp_path_factory) -> Path:
-    """90 messages, of which 30 are spam, with another text and another label to choose."""
-    rows = made_up_messages(60)
-    kept = [row for i, row in enumerate(rows) if row[1] == "ham" or i < 60]
-    rows = [
-        (text, label, f"{text.split()[0]} {i}", f"{i % 2}") for i, (text, label) in enumerate(kept)
-    ]
-    path = tmp_path_factory.mktemp("unbalanced") / "messages.csv"
-    return write_csv(path, rows, "text,label,subject,parity")
-
-
 def observe(data: Path, output: Path, *options) -> dict:
     """All that a run with these options leads to."""
     torch.set_num_threads(1)
@@ -267,58 +246,6 @@ def test_an_option_acts(base_run, unbalanced_csv, tmp_path, options):
     assert changed["history"] != base_run["history"]
 
 
-def read(data: Path, **options):
-    """The messages of a run with these options."""
-    config = RunConfig(data=data, text_column="text", label_column="label", **options)
-    return read_run_messages(config, lambda *_: None)
-
-
-def test_only_training_messages_are_augmented_and_left_out(unbalanced_csv):
-    def sizes(**options) -> list[int]:
-        return list(map(len, read(unbalanced_csv, **options).splits))
-
-    assert sizes(balance="none") == [63, 9, 18]
-    assert sizes(balance="none", augment=2) == [3 * 63, 9, 18]
-    assert sizes(balance="none", train_size=20) == [20, 9, 18]
-    assert sizes(balance="undersample") == [42, 6, 12]
-
-
-def test_own_files_to_validate_and_test_on_are_used_and_never_trained_on(tmp_path, capsys):
-    rows = made_up_messages(40)
-    data, test = write_csv(tmp_path / "m.csv", rows), write_csv(tmp_path / "t.csv", rows[:6])
-    fresh = [(f"{text} again", label) for text, label in rows[:8]]
-    validation = write_csv(tmp_path / "v.csv", fresh)
-    config = RunConfig(data=data, test_data=test, validation_data=validation, balance="none")
-    messages = read_run_messages(config)
-    assert messages.splits.test["text"].tolist() == [text for text, _ in rows[:6]]
-    assert messages.splits.validation["text"].tolist() == [text for text, _ in fresh]
-    assert {*messages.splits.train["text"]} == {text for text, _ in rows[6:]}
-    assert {*messages.unlabelled} == {text for text, _ in rows[6:]}
-    assert "Left out 6 messages" in capsys.readouterr().out
-    only_test = read_run_messages(replace(config, validation_data=None), lambda *_: None).splits
-    assert {*only_test.train["text"], *only_test.validation["text"]} == {t for t, _ in rows[6:]}
-    strange = replace(config, test_data=write_csv(tmp_path / "s.csv", [("a b", "eggs")]))
-    with pytest.raises(DataError, match="'eggs' does not occur"):
-        read_run_messages(strange)
-
-
-def test_what_is_left_out_and_why_is_said(tmp_path, capsys):
-    rows = [*made_up_messages(40), *made_up_messages(1), ("both", "ham"), ("both", "spam")]
-    rows += [(f"more {i}", "ham") for i in range(9)]
-    read_run_messages(RunConfig(data=write_csv(tmp_path / "m.csv", rows)))
-    said = capsys.readouterr().out
-    assert "93 messages, 89 without duplicates: ham 49, spam 40." in said
-    assert "Left out 1 texts that carry different labels." in said
-    assert "40 messages of each label, 80 of 89." in said
-
-
-def test_continued_pretraining_reads_nothing_that_is_validated_or_tested_on(unbalanced_csv):
-    messages = read(unbalanced_csv)
-    assert len(messages.unlabelled) == 42 + 30  # of 60 ham, as many as there are spam were kept
-    held_out = {*messages.splits.validation["text"], *messages.splits.test["text"]}
-    assert held_out.isdisjoint(messages.unlabelled)
-
-
 def test_padding_that_counts_as_text_is_read_at_the_last_position():
     config = RunConfig(padding="training")
     assert config.for_model("smollm2-135m").pooling == "last"
@@ -336,22 +263,6 @@ def test_what_suits_a_model_fills_in_what_is_not_given():
         ("gpt2-small (124M)", {"continued_pretraining_epochs": 3}, 3),
     ):
         assert RunConfig(**given).for_model(name).continued_pretraining_epochs == expected
-
-
-def test_the_protocol_chooses_the_split():
-    try:
-        gpt_download.fetch(gpt_download.SMS_SPAM_ZIP)
-    except gpt_download.DownloadError as error:
-        pytest.skip(str(error).splitlines()[0])
-    repeated = {}
-    for protocol in ("clean", "published"):
-        messages = read_run_messages(RunConfig(protocol=protocol), lambda *_: None)
-        assert messages.label_names == ["ham", "spam"]
-        assert SMS_NAME in messages.name
-        splits = messages.splits
-        repeated[protocol] = set(splits.train["text"]) & set(splits.test["text"])
-    assert repeated["clean"] == set()
-    assert len(repeated["published"]) > 20  # the messages that flatter the published figures
 
 
 def test_quiet_prints_the_results_only(messages_csv, tmp_path, capsys):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from helpers import CHAPTER
 
-from gpt_download import IMDB_ARCHIVE, SMS_SPAM_ZIP, cache_folder, is_intact
+from gpt_download import SMS_SPAM_ZIP, cache_folder, is_intact
 
 TOP = CHAPTER.parent
 pytestmark = [
@@ -55,7 +55,6 @@ NOT_RUN = {
     "app.py": "serves until it is stopped; its own tests do it in a browser",
     "docker": "needs Docker",
 }
-REVIEWS_AT_HAND = is_intact(IMDB_ARCHIVE) or any(cache_folder().glob("aclImdb*"))
 
 
 def commands(readme: Path) -> list[str]:
@@ -99,7 +98,7 @@ def test_the_commands_of_a_readme_succeed_and_leave_git_clean(copy, readme):
         "CH06_CACHE": str(cache_folder()),
         "OMP_NUM_THREADS": "1",
     }
-    if readme.parent.name.startswith("03_") and not REVIEWS_AT_HAND:
+    if readme.parent.name.startswith("03_") and not any(cache_folder().glob("aclImdb*")):
         pytest.skip("needs the film reviews in the cache")
     for command in commands(readme):
         command = command.removeprefix("python -m pip install -r requirements.txt && ")

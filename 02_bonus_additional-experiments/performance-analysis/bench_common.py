@@ -6,10 +6,8 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +88,6 @@ def require_bf16(device: torch.device) -> None:
     """Raise ``RuntimeError`` on a processor that would only imitate bfloat16, slowly."""
     if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise RuntimeError("the processor has no bf16 instructions")
-
-
-def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """What a function of a module returns in a process of its own, whose memory holds nothing of
-    what was done before."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 # --- Models and messages -------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from features import FastClassifier
-from fine_tuning import RunConfig, fine_tune
+from fine_tuning import fine_tune, in_fresh_process
 from gpt_download import MODEL_CONFIGS
 from lora import add_lora
 from previous_chapters import GPTConfig, num_parameters
+from run_config import RunConfig
 from text_classifier import (
     GPTClassifier,
     calc_logits,
@@ -196,7 +197,7 @@ def run(
     settings += [("all", batch_size, 120) for batch_size in batch_sizes if batch_size != 8]
     settings += [("all", 8, length) for length in lengths if length != 120]
     for choice, batch_size, length in tqdm(settings, "choices"):
-        measured = bench.in_fresh_process(measure, model, choice, batch_size, length, device)
+        measured = in_fresh_process(measure, model, choice, batch_size, length, device)
         counts = measured.pop("parameters"), measured.pop("trained")
         row = {"trained": choice.replace("_", " "), "messages": batch_size, "tokens each": length}
         row |= dict.fromkeys(STAGES) | measured | {"peak": max(measured.values())}
@@ -205,7 +206,7 @@ def run(
             passing = passing_numbers(cfg, choice, batch_size, length)
             row["predicted"] = predict_mb(*counts, kept, passing)
         rows.append(row)
-    chapter = bench.in_fresh_process(chapter_peak_mb, model, device.type)
+    chapter = in_fresh_process(chapter_peak_mb, model, device.type)
     whole = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""
     return {
         "tables": {"peak_mb": rows},

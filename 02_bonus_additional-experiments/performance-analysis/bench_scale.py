@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 import classify
 from classifier_folder import save_classifier
 from features import FastClassifier
-from fine_tuning import peak_memory_mb
+from fine_tuning import in_fresh_process, peak_memory_mb
 from gpt_download import load_mini_tokenizer, resolve_model_name
 from previous_chapters import GPTConfig, GPTModel, num_parameters
 from text_classifier import ClassifierConfig, GPTClassifier, calc_logits, predict_logits
@@ -62,7 +62,7 @@ def against_length(classifier: GPTClassifier, lengths: list[int], repetitions: i
         row = {"tokens of one message": length, "GFLOP": cfg.n_layers * operations / 1e9}
         row["attention's fraction"] = 2 * cfg.emb_dim * length**2 / operations
         for key, choice in ATTENTION.items():
-            peaks = bench.in_fresh_process(measure, model, choice, 1, length, device)
+            peaks = in_fresh_process(measure, model, choice, 1, length, device)
             row[f"{key}, seconds"] = median(rounds[f"{key}, {length}"])
             row[f"{key}, MB"] = peaks["forward"] - peaks["model"]
             if isinstance(cfg, GPTConfig):  # the formula is of its kind of block
@@ -145,7 +145,7 @@ def against_messages(classifier: GPTClassifier, numbers: list[int], repetitions:
         for number in numbers:
             pd.DataFrame({"text": bench.mixed_messages(number)}).to_csv(source, index=False)
             row = {"messages in a file": number, "file, MB": source.stat().st_size / 1e6}
-            rows.append(row | bench.in_fresh_process(classify_file, options))
+            rows.append(row | in_fresh_process(classify_file, options))
     return rows, {}
 
 

@@ -1,0 +1,80 @@
+"""The messages of a run: what is trained, validated and tested on, and what is said about it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import made_up_messages, write_csv
+
+import gpt_download
+from message_files import DataError
+from run_config import SMS_NAME, RunConfig
+from run_messages import read_run_messages
+
+
+def read(data: Path, **options):
+    """The messages of a run with these options."""
+    config = RunConfig(data=data, text_column="text", label_column="label", **options)
+    return read_run_messages(config, lambda *_: None)
+
+
+def test_only_training_messages_are_augmented_and_left_out(unbalanced_csv):
+    def sizes(**options) -> list[int]:
+        return list(map(len, read(unbalanced_csv, **options).splits))
+
+    assert sizes(balance="none") == [63, 9, 18]
+    assert sizes(balance="none", augment=2) == [3 * 63, 9, 18]
+    assert sizes(balance="none", train_size=20) == [20, 9, 18]
+    assert sizes(balance="undersample") == [42, 6, 12]
+
+
+def test_own_files_to_validate_and_test_on_are_used_and_never_trained_on(tmp_path, capsys):
+    rows = made_up_messages(40)
+    data, test = write_csv(tmp_path / "m.csv", rows), write_csv(tmp_path / "t.csv", rows[:6])
+    fresh = [(f"{text} again", label) for text, label in rows[:8]]
+    validation = write_csv(tmp_path / "v.csv", fresh)
+    config = RunConfig(data=data, test_data=test, validation_data=validation, balance="none")
+    messages = read_run_messages(config)
+    assert messages.splits.test["text"].tolist() == [text for text, _ in rows[:6]]
+    assert messages.splits.validation["text"].tolist() == [text for text, _ in fresh]
+    assert {*messages.splits.train["text"]} == {text for text, _ in rows[6:]}
+    assert {*messages.unlabelled} == {text for text, _ in rows[6:]}
+    assert "Left out 6 messages" in capsys.readouterr().out
+    only_test = read_run_messages(replace(config, validation_data=None), lambda *_: None).splits
+    assert {*only_test.train["text"], *only_test.validation["text"]} == {t for t, _ in rows[6:]}
+    strange = replace(config, test_data=write_csv(tmp_path / "s.csv", [("a b", "eggs")]))
+    with pytest.raises(DataError, match="'eggs' does not occur"):
+        read_run_messages(strange)
+
+
+def test_what_is_left_out_and_why_is_said(tmp_path, capsys):
+    rows = [*made_up_messages(40), *made_up_messages(1), ("both", "ham"), ("both", "spam")]
+    rows += [(f"more {i}", "ham") for i in range(9)]
+    read_run_messages(RunConfig(data=write_csv(tmp_path / "m.csv", rows)))
+    said = capsys.readouterr().out
+    assert "93 messages, 89 without duplicates: ham 49, spam 40." in said
+    assert "Left out 1 texts that carry different labels." in said
+    assert "40 messages of each label, 80 of 89." in said
+
+
+def test_continued_pretraining_reads_nothing_that_is_validated_or_tested_on(unbalanced_csv):
+    messages = read(unbalanced_csv)
+    assert len(messages.unlabelled) == 42 + 30  # of 60 ham, as many as there are spam were kept
+    held_out = {*messages.splits.validation["text"], *messages.splits.test["text"]}
+    assert held_out.isdisjoint(messages.unlabelled)
+
+
+def test_the_protocol_chooses_the_split():
+    try:
+        gpt_download.fetch(gpt_download.SMS_SPAM_ZIP)
+    except gpt_download.DownloadError as error:
+        pytest.skip(str(error).splitlines()[0])
+    repeated = {}
+    for protocol in ("clean", "published"):
+        messages = read_run_messages(RunConfig(protocol=protocol), lambda *_: None)
+        assert messages.label_names == ["ham", "spam"]
+        assert SMS_NAME in messages.name
+        splits = messages.splits
+        repeated[protocol] = set(splits.train["text"]) & set(splits.test["text"])
+    assert repeated["clean"] == set()
+    assert len(repeated["published"]) > 20  # the messages that flatter the published figures
