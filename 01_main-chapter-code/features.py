@@ -9,8 +9,8 @@ dimensions, C classes.
 
 import functools
 import hashlib
-from collections.abc import MutableMapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,24 @@ def fingerprint(decoder: Decoder, num_layers: int) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
+class Store(Protocol):
+    """Keeps hidden states (T, D) by the layers that made them and the tokens that they are of."""
+
+    def __contains__(self, key: tuple) -> bool: ...
+    def __getitem__(self, key: tuple) -> Tensor: ...
+    def __setitem__(self, key: tuple, states: Tensor) -> None: ...
+
+
+class LatestStore(dict):
+    """A store in memory. States of other layers than the last are dropped, since all would not
+    fit."""
+
+    def __setitem__(self, key: tuple, states: Tensor) -> None:
+        if self and next(iter(self))[:2] != key[:2]:
+            self.clear()
+        super().__setitem__(key, states)
+
+
 class FeatureDataset(SpamDataset):
     """Messages as hidden states (T, D) after some frozen layers, which are computed once.
 
@@ -80,19 +98,17 @@ class FeatureDataset(SpamDataset):
         num_layers: int,
         precision: Precision = "float32",
         progress: bool = False,
-        store: MutableMapping[tuple, Tensor] | None = None,
+        store: Store | None = None,
     ) -> "FeatureDataset":
         """The states of a data set's messages after the first `num_layers` blocks.
 
         A `store` keeps them for later calls: what it has of these layers and tokens is not
-        computed again, and what it has of others is dropped.
+        computed again.
         """
         classifier.eval()
         decoder, device = classifier.decoder, classifier.device
         made_by = fingerprint(decoder, num_layers)
         store = {} if store is None else store
-        if store and next(iter(store))[:2] != (made_by, precision):
-            store.clear()
         keys = [(made_by, precision, *ids.tolist()) for ids in dataset.sequences]
         missing = list({key: i for i, key in enumerate(keys) if key not in store}.values())
         batches = batches_by_length(

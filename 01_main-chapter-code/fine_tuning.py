@@ -12,7 +12,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +30,7 @@ from continued_pretraining import (
     encode_for_pretraining,
 )
 from evaluation import ngram_baseline, test_metrics, wilson_interval
-from features import FastClassifier, FeatureDataset
+from features import FastClassifier, FeatureDataset, Store
 from gpt_download import (
     MODEL_CONFIGS,
     build_decoder,
@@ -281,7 +281,7 @@ def finish(run: PreparedRun, folder: RunFolder, result: RunResult) -> None:
 def fine_tune(
     config: RunConfig,
     messages: Messages | None = None,
-    store: MutableMapping[tuple, Tensor] | None = None,
+    store: Store | None = None,
 ) -> RunResult:
     """Fine-tune and measure a classifier; writes `config.output` if that is given.
 

@@ -17,7 +17,7 @@ import shlex
 import sys
 import time
 import zlib
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -32,6 +32,7 @@ from other_classifiers import run_classical, run_frozen_features
 from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
+from features import LatestStore, Store
 from files import write_json
 from fine_tuning import fine_tune, in_fresh_process, peak_memory_mb
 from gpt_download import SMS_SPAM_ZIP, fetch
@@ -91,7 +92,7 @@ def is_repeated(splits: Splits) -> np.ndarray:
 
 
 def run_gpt(
-    config: ExperimentConfig, messages: Messages, store: MutableMapping | None
+    config: ExperimentConfig, messages: Messages, store: Store | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Test probabilities (N, 2) of a GPT, and what is worth knowing about it."""
     metrics = fine_tune(config, messages, store).metrics
@@ -100,7 +101,7 @@ def run_gpt(
     return probabilities, {name: metrics[name] for name in names}
 
 
-def measure(config: ExperimentConfig, store: MutableMapping | None = None) -> dict[str, Any]:
+def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, Any]:
     """One run from the messages to what its file holds; a `store` is `fine_tune`'s."""
     processor_start = time.process_time()
     messages = read_experiment_messages(config)
@@ -128,9 +129,7 @@ def measure(config: ExperimentConfig, store: MutableMapping | None = None) -> di
     }
 
 
-def measure_and_keep(
-    config: ExperimentConfig, store: MutableMapping | None = None
-) -> dict[str, Any]:
+def measure_and_keep(config: ExperimentConfig, store: Store | None = None) -> dict[str, Any]:
     """One run, whose result is written into its file if it has a row's name."""
     result = measure(config, store)
     if config.row:
@@ -163,7 +162,7 @@ def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
             f"measured. To measure anew, name another folder with --results."
         )
         return
-    store = {} if several else None
+    store = LatestStore() if several else None
     for run in tqdm(todo, unit="run", disable=quiet or not several):
         if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
             test = in_fresh_process(measure_and_keep, run)["test"]

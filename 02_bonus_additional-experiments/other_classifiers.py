@@ -1,6 +1,5 @@
 """What the fine-tuned GPT is compared with: classical models, and a frozen one's features."""
 
-from collections.abc import MutableMapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from sklearn.svm import LinearSVC
 from torch import nn
 
 from evaluation import ngram_baseline
-from features import FastClassifier, FeatureDataset
+from features import FastClassifier, FeatureDataset, Store
 from fine_tuning import Clock, load_decoder, make_datasets
 from run_messages import Messages
 from text_classifier import (
@@ -38,7 +37,7 @@ BASELINES = {
 
 
 def run_classical(
-    config: ExperimentConfig, messages: Messages, store: MutableMapping | None = None
+    config: ExperimentConfig, messages: Messages, store: Store | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Test probabilities (N, 2) of a classical model, and what is worth knowing about it."""
     splits, clock, pipeline = messages.splits, Clock(), BASELINES[config.classifier]()
@@ -56,7 +55,7 @@ def run_classical(
 
 
 def run_frozen_features(
-    config: ExperimentConfig, messages: Messages, store: MutableMapping | None
+    config: ExperimentConfig, messages: Messages, store: Store | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Test probabilities (N, 2) of a regression on the pooled final states of a pretrained model,
     of which nothing is trained, and what is worth knowing about it."""

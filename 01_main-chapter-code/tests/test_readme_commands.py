@@ -15,6 +15,7 @@ import pytest
 from helpers import CHAPTER
 
 from gpt_download import SMS_SPAM_ZIP, cache_folder, is_intact
+from text_data import read_sms_spam
 
 TOP = CHAPTER.parent
 pytestmark = [
@@ -75,6 +76,8 @@ def copy(tmp_path_factory) -> Path:
         if (TOP / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(TOP / name, copy / name)
+    # The page makes this file, of messages whose labels its visitors corrected.
+    read_sms_spam()[:200].to_csv(copy / "labelled.csv", index=False)
     git(copy, "init", "--quiet")
     git(copy, "add", "--all")
     git(copy, "-c", "user.name=test", "-c", "user.email=test", "commit", "-q", "-m", "all")

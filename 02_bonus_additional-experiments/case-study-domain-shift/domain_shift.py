@@ -37,7 +37,7 @@ from continued_pretraining import (
     encode_for_pretraining,
 )
 from evaluation import calibration, ngram_baseline, roc_curve, test_metrics
-from features import FastClassifier, FeatureDataset
+from features import FastClassifier, FeatureDataset, LatestStore
 from files import write_json
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
@@ -146,7 +146,7 @@ def training_sets(sms: Splits, emails: Emails) -> dict[str, pd.DataFrame]:
 
 def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
     """Trains filters from one language model, whose frozen layers are computed once."""
-    about, store = ClassifierConfig(name, LABELS, MAX_TOKENS), {}
+    about, store = ClassifierConfig(name, LABELS, MAX_TOKENS), LatestStore()
     config = RunConfig(trainable="last_block", seed=seed).for_model(name)
 
     def train(messages: pd.DataFrame) -> Filter:
