@@ -54,6 +54,7 @@ NOT_RUN = {
     "classify_with_api.py": "needs a server; its own tests bring one",
     "export OPENAI": "names a server",
     "app.py": "serves until it is stopped; its own tests do it in a browser",
+    "url": "asks the page; its own tests do",
     "docker": "needs Docker",
 }
 
