@@ -65,14 +65,14 @@ def read_messages(
     return usable.reset_index(drop=True)
 
 
-def normal_form(name: str) -> str:
-    """A label or column name without what nobody sees: outer and repeated white space, marks of
-    zero width, and the difference between composed and decomposed accents.
+def normal_form(text: str) -> str:
+    """A label, a column's name or a text without what nobody sees: outer and repeated white space,
+    marks of zero width, and the difference between composed and decomposed accents.
 
     >>> normal_form(" very\u00a0 hot\u200b ")
     'very hot'
     """
-    visible = re.sub("[\u200b-\u200d\u2060\ufeff]", "", unicodedata.normalize("NFC", name))
+    visible = re.sub("[\u200b-\u200d\u2060\ufeff]", "", unicodedata.normalize("NFC", text))
     return " ".join(visible.split())
 
 

@@ -47,6 +47,29 @@ def test_own_files_to_validate_and_test_on_are_used_and_never_trained_on(tmp_pat
         read_run_messages(strange)
 
 
+def test_texts_that_differ_in_white_space_or_unicode_form_only_are_one_text(tmp_path, capsys):
+    rows = [(f"café  {text}", label) for text, label in made_up_messages(40)]
+    again = [
+        (f" cafe\u0301 {text.replace(' ', chr(160))}  ", label)
+        for text, label in made_up_messages(40)
+    ]
+    both = [("a  b", "ham"), ("a b ", "spam")]
+    data = write_csv(tmp_path / "m.csv", [*rows, *again, *both])
+    config = RunConfig(data=data, balance="none")
+    splits = read_run_messages(config).splits
+    said = capsys.readouterr().out
+    assert "81 texts differ from an earlier one in white space or Unicode form only." in said
+    assert "162 messages, 80 without duplicates" in said
+    assert "Left out 1 texts that carry different labels." in said
+    texts = [text for part in splits for text in part["text"]]
+    assert sorted(texts) == sorted(text for text, _ in rows)  # as they were first written
+    own = write_csv(tmp_path / "t.csv", again[:6])
+    messages = read_run_messages(replace(config, test_data=own), lambda *_: None)
+    assert messages.splits.test["text"].tolist() == [text for text, _ in again[:6]]
+    assert len(messages.splits.train) + len(messages.splits.validation) == 74
+    assert len(messages.unlabelled) == len(messages.splits.train)
+
+
 def test_what_is_left_out_and_why_is_said(tmp_path, capsys):
     rows = [*made_up_messages(40), *made_up_messages(1), ("both", "ham"), ("both", "spam")]
     rows += [(f"more {i}", "ham") for i in range(9)]
