@@ -39,7 +39,7 @@ from gpt_download import (
     load_tokenizer,
     resolve_model_name,
 )
-from lora import add_lora, merge_lora
+from lora import DoRALinear, LoRALinear, add_lora, merge_lora
 from message_files import DataError
 from previous_chapters import Decoder
 from run_config import RunConfig
@@ -55,6 +55,7 @@ from text_classifier import (
 from text_data import SpamDataset, Splits, class_weights, encode_messages
 from training import History, TrainConfig, train_classifier_simple
 
+CORRECTIONS = {"lora": LoRALinear, "dora": DoRALinear}
 MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
 MAX_BASELINE_CHARACTERS = 20_000_000  # and here, than everything else together
 # Messages times labels. The regression has a coefficient for each label and n-gram, and its
@@ -208,10 +209,11 @@ def make_classifier(
     whose states can be computed once."""
     torch.manual_seed(config.seed)
     classifier = GPTClassifier(decoder, about)
-    if config.trainable != "lora":
+    if config.trainable not in CORRECTIONS:
         return classifier, freeze_all_but(classifier, config.trainable)
     freeze_all_but(classifier, "head")
-    add_lora(decoder, config.lora_rank or 8, config.lora_alpha or 16)
+    kind = CORRECTIONS[config.trainable]
+    add_lora(decoder, config.lora_rank or 8, config.lora_alpha or 16, kind=kind)
     return classifier, 0
 
 

@@ -1,5 +1,6 @@
 """LoRA by hand: train a low-rank correction of frozen linear layers (Hu et al. 2021, "LoRA:
-Low-Rank Adaptation of Large Language Models").
+Low-Rank Adaptation of Large Language Models"), and DoRA, which trains their size apart from their
+direction (Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation").
 
     freeze_all_but(classifier, "head")
     add_lora(classifier.decoder, rank=8, alpha=16)  # the corrections and the head are trained
@@ -12,6 +13,7 @@ Shapes: R is the rank, a few; a linear layer's weight is (outputs, inputs).
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from previous_chapters import Decoder
@@ -45,8 +47,38 @@ class LoRALinear(nn.Module):
         return self.linear
 
 
+class DoRALinear(LoRALinear):
+    """A frozen linear layer with LoRA's correction, whose weight then gets trained row norms.
+
+    W' = m (W + (alpha / R) B A) / norm, where norm (outputs,) holds the length of each row of the
+    corrected weight and m (outputs,) begins as that of W. As in the paper's section 4.3, norm is
+    taken for a constant when the gradients are computed, which saves memory.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        super().__init__(linear, rank, alpha)
+        self.magnitude = nn.Parameter(linear.weight.norm(dim=1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self._weight(), self.linear.bias)
+
+    def _weight(self) -> Tensor:
+        weight = self.linear.weight + self.scale * self.B @ self.A
+        return (self.magnitude / weight.norm(dim=1).detach()).unsqueeze(1) * weight
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The linear layer with the weight that was trained."""
+        self.linear.weight.copy_(self._weight())
+        return self.linear
+
+
 def add_lora(
-    decoder: Decoder, rank: int, alpha: float, layers: Sequence[str] | None = None
+    decoder: Decoder,
+    rank: int,
+    alpha: float,
+    layers: Sequence[str] | None = None,
+    kind: type[LoRALinear] = LoRALinear,
 ) -> None:
     """Give the named linear layers of every block, or all that it has, a correction to train.
 
@@ -58,7 +90,7 @@ def add_lora(
     for block in decoder.trf_blocks:
         linears = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
         for name in layers or linears:
-            block.set_submodule(name, LoRALinear(block.get_submodule(name), rank, alpha))
+            block.set_submodule(name, kind(block.get_submodule(name), rank, alpha))
 
 
 def merge_lora(decoder: Decoder) -> None:

@@ -90,18 +90,16 @@ class RunConfig(TrainConfig):
         AT_LEAST_0,
         "model",
     )
-    trainable: Trainable | Literal["lora"] | int | None = option(
+    trainable: Trainable | Literal["lora", "dora"] | int | None = option(
         None,
         "what is trained; a number of last blocks; default: suits the model",
         AT_LEAST_0,
         "model",
     )
     lora_rank: int | None = option(
-        None, "rank of LoRA's corrections; default: 8 for --trainable lora", AT_LEAST_1, "model"
+        None, "rank of the corrections of lora and dora; default: 8", AT_LEAST_1, "model"
     )
-    lora_alpha: float | None = option(
-        None, "their scale; default: 16 for --trainable lora", POSITIVE, "model"
-    )
+    lora_alpha: float | None = option(None, "their scale; default: 16", POSITIVE, "model")
     pooling: Pooling | None = option(
         None,
         "what stands for the message: the logits at its last real token, their mean over its real "
@@ -130,13 +128,13 @@ class RunConfig(TrainConfig):
 
     def problems(self) -> list[str]:
         """What is wrong with the options, and those that would be ignored."""
-        frozen_blocks = self.trainable in ("head", "lora", 0)
+        frozen_blocks = self.trainable in ("head", "lora", "dora", 0)
         ignored = {
-            "--dropout acts in trained blocks, of which --trainable head and lora have none": (
+            "--dropout acts in trained blocks; --trainable head, lora and dora have none": (
                 frozen_blocks and self.dropout
             ),
-            "--lora-rank and --lora-alpha belong to --trainable lora": (
-                self.trainable != "lora" and (self.lora_rank or self.lora_alpha)
+            "--lora-rank and --lora-alpha belong to --trainable lora and dora": (
+                self.trainable not in ("lora", "dora") and (self.lora_rank or self.lora_alpha)
             ),
             "--balance weights acts among the messages of a batch: take a --batch-size and a "
             "--micro-batch-size of at least 2": (

@@ -41,7 +41,7 @@ class GPTRunConfig(ReviewsConfig):
         AT_LEAST_0,
         "model",
     )
-    trainable: Trainable | Literal["lora"] | int = chapters("trainable", "all")
+    trainable: Trainable | Literal["lora", "dora"] | int = chapters("trainable", "all")
 
 
 class GPTLearner(Learner):

@@ -1,4 +1,4 @@
-"""LoRA: nothing changes at first, only the corrections are trained, merging gives equal outputs."""
+"""LoRA and DoRA: nothing changes at first, the corrections alone are trained, merging is exact."""
 
 import copy
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from lora import LoRALinear, add_lora, merge_lora
+from lora import DoRALinear, LoRALinear, add_lora, merge_lora
 from previous_chapters import GPTConfig, GPTModel, num_parameters
 from smollm2 import LlamaConfig, LlamaModel
 from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but, predict_logits
@@ -29,6 +29,11 @@ def classifier(request) -> GPTClassifier:
     return classifier
 
 
+@pytest.fixture(params=[LoRALinear, DoRALinear], ids=["lora", "dora"])
+def kind(request) -> type[LoRALinear]:
+    return request.param
+
+
 @pytest.fixture
 def messages() -> SpamDataset:
     generator = torch.Generator().manual_seed(0)
@@ -46,21 +51,23 @@ def linears(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
 
 
-def test_a_new_correction_changes_nothing(classifier, messages):
+def test_a_new_correction_changes_nothing(classifier, messages, kind):
     before = predict_logits(classifier, messages)
-    add_lora(classifier.decoder, rank=2, alpha=4)
+    add_lora(classifier.decoder, rank=2, alpha=4, kind=kind)
     torch.testing.assert_close(predict_logits(classifier, messages), before, rtol=0, atol=1e-6)
 
 
 def test_every_linear_layer_of_a_block_is_corrected_and_nothing_else_but_the_head_is_trained(
-    classifier, messages
+    classifier, messages, kind
 ):
     frozen = copy.deepcopy(classifier.decoder)
-    add_lora(classifier.decoder, rank=2, alpha=4)
+    add_lora(classifier.decoder, rank=2, alpha=4, kind=kind)
     shapes = [
         layer.weight.shape for block in frozen.trf_blocks for layer in linears(block).values()
     ]
     corrections = sum(2 * (outputs + inputs) for outputs, inputs in shapes)
+    if kind is DoRALinear:
+        corrections += sum(outputs for outputs, _ in shapes)
     assert num_parameters(classifier, trainable_only=True) == corrections + 2 * 16 + 2
     train(classifier, messages)
     for old, block in zip(frozen.trf_blocks, classifier.decoder.trf_blocks, strict=True):
@@ -68,13 +75,15 @@ def test_every_linear_layer_of_a_block_is_corrected_and_nothing_else_but_the_hea
             layer = block.get_submodule(name)
             assert torch.equal(layer.linear.weight, linear.weight), name
             assert layer.B.abs().max() > 0, f"{name} learned nothing"
+            if kind is DoRALinear:
+                assert not torch.allclose(layer.magnitude, linear.weight.norm(dim=1)), name
     assert torch.equal(classifier.decoder.tok_emb.weight, frozen.tok_emb.weight)
 
 
-def test_merged_and_unmerged_are_equal(classifier, messages):
+def test_merged_and_unmerged_are_equal(classifier, messages, kind):
     plain = set(classifier.state_dict())
     untrained = predict_logits(classifier, messages)
-    add_lora(classifier.decoder, rank=2, alpha=4)
+    add_lora(classifier.decoder, rank=2, alpha=4, kind=kind)
     train(classifier, messages)
     unmerged = predict_logits(classifier, messages)
     assert (unmerged - untrained).abs().max() > 0.1
@@ -82,6 +91,33 @@ def test_merged_and_unmerged_are_equal(classifier, messages):
     merged = predict_logits(classifier, messages)
     torch.testing.assert_close(merged, unmerged, rtol=1e-4, atol=1e-5)
     assert set(classifier.state_dict()) == plain
+
+
+def test_outputs_and_gradients_are_those_of_peft(kind):
+    peft = pytest.importorskip("peft", reason="peft is missing: python -m pip install peft")
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Linear(16, 12))
+    ours = kind(copy.deepcopy(plain[0]), rank=2, alpha=4)
+    config = peft.LoraConfig(
+        r=2, lora_alpha=4, target_modules=["0"], use_dora=kind is DoRALinear, lora_dropout=0.0
+    )
+    theirs = peft.get_peft_model(plain, config)
+    names = {"A": "lora_A.default.weight", "B": "lora_B.default.weight"}
+    if kind is DoRALinear:
+        names["magnitude"] = "lora_magnitude_vector.default.weight"
+    parameters = dict(theirs.base_model.model[0].named_parameters())
+    with torch.no_grad():
+        for name, their_name in names.items():  # trained ones, so that every part acts
+            value = getattr(ours, name)
+            value += 0.3 * torch.randn_like(value)
+            parameters[their_name].copy_(value)
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-6)
+    for model in (ours, theirs):
+        model(x).square().sum().backward()
+    for name, their_name in names.items():
+        gradient = parameters[their_name].grad
+        torch.testing.assert_close(getattr(ours, name).grad, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_alpha_scales_the_correction():
