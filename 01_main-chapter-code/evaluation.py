@@ -193,6 +193,14 @@ def ngram_baseline(seed: int = 0) -> Pipeline:
 # ---------------------------------------------------------------------------------------------
 
 
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure in a notebook, with words for readers who cannot see it."""
+    from IPython.display import display  # of the notebooks alone
+
+    display(figure, metadata={"image/png": {"alt": alt}})
+    plt.close(figure)
+
+
 def plot_values(
     epochs: Sequence[float],
     train_values: Sequence[float],
