@@ -25,13 +25,15 @@ from evaluation import wilson_interval
 from files import file_sha256
 from growing_file import GrowingFile, as_csv
 from message_files import (
+    AS_NAMED,
     DataError,
+    TextFormat,
     as_strings,
     check_columns,
     guess_text_column,
     normal_form,
     read_table_in_pieces,
-    utf8_lines,
+    text_lines,
 )
 from text_classifier import GPTClassifier, pick_device
 
@@ -49,6 +51,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="classifier folder")
     parser.add_argument("texts", nargs="*", help="texts to classify")
     parser.add_argument("--file", type=Path, help="CSV, TSV, JSON, Parquet or Excel file")
+    parser.add_argument(
+        "--separator", help="of the cells of a CSV or TSV file; guessed if not given"
+    )
+    parser.add_argument("--encoding", help="of --file or standard input; UTF-8 if not given")
     parser.add_argument("--text-column", help="column of the texts; guessed if not given")
     parser.add_argument(
         "--label-column", help="column of the true labels: how good are the answers in --output?"
@@ -74,8 +80,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(argv)  # texts may follow options
     if args.file and args.texts:
         parser.error("give texts or --file, not both")
-    if not args.file and (args.output or args.text_column is not None or args.all_probabilities):
-        parser.error("--output, --text-column and --all-probabilities belong to --file")
+    of_file = (args.output, args.separator, args.text_column, args.all_probabilities or None)
+    if not args.file and any(option is not None for option in of_file):
+        parser.error(
+            "--output, --separator, --text-column and --all-probabilities belong to --file"
+        )
+    if args.file and args.file.is_dir():
+        parser.error(f"{args.file} is a folder: --file takes a table, with a text a row")
+    if args.texts and args.encoding is not None:
+        parser.error("--encoding belongs to --file and standard input")
     if args.output and args.output.resolve() == args.file.resolve():
         parser.error("--output is --file itself, which would be lost: name another file")
     if not args.output and (args.resume or args.overwrite or args.label_column):
@@ -104,9 +117,15 @@ class Survey(NamedTuple):
     columns: list[str]
     text_column: str
     num_rows: int
+    how: TextFormat
 
 
-def survey_file(path: Path, text_column: str | None, trained_on: str | None = None) -> Survey:
+def survey_file(
+    path: Path,
+    text_column: str | None,
+    trained_on: str | None = None,
+    how: TextFormat = AS_NAMED,
+) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 
     A text column that is not named is the one that the classifier was `trained_on`, or else
@@ -114,7 +133,7 @@ def survey_file(path: Path, text_column: str | None, trained_on: str | None = No
     """
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
-    for table in read_table_in_pieces(path, ROWS_AT_ONCE):
+    for table in read_table_in_pieces(path, ROWS_AT_ONCE, how):
         check_columns(table, path, [])
         if text_column is None:
             known = trained_on in table.columns
@@ -125,7 +144,7 @@ def survey_file(path: Path, text_column: str | None, trained_on: str | None = No
         num_rows += len(table)
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
     check_added(path, columns, ADDED_COLUMNS)
-    return Survey(list(columns), text_column, num_rows)
+    return Survey(list(columns), text_column, num_rows, how)
 
 
 def check_added(path: Path, columns: Iterable[str], added: Iterable[str]) -> None:
@@ -153,7 +172,7 @@ def classify_file(
     `probability` added, and with one for each label where wanted."""
     labels, show = classifier.config.label_names, sys.stderr.isatty()
     with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
-        for number, table in enumerate(read_table_in_pieces(path, ROWS_AT_ONCE)):
+        for number, table in enumerate(read_table_in_pieces(path, ROWS_AT_ONCE, survey.how)):
             if number >= num_done:
                 table = table.reindex(columns=survey.columns)
                 texts = as_strings(table[survey.text_column]).tolist()
@@ -180,25 +199,27 @@ def compare_with_labels(path: Path, label_column: str) -> str:
     return f"accuracy {right / total:.1%}, 95% interval [{low:.1%}, {high:.1%}]\n\n{matrix}"
 
 
-def standard_input_lines() -> Iterator[str]:
+def standard_input_lines(encoding: str | None) -> Iterator[str]:
     """The texts, one a line, without line ends and byte order mark, whatever system wrote them.
 
     Empty lines are texts, too: line n of the output belongs to line n of the input.
     """
     if sys.stdin is None:
         raise OSError("standard input is closed; give texts, or --file.")
-    for line in utf8_lines(sys.stdin.buffer, "standard input"):
+    for line in text_lines(sys.stdin.buffer, "standard input", encoding):
         yield line.rstrip("\r\n")
 
 
 def classify(args: argparse.Namespace) -> None:
     classifier, tokenizer = open_classifier(args.folder, pick_device(args.device))
     if not args.file:
-        for line in classify_lines(classifier, tokenizer, args.texts or standard_input_lines()):
+        texts = args.texts or standard_input_lines(args.encoding)
+        for line in classify_lines(classifier, tokenizer, texts):
             print(line)
         return
     trained_on = classifier.config.card.get("training", {}).get("text_column")
-    survey = survey_file(args.file, args.text_column, trained_on)
+    how = TextFormat(args.separator, args.encoding)
+    survey = survey_file(args.file, args.text_column, trained_on, how)
     if args.label_column:  # found now, not after hours
         check_columns(pd.DataFrame(columns=survey.columns), args.file, [args.label_column])
     if args.all_probabilities:
@@ -214,6 +235,7 @@ def classify(args: argparse.Namespace) -> None:
     run = {
         "--file": file_sha256(args.file),
         "classifier": file_sha256(args.folder / "config.json"),  # it has the weights' checksum
+        **{"--separator": args.separator, "--encoding": args.encoding},
         "--text-column": survey.text_column,
         "--all-probabilities": args.all_probabilities,
     }

@@ -1,4 +1,4 @@
-"""A reader's own data: labelled texts from CSV, TSV, JSON, Parquet and Excel files.
+"""A reader's own data: labelled texts from CSV, TSV, JSON, Parquet and Excel files, or a folder.
 
 Whatever is wrong with a file is said in one sentence that names the file, what was found and
 what to do. Nothing is repaired by guessing: a row that does not fit is an error, not a loss.
@@ -7,6 +7,7 @@ what to do. Nothing is repaired by guessing: a row that does not fit is an error
 import codecs
 import csv
 import gzip
+import io
 import json
 import re
 import unicodedata
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,19 +33,32 @@ class DataError(ValueError):
     """A file of messages cannot be used; the message says why and what to do."""
 
 
+class TextFormat(NamedTuple):
+    """How a text file is read where it is not as its name lets expect."""
+
+    separator: str | None = None
+    """Of the cells; a tab may be written `\\t`, as a shell passes it on."""
+    encoding: str | None = None
+    """By a name that Python knows; None is UTF-8."""
+
+
+AS_NAMED = TextFormat()
+
+
 def read_messages(
     path: Path,
     text_column: str | None = None,
     label_column: str | None = None,
     log: Callable[[str], Any] = print,
+    how: TextFormat = AS_NAMED,
 ) -> pd.DataFrame:
-    """Labelled texts from a file.
+    """Labelled texts from a file, or from a folder of them.
 
     Columns that are not named are guessed, and the guess is said, as are rows left out and labels
     that differ in their spelling only. Raises ``DataError`` if the file cannot be read or holds
     no usable rows.
     """
-    table = read_table(path)
+    table = read_table(path, how)
     if text_column is None or label_column is None:
         text_column, label_column = guess_columns(table, path, text_column, label_column)
         log(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
@@ -92,18 +106,20 @@ def look_alikes(labels: Iterable[str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, how: TextFormat = AS_NAMED) -> pd.DataFrame:
     """The table in a file, by its ending; every cell of a text format is a string."""
-    return pd.concat(read_table_in_pieces(path), ignore_index=True)
+    return pd.concat(read_table_in_pieces(path, how=how), ignore_index=True)
 
 
-def read_table_in_pieces(path: Path, num_rows: int = ROWS_AT_ONCE) -> Iterator[pd.DataFrame]:
+def read_table_in_pieces(
+    path: Path, num_rows: int = ROWS_AT_ONCE, how: TextFormat = AS_NAMED
+) -> Iterator[pd.DataFrame]:
     """The same table `num_rows` at a time, so that the file may be larger than the memory.
 
     What is wrong with a row is found when the row is reached.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path, int], Iterator[pd.DataFrame]]] = {
+    readers: dict[str, Callable[[Path, int, TextFormat], Iterator[pd.DataFrame]]] = {
         ".csv": _read_csv,
         ".tsv": _read_tsv,
         ".jsonl": _read_json_lines,
@@ -111,6 +127,9 @@ def read_table_in_pieces(path: Path, num_rows: int = ROWS_AT_ONCE) -> Iterator[p
         ".parquet": _read_parquet,
         ".xlsx": _read_excel,
     }
+    if path.is_dir():
+        yield _read_folder(path, how)
+        return
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if ending not in readers:
         raise DataError(f"{path}: the name must end in {', '.join(readers)}, or one with .gz.")
@@ -119,7 +138,7 @@ def read_table_in_pieces(path: Path, num_rows: int = ROWS_AT_ONCE) -> Iterator[p
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty.")
     empty = True
-    for piece in readers[ending](path, num_rows):
+    for piece in readers[ending](path, num_rows, how):
         if not piece.empty:
             empty = False
             yield piece.rename(columns=normal_form)
@@ -170,7 +189,7 @@ def guess_columns(
     if len(table.columns) < 2:
         raise DataError(
             f"{path}: one column of texts and one of labels are needed, found only "
-            f"{table.columns[0]!r}; is the separator right?"
+            f"{table.columns[0]!r}. If the separator is another one, name it with --separator."
         )
     if text_column is None:
         others = table.drop(columns=[] if label_column is None else label_column)
@@ -235,45 +254,67 @@ def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:
     for number, line in enumerate(file, start=1):
         if number == 1:
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(f"{name}: the text is in UTF-16; save it as UTF-8.")
+                raise DataError(
+                    f"{name}: the text is in UTF-16; save it as UTF-8, or say --encoding utf-16."
+                )
             line = line.removeprefix(codecs.BOM_UTF8)
         if b"\0" in line:
-            raise DataError(f"{name}: line {number} holds binary data (NUL bytes), not text.")
+            raise DataError(
+                f"{name}: line {number} holds NUL bytes: it is binary data, or another --encoding, "
+                f"utf-16-le perhaps."
+            )
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"{name}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); if the "
-                f"file is in Latin-1 or Windows-1252, save it as UTF-8."
+                f"{name}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); save it as "
+                f"UTF-8, or name its encoding: --encoding windows-1252 or latin-1, perhaps."
             ) from None
 
 
-def _lines(path: Path) -> Iterator[str]:
+def text_lines(file: BinaryIO, name: str, encoding: str | None) -> Iterator[str]:
+    """The lines of a text in any encoding; None is UTF-8."""
+    if encoding is None:
+        yield from utf8_lines(file, name)
+        return
+    try:
+        for line in io.TextIOWrapper(file, encoding, newline="\n"):
+            if "\0" in line:
+                raise DataError(f"{name}: NUL characters in {encoding}; is it another --encoding?")
+            yield line
+    except LookupError:
+        raise DataError(f"--encoding {encoding}: no encoding is called so.") from None
+    except UnicodeError as error:
+        raise DataError(f"{name}: this is not the --encoding of the text ({error}).") from None
+
+
+def _lines(path: Path, how: TextFormat) -> Iterator[str]:
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
-            yield from utf8_lines(file, str(path))
+            yield from text_lines(file, str(path), how.encoding)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}).") from None
 
 
-def _read_csv(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+def _read_csv(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
     """Separated by commas; by semicolons where the header has no comma, as many spreadsheets do."""
-    lines = _lines(path)
+    lines = _lines(path, how)
     header = next(lines, "")
     if declared := re.fullmatch(r"sep=(.)\s*", header):  # a line that Excel writes
-        return _read_separated(path, lines, num_rows, declared[1])
-    separator = ";" if ";" in header and "," not in header else ","
-    return _read_separated(path, chain([header], lines), num_rows, separator)
+        return _read_separated(path, lines, num_rows, how.separator or declared[1])
+    guessed = ";" if ";" in header and "," not in header else ","
+    return _read_separated(path, chain([header], lines), num_rows, how.separator or guessed)
 
 
-def _read_tsv(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+def _read_tsv(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
     """Quotes are ordinary characters, unless the whole file is properly quoted."""
+    separator = how.separator or "\t"
     try:
-        widths = {len(row) for row in _rows(path, _lines(path), "\t")}
+        widths = {len(row) for row in _rows(path, _lines(path, how), separator)}
         quoting = csv.QUOTE_MINIMAL if len(widths) == 1 else csv.QUOTE_NONE
     except DataError:
         quoting = csv.QUOTE_NONE
-    return _read_separated(path, _lines(path), num_rows, "\t", quoting)
+    return _read_separated(path, _lines(path, how), num_rows, separator, quoting)
 
 
 def _read_separated(
@@ -295,6 +336,9 @@ def _rows(
 ) -> Iterator[list[str]]:
     """The cells of each row, empty lines left out. Raises ``DataError``, with the line in which the
     row begins, for wrong quotes and for a row that is longer than the first."""
+    separator = separator.replace("\\t", "\t")
+    if len(separator) != 1 or separator in '"\r\n':
+        raise DataError(f"--separator {separator!r} must be one character, such as ; or \\t.")
     csv.field_size_limit(MAX_CELL)
     rows = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
     begin, width = 1, None
@@ -305,7 +349,8 @@ def _rows(
                 if len(row) > width:
                     raise DataError(
                         f"{path}: line {begin} has {len(row)} cells separated by {separator!r}, "
-                        f"the header has {width}."
+                        f"the header has {width}; quote cells that hold it, or name another "
+                        f"--separator."
                     )
                 yield row
             begin = rows.line_num + 1
@@ -316,16 +361,16 @@ def _rows(
         ) from None
 
 
-def _read_json_lines(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
-    numbered = enumerate(_lines(path), start=1)
+def _read_json_lines(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
+    numbered = enumerate(_lines(path, how), start=1)
     records = (_read_json_object(line, f"{path}: line {i}") for i, line in numbered if line.strip())
     while piece := list(islice(records, num_rows)):
         yield pd.DataFrame(piece, dtype=object)  # so that whole numbers stay whole
 
 
-def _read_json(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+def _read_json(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
     """An array of objects."""
-    records = _parse_json("".join(_lines(path)), f"{path}")
+    records = _parse_json("".join(_lines(path, how)), f"{path}")
     if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
         raise DataError(f"{path} is not a JSON array of objects with named fields.")
     for start in range(0, len(records), num_rows):
@@ -350,7 +395,7 @@ def _parse_json(text: str, where: str) -> Any:
     return content
 
 
-def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+def _read_parquet(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFrame]:
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(num_rows):
@@ -364,7 +409,7 @@ def _read_parquet(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
         raise DataError(f"{path}: not a Parquet file that can be read: {reason}") from None
 
 
-def _read_excel(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
+def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFrame]:
     """The first sheet of a workbook."""
     try:
         table = pd.read_excel(path, dtype=str, keep_default_na=False)
@@ -377,3 +422,32 @@ def _read_excel(path: Path, num_rows: int) -> Iterator[pd.DataFrame]:
     table.columns = table.columns.map(str)
     for start in range(0, len(table), num_rows):
         yield table[start : start + num_rows].reset_index(drop=True)
+
+
+def _read_folder(folder: Path, how: TextFormat) -> pd.DataFrame:
+    """What stands in the folder are the labels: sub-folders, in which each file is a text; or,
+    where there are none, files, in which each line is one. Hidden files and READMEs are neither.
+    """
+    entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
+    labels = [entry for entry in entries if entry.is_dir()]
+    if {"train", "test"} <= {label.name for label in labels}:
+        raise DataError(
+            f"{folder} holds two parts: --data {folder / 'train'} --test-data {folder / 'test'}."
+        )
+    rows = [
+        {"text": "".join(_lines(file, how)).strip(), "label": label.name}
+        for label in labels
+        for file in sorted(label.rglob("[!.]*"))
+        if file.is_file()
+    ]
+    if not labels:
+        files = [entry for entry in entries if entry.is_file()]
+        same_stem = len({file.stem for file in files}) < len(files)  # reviews.pos, reviews.neg
+        rows = [
+            {"text": line.strip(), "label": file.name if same_stem else file.stem}
+            for file in files
+            for line in _lines(file, how)
+        ]
+    if not rows:
+        raise DataError(f"{folder}: there are no texts in this folder.")
+    return pd.DataFrame(rows)

@@ -28,7 +28,9 @@ MODEL_DEFAULTS = {
 }
 
 
-OF_DATA = ("text_column", "label_column", "validation_data", "test_data")
+OF_DATA = (
+    *("separator", "encoding", "text_column", "label_column", "validation_data", "test_data"),
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,16 @@ class RunConfig(TrainConfig):
     """One run of the main job. Raises ``ValueError`` that names everything wrong with it."""
 
     data: Path | None = option(
-        None, f"CSV, TSV, JSON, Parquet or Excel file; default: {SMS_NAME}", group="data"
+        None,
+        "CSV, TSV, JSON, Parquet or Excel file; or a folder with a sub-folder of text files for "
+        f"each label, or with a file for each, a text a line; default: {SMS_NAME}",
+        group="data",
+    )
+    separator: str | None = option(
+        None, "of the cells of a CSV or TSV file; default: guessed", group="data"
+    )
+    encoding: str | None = option(
+        None, "of text files, windows-1252 or utf-16 for example; default: UTF-8", group="data"
     )
     text_column: str | None = option(None, "column of the texts; default: guessed", group="data")
     label_column: str | None = option(None, "column of the labels; default: guessed", group="data")
@@ -146,7 +157,7 @@ class RunConfig(TrainConfig):
             f"--protocol published undersamples: leave out --balance {self.balance}": (
                 self.protocol == "published" and self.balance != "undersample"
             ),
-            "--text-column, --label-column, --validation-data and --test-data belong to --data": (
+            f"{', '.join('--' + name.replace('_', '-') for name in OF_DATA)} belong to --data": (
                 self.data is None and any(getattr(self, name) is not None for name in OF_DATA)
             ),
             "--padding training and context are for --pooling last, whose position they move": (

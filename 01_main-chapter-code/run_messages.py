@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from gpt_download import DownloadError
-from message_files import DataError, normal_form, read_messages
+from message_files import DataError, TextFormat, normal_form, read_messages
 from run_config import SMS_NAME, RunConfig, file_name
 from text_data import (
     SAMPLE_MESSAGES,
@@ -82,7 +82,8 @@ def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:
     The SMS collection is taken letter by letter, since all published results were measured so; 11
     of its 5,171 texts repeat another but for white space.
     """
-    messages = read_messages(path, config.text_column, config.label_column, log)
+    how = TextFormat(config.separator, config.encoding)
+    messages = read_messages(path, config.text_column, config.label_column, log, how)
     first = messages["text"].groupby(messages["text"].map(normal_form)).transform("first")
     if num_changed := (first != messages["text"]).sum():
         log(

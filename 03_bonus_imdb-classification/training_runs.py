@@ -35,7 +35,7 @@ from imdb_results import (
 from long_texts import ChunkDataset, Cut
 from options import AT_LEAST_1, FRACTION, option
 from previous_chapters import num_parameters
-from run_config import RunConfig
+from run_config import OF_DATA, RunConfig
 from run_folder import METRICS, RunFolder
 from text_classifier import evaluate_model, predict_logits
 from text_data import SpamDataset
@@ -61,8 +61,8 @@ class ReviewsConfig(Measurement, RunConfig):
     """
 
     left_out: ClassVar[tuple[str, ...]] = (
-        *("text_column", "label_column", "validation_data", "test_data", "protocol", "balance"),
-        *("augment", "padding", "output", "patience"),
+        *OF_DATA,
+        *("protocol", "balance", "augment", "padding", "output", "patience"),
     )
 
     name: str = field(kw_only=True)

@@ -70,6 +70,24 @@ def test_nothing_on_standard_input_is_no_error(tiny_classifier_folder, capsys, m
     assert classified(capsys, tiny_classifier_folder) == []
 
 
+def test_another_encoding_and_separator_give_the_same_answers(
+    tiny_classifier_folder, tmp_path, capsys, monkeypatch
+):
+    texts = ["tea, café", "größer; 5 €"]
+    expected = classified(capsys, tiny_classifier_folder, *texts)
+    give_standard_input(monkeypatch, "\n".join(texts).encode("windows-1252"))
+    arguments = (tiny_classifier_folder, "--encoding", "windows-1252")
+    assert classified(capsys, *arguments) == expected
+    path, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    path.write_bytes("\n".join(["id|body", *(f"1|{t}" for t in texts)]).encode("windows-1252"))
+    arguments = (*arguments, "--file", path, "--separator", "|", "--output", output)
+    classified(capsys, *arguments)
+    table = pd.read_csv(output, dtype=str)
+    answers = table[["predicted_label", "probability", "body"]].values.tolist()
+    assert [row[::2] for row in answers] == [row[::2] for row in expected]
+    assert list(table.columns[:2]) == ["id", "body"]
+
+
 def test_standard_input_that_is_not_utf8_is_refused(tiny_classifier_folder, capsys, monkeypatch):
     give_standard_input(monkeypatch, "tea\ncafé\n".encode("latin-1"))
     assert "line 2 is not UTF-8 (byte 0xe9)" in fails(capsys, tiny_classifier_folder)
@@ -228,7 +246,10 @@ def test_other_files_are_classified_alike(tiny_classifier_folder, tmp_path, caps
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
         (("--file", "empty.csv"), ["empty.csv", "is empty"]),
         (("--file", "header.csv"), ["header.csv", "no rows"]),
-        (("--file", "latin1.csv"), ["latin1.csv", "UTF-8"]),
+        (("--file", "latin1.csv"), ["latin1.csv", "UTF-8", "--encoding"]),
+        (("--file", "."), ["folder"]),
+        (("--separator", ";", "a text"), ["--separator", "--file"]),
+        (("--encoding", "latin-1", "a text"), ["--encoding", "--file"]),
         (("--device", "tpu", "a text"), ["--device", "'tpu'"]),
     ],
 )
@@ -261,7 +282,7 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
 
 
 def test_ctrl_c_ends_classify_in_one_word(tiny_classifier_folder, capsys, monkeypatch):
-    def interrupted():
+    def interrupted(*_):
         raise KeyboardInterrupt
         yield
 

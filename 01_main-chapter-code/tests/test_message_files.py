@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from message_files import DataError, read_messages, read_table
+from message_files import DataError, TextFormat, read_messages, read_table
 
 ROWS = [("Win a prize, now", "spam"), ("See you at home", "ham"), ("Call 0900 to claim", "spam")]
 
@@ -116,6 +116,79 @@ def test_further_formats_give_the_same_messages(tmp_path, name):
 def test_semicolons_separate_where_the_header_has_no_comma(tmp_path):
     path = write(tmp_path / "m.csv", "text;label\nhello, you;ham\nfree;spam\n")
     assert pairs(read_messages(path)) == [("hello, you", "ham"), ("free", "spam")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "windows-1252", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize(
+    ("name", "separator"), [("m.csv", "|"), ("m.csv", "\\t"), ("m.csv.gz", ";"), ("m.tsv", "|")]
+)
+def test_a_separator_and_an_encoding_can_be_named(tmp_path, name, separator, encoding):
+    rows = [("café, 2; \nand more", "ham"), ('a "big" prize', "spam")]
+    table = pd.DataFrame(rows, columns=["text", "label"])
+    content = table.to_csv(sep=separator.replace("\\t", "\t"), index=False).encode(encoding)
+    path = write(tmp_path / name, gzip.compress(content) if name.endswith("gz") else content)
+    assert pairs(read_messages(path, how=TextFormat(separator, encoding))) == rows
+
+
+@pytest.mark.parametrize(
+    ("how", "parts"),
+    [
+        (TextFormat(separator="||"), ["--separator '||'", "one character"]),
+        (TextFormat(separator='"'), ["--separator", "one character"]),
+        (TextFormat(encoding="latin-11"), ["--encoding latin-11"]),
+        (TextFormat(encoding="ascii"), ["--encoding"]),
+        (TextFormat(encoding="utf-16"), ["--encoding"]),
+    ],
+)
+def test_a_separator_or_an_encoding_that_cannot_be_is_named(tmp_path, how, parts):
+    path = write(tmp_path / "m.csv", LATIN1)
+    with pytest.raises(DataError) as caught:
+        read_messages(path, how=how)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def write_all(folder: Path, **files: str) -> Path:
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, content)
+    return folder
+
+
+def test_sub_folders_are_labels_and_their_files_texts(tmp_path):
+    files = {"ham__b__2.txt": "two\nlines\n", "ham__a": "hello, you\r\n", "spam__1.txt": "win"}
+    others = {"spam__.DS_Store": "no text", "notes.txt": "about the data", ".git__x": "no label"}
+    folder = write_all(tmp_path / "mails", **files, **others)
+    expected = [("hello, you", "ham"), ("two\nlines", "ham"), ("win", "spam")]
+    assert pairs(read_messages(folder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [(("neg.txt", "pos.txt"), ("neg", "pos")), (("r.neg", "r.pos"), ("r.neg", "r.pos"))],
+)
+def test_files_of_a_folder_are_labels_and_their_lines_texts(tmp_path, names, labels):
+    contents = ["dull\n\ntoo long\n", "a joy\r\nso fine\x85"]
+    folder = write_all(tmp_path, **dict(zip(names, contents)), **{"the.README.1.txt": "About"})
+    texts = [("dull", 0), ("too long", 0), ("a joy", 1), ("so fine", 1)]
+    assert pairs(read_messages(folder)) == [(text, labels[i]) for text, i in texts]
+
+
+def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
+    (tmp_path / "empty.csv" / "ham").mkdir(parents=True)
+    assert "no texts" in refusal(tmp_path / "empty.csv")
+    parts = write_all(tmp_path / "parts", train__pos__1="good", test__pos__1="fine")
+    assert f"--data {parts / 'train'} --test-data {parts / 'test'}" in refusal(parts)
+    write(parts / "train" / "pos" / "2", "caf\xe9".encode("latin-1"))
+    message = refusal(parts / "train")
+    assert str(Path("pos", "2")) in message
+    assert "--encoding" in message
+    messages = read_messages(parts / "train", how=TextFormat(encoding="latin-1"))
+    assert pairs(messages) == [("good", "pos"), ("café", "pos")]
 
 
 # --- quotes in TSV -----------------------------------------------------------------------------
@@ -298,9 +371,9 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.csv", "text,label\n", ["no rows below the header"]),
         ("m.csv", "text,label\n,\n ,ham\n", ["no row holds both"]),
         ("m.txt", "text,label\na,b\n", ["must end in", ".csv", ".tsv", ".jsonl", ".parquet"]),
-        ("m.csv", UTF16, ["UTF-16", "save it as UTF-8"]),
-        ("m.csv", "text,label\na,b\n".encode("utf-16-le"), ["binary"]),
-        ("m.csv", LATIN1, ["line 3", "0xe9", "Latin-1", "save it as UTF-8"]),
+        ("m.csv", UTF16, ["UTF-16", "save it as UTF-8", "--encoding utf-16"]),
+        ("m.csv", "text,label\na,b\n".encode("utf-16-le"), ["binary", "--encoding"]),
+        ("m.csv", LATIN1, ["line 3", "0xe9", "--encoding", "latin-1", "save it as UTF-8"]),
         ("m.csv", bytes(range(256)) * 10, ["binary"]),
         ("m.parquet", b"PAR1 but no more", ["not a Parquet file"]),
         ("m.parquet", "text,label\na,b\n", ["not a Parquet file"]),
@@ -315,7 +388,8 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.xlsx", "text,label\na,b\n", ["xlsx"]),
         ("m.tsv", "text\tlabel\na\tb\nc\td\te\n", ["line 3"]),
         ("m.csv", "text,label,text\na,b,c\n", ["'text'", "its own name"]),
-        ("m.csv", "text|label\nhello|ham\n", ["separator"]),
+        ("m.csv", "text|label\nhello|ham\n", ["--separator"]),
+        ("m.csv", "text|label\nhello, you|ham\n", ["line 2", "--separator"]),
         ("m.csv", "text,message,label\na,b,c\n", ["'text' or 'message'", "--text-column"]),
         ("m.csv", "body,kind,source\nlong text,a,x\nlonger text,b,y\n", ["'kind' or 'source'"]),
         ("m.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists"]),
@@ -337,8 +411,6 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, name, con
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
     assert "no such file" in refusal(tmp_path / "absent.csv")
-    (tmp_path / "folder.csv").mkdir()
-    assert "no such file" in refusal(tmp_path / "folder.csv")
 
 
 @pytest.mark.parametrize("name", ["txt", ""])
