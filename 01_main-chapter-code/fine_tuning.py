@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from classifier_folder import open_classifier
 from continued_pretraining import (
     CONTINUED_PRETRAINING,
     continue_pretraining,
@@ -31,6 +32,7 @@ from continued_pretraining import (
 )
 from evaluation import ngram_baseline, test_metrics, wilson_interval
 from features import FastClassifier, FeatureDataset, Store
+from files import file_sha256
 from gpt_download import (
     MODEL_CONFIGS,
     build_decoder,
@@ -106,6 +108,8 @@ class PreparedRun:
     """All that shapes the result: whatever must be the same when the run is resumed."""
     clock: Clock
     log: Callable[[str], None]
+    head: nn.Module | None = None
+    """One that names these labels already, of `start_from`."""
 
     def loss_weights(self) -> Tensor | None:
         """How much each class counts in the loss (C,), where they count unequally."""
@@ -138,13 +142,28 @@ def prepare(
         about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
         datasets = make_datasets(messages, tokenizer, about)
     identity = config.identity() | {"data_sha256": fingerprint(splits)}
-    return PreparedRun(config, messages, decoder, tokenizer, about, datasets, identity, clock, log)
+    head = None
+    if config.start_from:
+        start = config.start_from / "config.json"
+        identity["start_from_sha256"] = file_sha256(start)  # it has the weights' checksum
+        if json.loads(start.read_text(encoding="utf-8"))["label_names"] == list(about.label_names):
+            head = decoder.out_head
+        log(f"Going on from {config.start_from}, with {'its' if head else 'a new'} head.")
+    parts = (config, messages, decoder, tokenizer, about, datasets, identity, clock, log, head)
+    return PreparedRun(*parts)
 
 
 def load_decoder(
     config: RunConfig, device: torch.device, log: Callable = print
 ) -> tuple[Decoder, Any, str]:
-    """The language model of a run, its tokenizer and its name."""
+    """The language model of a run, or that of the classifier it starts from, its tokenizer and its
+    name."""
+    if config.start_from:
+        classifier, tokenizer = open_classifier(config.start_from, device)
+        name = classifier.config.model_name
+        if config.model not in ("auto", name, name.split(" (")[0]):
+            raise DataError(f"--start-from {config.start_from} is a {name}: leave out --model.")
+        return classifier.decoder, tokenizer, name
     auto = config.model == "auto"
     name = default_model_name(log) if auto else resolve_model_name(config.model)
     if config.weights == "pretrained":
@@ -203,12 +222,14 @@ def pretrain_on_texts(
 
 
 def make_classifier(
-    decoder: Decoder, about: ClassifierConfig, config: RunConfig
+    decoder: Decoder, about: ClassifierConfig, config: RunConfig, head: nn.Module | None = None
 ) -> tuple[GPTClassifier, int]:
-    """The classifier with a new head, what is not trained frozen, and the number of frozen blocks
-    whose states can be computed once."""
+    """The classifier with the given or a new head, what is not trained frozen, and the number of
+    frozen blocks whose states can be computed once."""
     torch.manual_seed(config.seed)
     classifier = GPTClassifier(decoder, about)
+    if head is not None:
+        decoder.out_head = head
     if config.trainable not in CORRECTIONS:
         return classifier, freeze_all_but(classifier, config.trainable)
     freeze_all_but(classifier, "head")
@@ -301,7 +322,7 @@ def fine_tune(
             history = History(**metrics["history"])
             return RunResult(*opened, config, run.messages, history, metrics)
         pretrain(run)
-        classifier, num_frozen = make_classifier(run.decoder, run.about, config)
+        classifier, num_frozen = make_classifier(run.decoder, run.about, config, run.head)
         trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
         run.log(f"{config.model} on {config.device}: {trained}.")
         datasets, num_done = compute_frozen_layers(run, classifier, num_frozen, store=store)

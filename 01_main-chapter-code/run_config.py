@@ -90,6 +90,11 @@ class RunConfig(TrainConfig):
         + ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS),
         group="model",
     )
+    start_from: Path | None = option(
+        None,
+        "classifier folder to go on from: its model, and its head where the labels are the same",
+        group="model",
+    )
     weights: Literal["pretrained", "random"] = option(
         "pretrained", "random weights show what pretraining is worth", group="model"
     )
@@ -163,6 +168,18 @@ class RunConfig(TrainConfig):
             "--padding training and context are for --pooling last, whose position they move": (
                 self.padding != "batch" and self.pooling not in (None, "last")
             ),
+            "--start-from brings a classifier, which is pretrained, causal or not, and no language "
+            "model: leave out --weights, --no-causal and --continued-pretraining-epochs": (
+                self.start_from
+                and (
+                    self.weights == "random"
+                    or not self.causal
+                    or self.continued_pretraining_epochs
+                )
+            ),
+            "--start-from is --output, which would be replaced: name two folders": (
+                self.start_from is not None and self.start_from == self.output
+            ),
             "--resume goes on with what --overwrite would replace: leave one out": (
                 self.resume and self.overwrite
             ),
@@ -172,7 +189,7 @@ class RunConfig(TrainConfig):
     def for_model(self, name: str) -> "RunConfig":
         """The same run with the model's name, and with what suits it where nothing is given."""
         defaults = MODEL_DEFAULTS.get(name, GPT2_DEFAULTS)
-        if self.weights == "random":
+        if self.weights == "random" or self.start_from:
             defaults = defaults | {"continued_pretraining_epochs": 0}
         if self.padding != "batch":
             defaults = defaults | {"pooling": "last"}

@@ -29,7 +29,7 @@ MAIN = ROWS.index[~ROWS.suite.isin(["larger", "smollm2"])]  # those need weights
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
 OF_FINETUNE = (
     *("data", "test_data", "validation_data", "text_column", "label_column"),
-    *("output", "resume", "overwrite"),
+    *("start_from", "output", "resume", "overwrite"),
 )
 NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", *OF_FINETUNE)
 ACT_WITHOUT_GPT = ("classifier", "seed", "protocol", "balance", "augment", "train_size")

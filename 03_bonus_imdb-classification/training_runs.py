@@ -62,7 +62,7 @@ class ReviewsConfig(Measurement, RunConfig):
 
     left_out: ClassVar[tuple[str, ...]] = (
         *OF_DATA,
-        *("protocol", "balance", "augment", "padding", "output", "patience"),
+        *("protocol", "balance", "augment", "padding", "start_from", "output", "patience"),
     )
 
     name: str = field(kw_only=True)

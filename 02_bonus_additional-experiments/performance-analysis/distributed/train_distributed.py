@@ -275,7 +275,8 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
             return run.log(f"The run in {config.output} is finished already.")
         fine_tuning.pretrain(run)
         send_from_first(run.decoder, device)
-        classifier, num_frozen = fine_tuning.make_classifier(run.decoder, run.about, config)
+        how = (run.decoder, run.about, config, run.head)
+        classifier, num_frozen = fine_tuning.make_classifier(*how)
         trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
         run.log(f"{config.model} on {num_processes} x {device.type}, {strategy}: {trained}.")
         datasets, num_done = fine_tuning.compute_frozen_layers(
