@@ -3,6 +3,8 @@
 Its pages are the READMEs and notebooks as they are; `contents.yml` gives their order.
 """
 
+import re
+
 project = "Fine-tuning a GPT for classification"
 extensions = ["myst_nb", "sphinx_external_toc"]
 external_toc_path = "site/contents.yml"
@@ -17,3 +19,12 @@ html_theme = "sphinx_book_theme"
 html_title = project
 html_extra_path = ["index.html"]
 html_theme_options = {"navbar_persistent": []}  # the search stands in the side bar
+
+
+def setup(app):
+    """Leave out the tests' badge, which has an address on GitHub only."""
+
+    def without_badge(app, page, source):
+        source[0] = re.sub(r"\[!\[[^]]*\]\(\.\./\.\./actions/.*?\)\]\(.*?\) ?", "", source[0])
+
+    app.connect("source-read", without_badge)
