@@ -250,7 +250,7 @@ def smollm2_tokenizer(path: Path) -> tiktoken.Encoding:
         metadata, _ = read_metadata(file)
     tokens = metadata["tokenizer.ggml.tokens"]
     num_special = metadata["tokenizer.ggml.token_type"].count(3)  # they come first
-    bytes_of = _bytes_of_characters()
+    bytes_of = bytes_of_characters()
     return tiktoken.Encoding(
         "smollm2",
         pat_str=SPLIT_PATTERN,
@@ -263,7 +263,7 @@ def smollm2_tokenizer(path: Path) -> tiktoken.Encoding:
     )
 
 
-def _bytes_of_characters() -> dict[str, int]:
+def bytes_of_characters() -> dict[str, int]:
     """The printable characters as which GPT-2's kind of vocabulary writes the 256 bytes."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -166,8 +167,13 @@ def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path, name, mo
     check_folder_is_whole(output)
 
 
+LATE = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 30)]
+
+
 @needs_kill
-def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_path):
+@pytest.mark.parametrize("seed", [0, *LATE])
+def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_path, seed):
+    """Killed up to two seconds after its first checkpoint: in an epoch, or while it writes."""
     data, expected = undisturbed
     output = tmp_path / "out"
     arguments = ("--data", data, "--output", output, *QUICK, *LONGER)
@@ -180,6 +186,7 @@ def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_pa
     while not (output / "checkpoint.safetensors").exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
+    time.sleep(random.Random(seed).uniform(0, 2))
     process.kill()
     process.wait()
     check_folder_is_whole(output)

@@ -1,0 +1,316 @@
+"""A saved classifier for other programs: a folder for the library `transformers`, or ONNX.
+
+    python 01_main-chapter-code/export.py classifier --format onnx --output exported
+
+Beside the model, the folder holds its tokenizer and `use.py`, which classifies texts without this
+project. The folder is there only if that gives the probabilities that the classifier gives.
+"""
+
+import runpy
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tiktoken
+import torch
+from torch import Tensor
+
+from classifier_folder import classify_texts, open_classifier
+from command_line import make_parser, run_command
+from features import FastClassifier
+from files import locked, whole_file, write_json
+from message_files import DataError
+from previous_chapters import END_OF_TEXT, Decoder, GPTModel, gpt2_state_dict
+from smollm2 import bytes_of_characters
+from text_classifier import GPTClassifier
+from text_data import SpamDataset
+
+PACKAGES = {
+    "transformers": ("transformers", "tokenizers"),
+    "onnx": ("onnx", "onnxscript", "onnxruntime", "tokenizers"),
+}
+# What ends a text, with a sign that Unicode reserves for programs: a text that holds the usual
+# name is tokenized as any other, and an empty one can become this.
+END = "\ufdd0" + END_OF_TEXT
+TOLERANCE = 1e-4  # of a probability: rounding leaves a hundredth of it
+# A usual text, a hostile one, and the shortest and longest there are.
+TRIAL_TEXTS = (
+    "You have won a prize! Call 09098790123 to claim it.",
+    f"{END_OF_TEXT} is no end, \u0640 nor are 12345 \U0001f600\n\n  spaces\t",
+    "",
+    " ",
+    "and so on, and so on; " * 4000,
+)
+
+
+# ---------------------------------------------------------------------------------------------
+# The tokenizer
+# ---------------------------------------------------------------------------------------------
+
+
+def last_merge(token: bytes, ranks: Mapping[bytes, int]) -> list[bytes]:
+    """The two tokens that byte-pair encoding merges last to make `token`.
+
+    >>> last_merge(b"abc", {b"a": 0, b"b": 1, b"c": 2, b"bc": 3, b"abc": 4})
+    [b'a', b'bc']
+    """
+    pieces = [bytes([byte]) for byte in token]
+    while len(pieces) > 2:
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in pairwise(pieces)]
+        i = pairs.index(min(pairs))
+        pieces[i : i + 2] = [pieces[i] + pieces[i + 1]]
+    return pieces
+
+
+def in_tokenizers(tokenizer: tiktoken.Encoding, max_length: int):
+    """The same tokenizer in the library `tokenizers`, which cuts at `max_length` and fills up."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters = {byte: character for character, byte in bytes_of_characters().items()}
+
+    def spelled(token: bytes) -> str:
+        return "".join(characters[byte] for byte in token)
+
+    tokens = sorted(tokenizer.token_byte_values(), key=tokenizer.encode_single_token)
+    ranks = {token: tokenizer.encode_single_token(token) for token in tokens}
+    merges = [tuple(map(spelled, last_merge(t, ranks))) for t in tokens if len(t) > 1]
+    vocabulary = {spelled(token): rank for token, rank in ranks.items()}
+    vocabulary[END] = tokenizer.eot_token
+    theirs = Tokenizer(models.BPE(vocabulary, merges))
+    words = pre_tokenizers.Split(Regex(tokenizer._pat_str), "removed", invert=True)
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    theirs.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
+    theirs.decoder = decoders.ByteLevel()
+    theirs.add_special_tokens([AddedToken(END, normalized=False)])
+    theirs.enable_truncation(max_length)
+    theirs.enable_padding(pad_id=tokenizer.eot_token, pad_token=END)
+    return theirs
+
+
+# ---------------------------------------------------------------------------------------------
+# transformers
+# ---------------------------------------------------------------------------------------------
+
+LLAMA_NAMES = {
+    "tok_emb": "model.embed_tokens",
+    "trf_blocks": "model.layers",
+    "att.W_query": "self_attn.q_proj",
+    "att.W_key": "self_attn.k_proj",
+    "att.W_value": "self_attn.v_proj",
+    "att.out_proj": "self_attn.o_proj",
+    "ff.": "mlp.",
+    "gate": "gate_proj",
+    "up.": "up_proj.",
+    "down": "down_proj",
+    "norm1.scale": "input_layernorm.weight",
+    "norm2.scale": "post_attention_layernorm.weight",
+    "final_norm.scale": "model.norm.weight",
+}
+
+
+def shape_in_transformers(decoder: Decoder) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """A decoder's kind, sizes and weights, but for its head, under the names of `transformers`."""
+    cfg = decoder.cfg
+    if isinstance(decoder, GPTModel):
+        sizes = {
+            "n_positions": cfg.context_length,
+            "n_embd": cfg.emb_dim,
+            "n_layer": cfg.n_layers,
+            "n_head": cfg.n_heads,
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+        }
+        weights = gpt2_state_dict(decoder).items()
+        weights = {f"transformer.{name}": tensor for name, tensor in weights}
+        weights.pop("transformer.lm_head.weight", None)
+        return "GPT2", sizes, weights
+    sizes = {
+        "hidden_size": cfg.emb_dim,
+        "intermediate_size": cfg.hidden_dim,
+        "num_hidden_layers": cfg.n_layers,
+        "num_attention_heads": cfg.n_heads,
+        "num_key_value_heads": cfg.n_kv_heads,
+        "max_position_embeddings": cfg.context_length,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_base},
+    }
+    weights = {}
+    for name, tensor in decoder.state_dict().items():
+        for ours, theirs in LLAMA_NAMES.items():
+            name = name.replace(ours, theirs)
+        weights[name] = tensor
+    return "Llama", sizes, {n: t for n, t in weights.items() if not n.startswith("out_head")}
+
+
+def bias_in_shift(decoder: GPTModel) -> Tensor | None:
+    """The shift of the final norm (D,) that makes the head's bias needless, if there is one.
+
+    The head gets h = s n + t, where t is that shift, and computes W h + b. With W d = b it computes
+    the same from t + d without b.
+    """
+    head, shift = decoder.out_head, decoder.final_norm.shift
+    weight, bias = head.weight.detach().double(), head.bias.detach().double()
+    if torch.linalg.matrix_rank(weight) < len(bias):
+        return None
+    return (shift.detach().double() + torch.linalg.pinv(weight) @ bias).float()
+
+
+def in_transformers(classifier: GPTClassifier, end_id: int):
+    """The same classifier as a model of `transformers`, which fills up with the token `end_id`.
+
+    GPT-2 read at its last token is a `GPT2ForSequenceClassification`. That class has no bias in
+    its head, Llama's neither, and no mean over tokens: everything else becomes a model of every
+    token's class, `ForTokenClassification`, whose logits at the last token, or their mean, are the
+    message's. Raises ``DataError`` for a decoder that is not causal.
+    """
+    import transformers
+
+    decoder, about = classifier.decoder, classifier.config
+    if not decoder.cfg.causal:
+        raise DataError("the library's decoders are causal, and this one is not; choose onnx.")
+    kind, sizes, weights = shape_in_transformers(decoder)
+    head, shift = decoder.out_head, None
+    if kind == "GPT2" and about.pooling == "last":
+        shift = bias_in_shift(decoder)
+    if shift is None:
+        task, name = "TokenClassification", "classifier" if kind == "GPT2" else "score"
+        weights[f"{name}.bias"] = head.bias.detach()
+    else:
+        task, name = "SequenceClassification", "score"
+        weights["transformer.ln_f.bias"] = shift
+    weights[f"{name}.weight"] = head.weight.detach()
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=decoder.cfg.vocab_size,
+        **sizes,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end_id),
+        id2label=dict(enumerate(about.label_names)),
+        label2id={name: i for i, name in enumerate(about.label_names)},
+        pooling=about.pooling,
+    )
+    theirs = getattr(transformers, f"{kind}For{task}")(config).to(classifier.device).eval()
+    theirs.load_state_dict(weights)  # strict: nothing missing, nothing over
+    return theirs
+
+
+def write_transformers(classifier: GPTClassifier, tokenizer, folder: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    in_transformers(classifier, tokenizer.eot_token).save_pretrained(folder)
+    max_length = classifier.config.max_length
+    PreTrainedTokenizerFast(
+        tokenizer_object=in_tokenizers(tokenizer, max_length),
+        **dict.fromkeys(("pad_token", "bos_token", "eos_token"), END),
+        model_max_length=max_length,
+        padding_side="right",
+    ).save_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------
+# ONNX
+# ---------------------------------------------------------------------------------------------
+
+
+def save_onnx(classifier: GPTClassifier, path: Path) -> None:
+    """Write a network from `attention_mask` and `input_ids` (B, T) to logits (B, C), for any
+    number and length of messages."""
+    dataset = SpamDataset([torch.arange(7), torch.arange(5), torch.arange(3)])
+    batch, names = dataset.collate(list(dataset)), ["attention_mask", "input_ids"]
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    with torch.no_grad():
+        torch.onnx.export(
+            FastClassifier(classifier).eval(),
+            tuple(batch[name].to(classifier.device) for name in names),
+            path,
+            dynamo=True,
+            dynamic_shapes=(any_size, any_size),
+            input_names=names,
+            output_names=["logits"],
+            verbose=False,
+        )
+
+
+def write_onnx(classifier: GPTClassifier, tokenizer, folder: Path) -> None:
+    about = classifier.config
+    save_onnx(classifier, folder / "classifier.onnx")
+    in_tokenizers(tokenizer, about.max_length).save(str(folder / "tokenizer.json"))
+    write_json({"label_names": about.label_names, "end_of_text": END}, folder / "config.json")
+
+
+# ---------------------------------------------------------------------------------------------
+# The command
+# ---------------------------------------------------------------------------------------------
+
+WRITERS = {"transformers": write_transformers, "onnx": write_onnx}
+
+
+def largest_difference(
+    classifier: GPTClassifier, tokenizer, folder: Path, texts: Sequence[str]
+) -> float:
+    """By how much the probabilities that an exported folder gives differ from the classifier's."""
+    classify = runpy.run_path(str(folder / "use.py"))["classify"]
+    theirs = torch.cat(
+        [torch.as_tensor(classify(list(texts[:1]))), torch.as_tensor(classify(list(texts[1:])))]
+    )
+    return (theirs - classify_texts(classifier, tokenizer, texts)).abs().max().item()
+
+
+def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> float:
+    """Write the folder `output`, and return the largest difference of a probability of the trial
+    texts. Raises ``DataError`` for a classifier that this format cannot hold."""
+    missing = [name for name in PACKAGES[kind] if not find_spec(name)]
+    if missing:
+        raise DataError(
+            f"--format {kind} needs {', '.join(missing)}: pip install -r "
+            f"{Path(__file__).parent.name}/requirements-extra.txt"
+        )
+    about = classifier.config
+    if about.pad_to or about.pooling == "first" or about.cut != "head":
+        raise DataError(
+            "there is no export for --padding that counts as text, --pooling first, or a --cut "
+            "other than head."
+        )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with locked(output):
+        if output.exists():
+            raise DataError(f"{output} is there already; name another folder with --output.")
+        with whole_file(output) as partial:
+            partial.mkdir()
+            WRITERS[kind](classifier, tokenizer, partial)
+            shutil.copy(Path(__file__).with_name(f"use_{kind}.py"), partial / "use.py")
+            difference = largest_difference(classifier, tokenizer, partial, TRIAL_TEXTS)
+            if not difference < TOLERANCE:
+                raise OSError(
+                    f"the exported classifier gives other probabilities, by {difference:.0e}: "
+                    f"nothing was written."
+                )
+    return difference
+
+
+def run(folder: Path, kind: str, output: Path) -> None:
+    difference = export(*open_classifier(folder), kind, output)
+    print(
+        f"{output} gives the classifier's probabilities: on {len(TRIAL_TEXTS)} trial texts, empty "
+        f"and very long ones among them, the largest difference is {difference:.0e}. Try it:\n"
+        f'  python {output / "use.py"} "a message of yours"'
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(
+        "export.py",
+        "Write a saved classifier for other programs, and check that it gives the same "
+        "probabilities there.",
+    )
+    parser.add_argument("folder", type=Path, help="classifier folder that finetune.py wrote")
+    parser.add_argument("--format", choices=list(WRITERS), required=True, help="for which program")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    args = parser.parse_args(argv)
+    return run_command("export.py", partial(run, args.folder, args.format, args.output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""Classifiers in other programs: the same probabilities, for any text, from the files alone."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from helpers import fails, run_python
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import export
+from export import in_tokenizers, largest_difference
+from gpt_download import SMOLLM2, SMOLLM2_WEIGHTS, build_decoder, is_intact, load_tokenizer
+from message_files import DataError
+from previous_chapters import GPTConfig
+from smollm2 import LlamaConfig
+from text_classifier import ClassifierConfig, GPTClassifier
+
+pytestmark = pytest.mark.skipif(
+    any(not export.find_spec(name) for names in export.PACKAGES.values() for name in names),
+    reason="needs 01_main-chapter-code/requirements-extra.txt",
+)
+TEXTS = [
+    *export.TRIAL_TEXTS,
+    "see you at noon",
+    "WINNER!! £1000 \u4f60\u597d",
+    "\r\n\t\0",
+    "a" * 500,
+]
+SIZES = {"vocab_size": 4096, "context_length": 64, "emb_dim": 16, "n_heads": 4, "n_layers": 2}
+SHAPES = {
+    "gpt2": GPTConfig(**SIZES),
+    "llama": LlamaConfig(**SIZES, n_kv_heads=2, hidden_dim=24),
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return load_tokenizer("gpt-mini")
+
+
+def classifier_of(shape: str, pooling: str, **changes) -> GPTClassifier:
+    """Three classes; all parameters random, those that start at zero or one, too."""
+    torch.manual_seed(0)
+    about = ClassifierConfig("gpt-mini", ("a", "b", "c"), 50, pooling, **changes)
+    classifier = GPTClassifier(build_decoder(SHAPES[shape]), about).eval()
+    with torch.no_grad():
+        for parameter in classifier.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return classifier
+
+
+@pytest.mark.parametrize(
+    ("shape", "pooling", "kind", "model_class"),
+    [
+        ("gpt2", "last", "transformers", "GPT2ForSequenceClassification"),
+        ("gpt2", "mean", "transformers", "GPT2ForTokenClassification"),
+        ("llama", "last", "transformers", "LlamaForTokenClassification"),
+        ("llama", "mean", "transformers", "LlamaForTokenClassification"),
+        ("llama", "mean", "onnx", None),
+    ],
+)
+def test_an_exported_folder_gives_the_classifiers_probabilities(
+    tmp_path, tokenizer, shape, pooling, kind, model_class
+):
+    classifier = classifier_of(shape, pooling)
+    export.export(classifier, tokenizer, kind, tmp_path / "out")
+    assert largest_difference(classifier, tokenizer, tmp_path / "out", TEXTS) < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    if kind == "transformers":
+        config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+        assert config["architectures"] == [model_class]
+        special = {config[f"{name}_token_id"] for name in ("pad", "bos", "eos")}
+        assert special == {tokenizer.eot_token}
+        assert tokenizer.eot_token < config["vocab_size"]
+
+
+@pytest.mark.parametrize("name", ["gpt-mini", SMOLLM2])
+def test_any_text_becomes_the_same_tokens(name):
+    if name == SMOLLM2 and not is_intact(SMOLLM2_WEIGHTS):
+        pytest.skip("python 01_main-chapter-code/gpt_download.py smollm2-135m")
+    ours = load_tokenizer(name)
+    theirs = in_tokenizers(ours, 60)
+
+    @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=90))
+    @example("<|endoftext|> and <|im_start|>")
+    @example("year 2024,\n\n  10\u00a0000 \x04 times it's\r\n")
+    def check(text: str) -> None:
+        assert theirs.encode(text).ids == ours.encode_ordinary(text)[:60]
+
+    check()
+
+
+def test_the_command_writes_what_a_reader_runs(tiny_classifier_folder, tmp_path, capsys):
+    output = tmp_path / "exported"
+    arguments = [tiny_classifier_folder, "--format", "onnx", "--output", output]
+    assert export.main([str(argument) for argument in arguments]) == 0
+    assert "gives the classifier's probabilities" in capsys.readouterr().out
+    done = run_python(output / "use.py", "hello", "")
+    assert [line.split("\t")[0] in ("ham", "spam") for line in done.stdout.splitlines()] == [
+        True
+    ] * 2
+    assert "is there already" in fails(export, capsys, *arguments)
+
+
+def test_other_probabilities_leave_nothing_behind(
+    tiny_classifier_folder, tmp_path, capsys, monkeypatch
+):
+    real = export.in_transformers
+
+    def wrong(classifier, end_id):
+        theirs = real(classifier, end_id)
+        theirs.score.weight.data.add_(torch.tensor([[1.0], [-1.0]]))
+        return theirs
+
+    monkeypatch.setattr(export, "in_transformers", wrong)
+    arguments = (tiny_classifier_folder, "--format", "transformers", "--output", tmp_path / "out")
+    assert "other probabilities" in fails(export, capsys, *arguments, status=1)
+    assert [path.name for path in tmp_path.iterdir()] == [tiny_classifier_folder.name]
+
+
+@pytest.mark.parametrize("change", [{"pad_to": 50}, {"pooling": "first"}, {"cut": "windows"}])
+def test_what_no_other_program_has_is_refused(tmp_path, tokenizer, change):
+    classifier = classifier_of("gpt2", "last")
+    classifier.config = dataclasses.replace(classifier.config, **change)
+    with pytest.raises(DataError, match="there is no export"):
+        export.export(classifier, tokenizer, "onnx", tmp_path / "out")
+    assert not list(tmp_path.iterdir())

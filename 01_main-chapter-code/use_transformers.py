@@ -1,0 +1,40 @@
+"""Classify texts with the exported classifier beside this file, by the library `transformers`.
+
+python use.py "a text" "another text"
+"""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import torch
+import transformers
+
+FOLDER = Path(__file__).parent
+
+
+@cache
+def load():
+    """Tokenizer and model."""
+    config = transformers.AutoConfig.from_pretrained(FOLDER)
+    model = getattr(transformers, config.architectures[0]).from_pretrained(FOLDER)
+    return transformers.AutoTokenizer.from_pretrained(FOLDER), model.eval()
+
+
+@torch.no_grad()
+def classify(texts: list[str]) -> torch.Tensor:
+    """Each text's probabilities (N, C), in the order of `model.config.id2label`."""
+    tokenizer, model = load()
+    texts = [text or tokenizer.eos_token for text in texts]  # no tokens have no answer
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    logits, mask = model(**batch).logits, batch["attention_mask"].unsqueeze(-1)  # (N, T, 1)
+    if logits.dim() == 3 and model.config.pooling == "mean":  # of every token (N, T, C)
+        logits = (logits * mask).sum(dim=1) / mask.sum(dim=1)
+    elif logits.dim() == 3:
+        logits = logits.take_along_dim(mask.sum(dim=1, keepdim=True) - 1, dim=1).squeeze(1)
+    return logits.softmax(dim=-1)
+
+
+if __name__ == "__main__":
+    for text, row in zip(sys.argv[1:], classify(sys.argv[1:])):
+        print(f"{load()[1].config.id2label[int(row.argmax())]}\t{row.max():.4f}\t{text}")
