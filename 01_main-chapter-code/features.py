@@ -133,7 +133,7 @@ class FeatureDataset(SpamDataset):
         """A batch: features (B, T, D), attention_mask (B, T), labels (B,), and who made it."""
         batch = collate(items)
         return {
-            "features": batch.pop("input_ids"),
+            "features": batch.pop("input_ids").float(),  # a store may keep half of their bits
             **batch,
             "made_by": torch.tensor(self.made_by),
         }

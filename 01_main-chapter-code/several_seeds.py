@@ -23,6 +23,7 @@ from scipy import stats
 from tqdm import tqdm
 
 from command_line import HelpFormatter, add_options, config_from, make_parser, run_command
+from features import LatestStore
 from files import write_json
 from fine_tuning import fine_tune
 from message_files import DataError
@@ -47,7 +48,7 @@ def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
 
 def run_seeds(command: str, seeds: Sequence[int], config: RunConfig) -> Iterator[dict]:
     """Fine-tune once a seed; after each, all metrics so far."""
-    runs, store = [], {}  # of frozen states: many messages are those of the seed before
+    runs, store = [], LatestStore()  # of frozen states: many messages are those of the seed before
     for seed in tqdm(seeds):
         one = dataclasses.replace(config, seed=seed, quiet=True)
         metrics = fine_tune(one, store=store).metrics
@@ -73,13 +74,13 @@ def table_row(result: dict) -> dict[str, str]:
         "95% interval of the mean": f"[{low:.1%}, {high:.1%}]",
         "every seed": " ".join(f"{100 * value:.1f}" for value in accuracies),
         "n-grams": ngrams,
-        "command": f"`{result['command']}`",
     }
 
 
 def make_table(folder: Path = RESULTS) -> str:
     """The table of the README, in Markdown, from the result files in the order of their names."""
-    rows = [table_row(read_result(path.stem, folder)) for path in sorted(folder.glob("*.json"))]
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    rows = [{"setting": name} | table_row(read_result(name, folder)) for name in names]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
 

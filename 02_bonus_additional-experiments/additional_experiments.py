@@ -18,8 +18,10 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,21 +29,27 @@ import pandas as pd
 import sklearn
 import torch
 from comparisons import pack, spam_metrics
-from experiment_config import MAIN, OF_FINETUNE, ROWS, ExperimentConfig
+from encoders import run_encoder
+from experiment_config import MAIN, OF_FINETUNE, REVIEWS, ROWS, ExperimentConfig
 from other_classifiers import run_classical, run_frozen_features
+from prompting import run_prompt
 from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
+from evaluation import test_metrics
+from feature_store import FeatureStore
 from features import LatestStore, Store
 from files import write_json
 from fine_tuning import fine_tune, in_fresh_process, peak_memory_mb
 from gpt_download import SMS_SPAM_ZIP, fetch
 from message_files import DataError
-from run_messages import Messages, read_run_messages
+from run_messages import Messages, read_run_messages, take_some
 from text_data import Splits, balance_classes, read_sms_spam
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 ALMEIDA_TRAIN_FRACTION = 0.3
+REVIEWS_FOLDER = Path(__file__).parents[1] / "03_bonus_imdb-classification" / "reviews"
+REVIEW_CHARACTERS = 1000
 
 # ---------------------------------------------------------------------------------------------
 # Messages
@@ -54,6 +62,8 @@ def read_experiment_messages(config: ExperimentConfig) -> Messages:
     Under the clean protocol the test messages depend on the seed alone: without balancing, all ham
     that it leaves over is added to the training messages, and to nothing else.
     """
+    if config.protocol in REVIEWS:
+        return review_messages(config)
     fetch(SMS_SPAM_ZIP)  # before anything falls back on made-up messages
     if config.protocol == "almeida":
         return almeida_messages(config.balance, config.seed)
@@ -80,6 +90,35 @@ def almeida_messages(balance: str, seed: int) -> Messages:
     return Messages(Splits(train, train, test), ["ham", "spam"], "Almeida et al. 2011", texts)
 
 
+def review_messages(config: ExperimentConfig) -> Messages:
+    """914, 130 and 1,000 film reviews, labelled by their halves or their stars.
+
+    Test and validation reviews are the same for every seed; training reviews are drawn from the
+    same 2,000. What is read of a review are its first 250 and its last 750 characters. Raises
+    ``DataError`` where the reviews are missing.
+    """
+    column = {"reviews": "label", "stars": "rating"}[config.protocol]
+
+    def read(part: str, size: int) -> pd.DataFrame:
+        path = REVIEWS_FOLDER / f"{part}.parquet"
+        if not path.exists():
+            raise DataError(f"{path} is missing; run {path.parts[-3]}/download_prepare_dataset.py.")
+        drawn = pd.read_parquet(path).sample(size, random_state=0)
+        long = drawn["text"].str.len() > REVIEW_CHARACTERS
+        head, tail = drawn["text"].str[:250], drawn["text"].str[250 - REVIEW_CHARACTERS :]
+        texts = drawn["text"].where(~long, head + " … " + tail)
+        return pd.DataFrame({"text": texts, "label": drawn[column].astype(str)})
+
+    pool, validation, test = read("train", 2000), read("validation", 130), read("test", 1000)
+    train = pool.sample(914, random_state=config.seed).reset_index(drop=True)
+    names = sorted(set(pool["label"]), key=lambda name: (len(name), name))
+    texts = list(train["text"])
+    if config.train_size:
+        train = take_some(train, config.train_size, config.seed)
+    splits = Splits(train, *(part.reset_index(drop=True) for part in (validation, test)))
+    return Messages(splits, names, f"film reviews, {column}", texts)
+
+
 def is_repeated(splits: Splits) -> np.ndarray:
     """Which test messages stand in the training messages, too, or earlier in the test."""
     test = splits.test["text"]
@@ -94,24 +133,38 @@ def is_repeated(splits: Splits) -> np.ndarray:
 def run_gpt(
     config: ExperimentConfig, messages: Messages, store: Store | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, 2) of a GPT, and what is worth knowing about it."""
+    """Test probabilities (N, C) of a GPT, and what is worth knowing about it."""
     metrics = fine_tune(config, messages, store).metrics
     names = ("model", "device", "max_length", "train", "validation", "seconds")
     probabilities = np.array(metrics["test_predictions"]["probabilities"])
     return probabilities, {name: metrics[name] for name in names}
 
 
+WAYS = {
+    "gpt": run_gpt,
+    "frozen_features": run_frozen_features,
+    "prompt": run_prompt,
+    "minilm": run_encoder,
+    "contrastive": run_encoder,
+}
+
+
 def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, Any]:
     """One run from the messages to what its file holds; a `store` is `fine_tune`'s."""
     processor_start = time.process_time()
     messages = read_experiment_messages(config)
-    ways = {"gpt": run_gpt, "frozen_features": run_frozen_features}
-    probabilities, about = ways.get(config.classifier, run_classical)(config, messages, store)
-    splits = messages.splits
-    labels, repeated = (splits.test["label"] == "spam").to_numpy().astype(int), is_repeated(splits)
+    way = WAYS.get(config.classifier, run_classical)
+    probabilities, about = way(config, messages, store)
+    splits, is_of_reviews = messages.splits, config.protocol in REVIEWS
+    labels = splits.test["label"].map(messages.label_names.index).to_numpy()
+    repeated = is_repeated(splits)
     result = {"row": config.row, "seed": config.seed, "command": config.command, **about}
-    result["test"] = spam_metrics(probabilities, labels)
-    if repeated.any():
+    result["test"] = (test_metrics if is_of_reviews else spam_metrics)(probabilities, labels)
+    if is_of_reviews:
+        predicted = {"predicted": "".join(map(str, probabilities.argmax(axis=1)))}
+    else:
+        predicted = {"spam_probability": pack(probabilities)}
+    if repeated.any() and not is_of_reviews:
         result["test_without_repeated"] = spam_metrics(probabilities[~repeated], labels[~repeated])
     return result | {
         "processor_seconds": round(time.process_time() - processor_start, 3),
@@ -124,7 +177,7 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
         "predictions": {
             "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
             "labels": "".join(map(str, labels)),
-            "spam_probability": pack(probabilities),
+            **predicted,
         },
     }
 
@@ -162,17 +215,19 @@ def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
             f"measured. To measure anew, name another folder with --results."
         )
         return
-    store = LatestStore() if several else None
-    for run in tqdm(todo, unit="run", disable=quiet or not several):
-        if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
-            test = in_fresh_process(measure_and_keep, run)["test"]
-        else:
-            test = measure_and_keep(run, store)["test"]
-        low, high = test["accuracy_interval"]
-        tqdm.write(
-            f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
-            f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, MCC {test['mcc']:.3f}"
-        )
+    folder = runs[0].feature_store
+    with FeatureStore(folder) if folder else nullcontext(LatestStore()) as store:
+        for run in tqdm(todo, unit="run", disable=quiet or not several):
+            if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
+                test = in_fresh_process(measure_and_keep, run)["test"]
+            else:
+                test = measure_and_keep(run, store if several else None)["test"]
+            low, high = test["accuracy_interval"]
+            tqdm.write(
+                f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
+                f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, "
+                f"MCC {test['mcc']:.3f}"
+            )
     seconds = time.monotonic() - start
     print(f"{len(todo)} of {len(runs)} runs made now, in {seconds:,.0f} seconds.")
 

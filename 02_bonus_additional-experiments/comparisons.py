@@ -3,6 +3,7 @@
 import base64
 import json
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,10 +52,11 @@ class Runs:
     says: str
     options: str
     """As a table shows them."""
-    spam: np.ndarray
-    """Probabilities of spam (S, N)."""
+    spam: np.ndarray | None
+    """Probabilities of spam (S, N); of reviews, which have other classes, there are none."""
+    predicted: np.ndarray
     labels: np.ndarray
-    """True classes (S, N), 1 for spam."""
+    """Predicted and true classes (S, N), 1 for spam."""
     messages: list[tuple[int, int]]
     """Each run's seed, and a checksum of its test messages."""
     files: list[dict]
@@ -63,7 +65,7 @@ class Runs:
     @property
     def is_correct(self) -> np.ndarray:
         """Which test messages got the right class (S, N)."""
-        return (self.spam > 0.5) == self.labels
+        return self.predicted == self.labels
 
     @property
     def accuracies(self) -> list[float]:
@@ -85,15 +87,26 @@ def load(results: Path = RESULTS) -> dict[str, Runs]:
             continue
         files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
         predictions = [file["predictions"] for file in files]
+        if "predicted" in predictions[0]:
+            spam, predicted = None, digits(some["predicted"] for some in predictions)
+        else:
+            spam = np.stack([unpack(some["spam_probability"]) for some in predictions])
+            predicted = (spam > 0.5).astype(int)
         loaded[row] = Runs(
             about.description,
             f"`{about.options}`" if about.options else "none",
-            np.stack([unpack(some["spam_probability"]) for some in predictions]),
-            np.array([list(some["labels"]) for some in predictions]).astype(int),
+            spam,
+            predicted,
+            digits(some["labels"] for some in predictions),
             [(file["seed"], file["predictions"]["test_texts_crc32"]) for file in files],
             files,
         )
     return loaded
+
+
+def digits(runs: Iterable[str]) -> np.ndarray:
+    """Classes (S, N) of runs that hold a digit for each message."""
+    return np.array(list(map(list, runs))).astype(int)
 
 
 class Comparison(NamedTuple):
@@ -144,11 +157,13 @@ def check_same_messages(ours: Runs, theirs: Runs) -> None:
 def average(one: Runs, ngrams: Runs) -> Runs:
     """The classifier that averages the probabilities of a row and of n-grams."""
     check_same_messages(one, ngrams)
+    spam = (one.spam + ngrams.spam) / 2
     weighted = ", class weights" if "--balance weights" in ngrams.options else ""
     return replace(
         one,
         says=f"{one.says}, averaged with n-grams{weighted}",
         options="from the two rows' predictions",
-        spam=(one.spam + ngrams.spam) / 2,
+        spam=spam,
+        predicted=(spam > 0.5).astype(int),
         files=[],
     )

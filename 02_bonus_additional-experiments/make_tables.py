@@ -29,12 +29,31 @@ FOLDER = Path(__file__).parent
 DOCUMENTS, FIGURES = (FOLDER / "README.md", FOLDER / "tables.md"), FOLDER / "figures"
 ROW_1, NGRAMS, ALMEIDA_NGRAMS = "last-block", "char-ngrams", "almeida-char-ngrams-weighted"
 BLOCKS = ("head", ROW_1, "two-blocks", *(f"blocks-{n}" for n in range(3, 7)), "all-layers")
-LEARNERS = {  # pattern of the rows' names
-    "gpt-mini": r"pretrained-\d+|last-block",
-    "gpt-mini's shape, random weights": r"random-\d+|random-last-block",
-    "character n-grams": r"ngrams-\d+|char-ngrams",
-    "SmolLM2, frozen, a regression on its features": r"smollm2-frozen(-\d+)?",
-    "SmolLM2, last block": r"smollm2-last-block(-\d+)?",
+SMS, TWO_CLASSES, STARS = "text messages", "reviews, two classes", "reviews, eight star ratings"
+LEARNERS = {  # of the learning curves, by task: pattern of the rows' names
+    SMS: {
+        "character n-grams": r"ngrams-\d+|char-ngrams",
+        "gpt-mini's shape, random weights": r"random-\d+|random-last-block",
+        "gpt-mini, last block": r"pretrained-\d+|last-block",
+        "MiniLM, a regression on its embeddings": r"minilm-\d+",
+        "MiniLM, contrastive fine-tuning": r"contrastive-\d+",
+        "SmolLM2, examples in the prompt": r"prompt-\d+",
+        "SmolLM2, a regression on frozen features": r"smollm2-frozen(-\d+)?",
+        "SmolLM2, LoRA": r"smollm2-lora-\d+",
+        "SmolLM2, DoRA": r"smollm2-dora-\d+",
+        "SmolLM2, last block": r"smollm2-last-block(-\d+)?",
+    },
+    **{
+        task: {
+            "character n-grams": rf"{name}-ngrams-\d+",
+            "MiniLM, a regression on its embeddings": rf"{name}-minilm-\d+",
+            "MiniLM, contrastive fine-tuning": rf"{name}-contrastive-\d+",
+            "SmolLM2, examples in the prompt": rf"{name}-prompt-\d+",
+            "SmolLM2, a regression on frozen features": rf"{name}-smollm2-frozen-\d+",
+            "SmolLM2, last block": rf"{name}-smollm2-last-block-\d+",
+        }
+        for task, name in ((TWO_CLASSES, "reviews"), (STARS, "stars"))
+    },
 }
 
 Measured = dict[str, Runs]
@@ -52,10 +71,17 @@ def candidates(measured: Measured) -> list[Runs]:
     return rows + [average(runs, measured[NGRAMS]) for runs in rows]
 
 
-def curve(measured: Measured, learner: str) -> Measured:
-    """A learning curve: runs by the number of training messages, from the fewest to all."""
-    rows = [runs for row, runs in measured.items() if re.fullmatch(LEARNERS[learner], row)]
-    return dict(sorted((runs.files[0]["train"]["num_examples"], runs) for runs in rows))
+def curve(measured: Measured, pattern: str) -> dict[int, Runs]:
+    """A learning curve: the rows whose names match, by the number of labelled examples."""
+    rows = [runs for row, runs in measured.items() if re.fullmatch(pattern, row)]
+    by_size = ((runs.files[0]["train"]["num_examples"], runs) for runs in rows)
+    return dict(sorted(by_size, key=lambda pair: pair[0]))
+
+
+def curves(measured: Measured, task: str) -> dict[str, dict[int, Runs]]:
+    """The learning curves of a task, by learner; those that were not measured are left out."""
+    found = {name: curve(measured, pattern) for name, pattern in LEARNERS[task].items()}
+    return {name: by_size for name, by_size in found.items() if by_size}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -125,18 +151,21 @@ def known_table(measured: Measured) -> str:
     return markdown(table)
 
 
-def curve_table(measured: Measured) -> str:
-    """Mean test accuracy and its interval by learner and number of training messages."""
+def curve_table(measured: Measured, task: str) -> str:
+    """Mean test accuracy and half the width of its 95% interval, by learner and by the number of
+    labelled examples."""
+
+    def cell(runs: Runs) -> str:
+        mean, _, low, _ = mean_and_interval(runs.accuracies)
+        return f"{100 * mean:.1f} ± {100 * (mean - low):.1f}"
+
     table = pd.DataFrame(
         {
-            learner: {
-                size: "{test accuracy} ({95% interval})".format(**line(runs))
-                for size, runs in curve(measured, learner).items()
-            }
-            for learner in LEARNERS
+            learner: {size: cell(runs) for size, runs in by_size.items()}
+            for learner, by_size in curves(measured, task).items()
         }
-    )
-    return markdown(table.rename_axis("training messages").reset_index())
+    ).sort_index()
+    return markdown(table.T.rename_axis("").reset_index())
 
 
 def almeida_table(measured: Measured) -> str:
@@ -167,7 +196,9 @@ TABLES = {
     "best": lambda measured: markdown(
         line(runs, measured[NGRAMS], "against n-grams") for runs in candidates(measured)
     ),
-    "curves": curve_table,
+    "curves": lambda measured: curve_table(measured, SMS),
+    "reviews": lambda measured: curve_table(measured, TWO_CLASSES),
+    "stars": lambda measured: curve_table(measured, STARS),
     "almeida": almeida_table,
 }
 
@@ -205,23 +236,27 @@ def against_ngrams_plot(measured: Measured) -> Figure:
 
 
 def curves_plot(measured: Measured) -> Figure:
-    """Learning curves with the interval of each mean."""
-    fig, ax = plt.subplots(figsize=(6.5, 4))
-    for learner, style in zip(LEARNERS, ("o-", "s--", "^:", "v-", "D-")):
-        if not (by_size := curve(measured, learner)):
-            continue  # SmolLM2, where only the main suite was measured
-        intervals = [mean_and_interval(runs.accuracies) for runs in by_size.values()]
-        means, _, low, high = 100 * np.array(intervals).T
-        ax.plot(list(by_size), means, style, label=learner)
-        ax.fill_between(list(by_size), low, high, alpha=0.15)
-    ax.set_xscale("log")
-    sizes = list(curve(measured, "gpt-mini"))
-    ax.set_xticks(sizes, sizes)
-    ax.minorticks_off()
-    ax.set(xlabel="training messages", ylabel="test accuracy (%)")
-    ax.grid(alpha=0.3)
-    ax.legend(loc="lower right")
-    fig.tight_layout()
+    """Learning curves of each task, with the interval of each mean."""
+    tasks = [task for task in LEARNERS if curves(measured, task)]
+    fig, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.6), squeeze=False)
+    colors = dict(zip(LEARNERS[SMS], plt.get_cmap("tab10").colors))
+    for ax, task in zip(axes[0], tasks):
+        for learner, by_size in curves(measured, task).items():
+            sizes = [size for size in by_size if size > 0]  # an axis of logarithms has no 0
+            intervals = [mean_and_interval(by_size[size].accuracies) for size in sizes]
+            means, _, low, high = 100 * np.array(intervals).T
+            ax.plot(sizes, means, "o-", ms=4, color=colors[learner], label=learner)
+            ax.fill_between(sizes, low, high, color=colors[learner], alpha=0.12)
+        ax.set_xscale("log")
+        ticks = [2, 8, 25, 50, 100, 200, 400, 914]
+        ax.set_xticks(ticks, ticks)
+        ax.minorticks_off()
+        ax.set(title=task, xlabel="labelled examples")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("test accuracy (%), mean and 95% interval")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="lower center", ncols=3, fontsize=9)
+    fig.tight_layout(rect=(0, 0.2, 1, 1))
     return fig
 
 

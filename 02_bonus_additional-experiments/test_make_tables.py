@@ -20,7 +20,8 @@ def answers(by_seed: dict[int, list[float]], messages: int = 0) -> Runs:
     """A row whose test messages are all spam; 1 is a right answer."""
     spam = np.array(list(by_seed.values()), dtype=float)
     texts = [(seed, messages + seed) for seed in by_seed]
-    return Runs("a row", "none", spam, np.ones(spam.shape, dtype=int), texts, [{}] * len(spam))
+    predicted, labels = (spam > 0.5).astype(int), np.ones(spam.shape, dtype=int)
+    return Runs("a row", "none", spam, predicted, labels, texts, [{}] * len(spam))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ def test_other_results_leave_the_documents_alone(tmp_path, monkeypatch, capsys):
     assert make_tables.main(["--results", str(tmp_path)]) == 2
     assert "--suite main" in capsys.readouterr().err
     monkeypatch.setattr(make_tables, "load", lambda results: MEASURED)
-    monkeypatch.setattr(make_tables, "TABLES", {"curves": make_tables.curve_table})
+    monkeypatch.setattr(make_tables, "TABLES", {"curves": make_tables.TABLES["curves"]})
     monkeypatch.setattr(make_tables, "PLOTS", {"blocks": make_tables.blocks_plot})
     monkeypatch.setattr(make_tables, "DOCUMENTS", ())
     assert make_tables.main(["--results", str(tmp_path)]) == 0

@@ -1,0 +1,66 @@
+"""Hidden states on disk: the same logits to half precision, and nothing is computed twice."""
+
+import pytest
+import torch
+from tiny import tiny_classifier, tiny_dataset
+
+from feature_store import FeatureStore
+from features import FastClassifier, FeatureDataset
+from text_classifier import predict_logits
+
+
+def features(classifier, store, num_layers=2) -> FeatureDataset:
+    return FeatureDataset.from_classifier(classifier, tiny_dataset(), num_layers, store=store)
+
+
+def test_stored_states_give_the_logits_of_computed_ones(tmp_path):
+    classifier = tiny_classifier()
+    expected = predict_logits(classifier, tiny_dataset())
+    with FeatureStore(tmp_path) as store:
+        features(classifier, store)
+    for data in (features(classifier, store), features(classifier, FeatureStore(tmp_path))):
+        assert data.sequences[0].dtype == torch.float16
+        logits = predict_logits(FastClassifier(classifier, num_layers=2), data)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
+
+
+def test_what_is_stored_is_not_computed_again_and_other_layers_are_not_taken_for_it(
+    tmp_path, monkeypatch
+):
+    classifier, computed = tiny_classifier(), []
+    run_blocks = classifier.decoder.run_blocks
+
+    def counting(x, *args, **kwargs):
+        computed.append(len(x))
+        return run_blocks(x, *args, **kwargs)
+
+    monkeypatch.setattr(classifier.decoder, "run_blocks", counting)
+    for _ in range(2):
+        with FeatureStore(tmp_path) as store:
+            features(classifier, store)
+    num_messages = len(tiny_dataset())
+    assert sum(computed) == num_messages
+    features(classifier, FeatureStore(tmp_path), num_layers=1)
+    assert sum(computed) == 2 * num_messages
+    features(tiny_classifier(seed=1), FeatureStore(tmp_path))
+    with pytest.raises(KeyError):
+        FeatureStore(tmp_path)["of no layer"]
+
+
+def test_whole_files_outlive_a_killed_pass(tmp_path, monkeypatch):
+    monkeypatch.setattr("feature_store.SHARD_BYTES", 100)
+    store, states = FeatureStore(tmp_path), torch.randn(8, 4)
+    for key in ("a", "b"):
+        store[key] = states  # 64 bytes each: a file of two
+    store["c"] = states  # never written
+    (tmp_path / "00001.safetensors.partial").mkdir()
+    found = FeatureStore(tmp_path)
+    assert [key in found for key in "abc"] == [True, True, False]
+    with found:
+        found["c"] = 2 * states
+    torch.testing.assert_close(FeatureStore(tmp_path)["c"], (2 * states).half())
+
+
+def test_states_beyond_half_precision_are_refused(tmp_path):
+    with pytest.raises(OverflowError, match="range of half precision"):
+        FeatureStore(tmp_path)["big"] = torch.tensor([[1e5]])

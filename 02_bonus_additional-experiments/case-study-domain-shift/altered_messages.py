@@ -1,0 +1,173 @@
+"""The same test messages, altered by rules: what does a spam filter hold on to?
+
+    python 02_bonus_additional-experiments/case-study-domain-shift/altered_messages.py run \
+        --models ngrams gpt-mini smollm2-135m
+    python 02_bonus_additional-experiments/case-study-domain-shift/altered_messages.py report
+
+`run` trains each model on the clean split of the SMS Spam Collection, classifies its test messages
+as they are and altered, and writes one JSON file for each model and seed; it goes on where it
+stopped. `report` prints the accuracy lost.
+"""
+
+import argparse
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from classifier_folder import classify_texts
+from command_line import HelpFormatter, make_parser, run_command
+from evaluation import ngram_baseline
+from files import write_json
+from fine_tuning import fine_tune
+from gpt_download import SMS_SPAM_ZIP, fetch, resolve_model_name
+from message_files import DataError
+from run_config import RunConfig
+from run_messages import read_run_messages
+from several_seeds import mean_and_interval
+from text_data import write_look_alikes
+
+RESULTS = Path(__file__).parent / "results-altered"
+NGRAMS = "ngrams"
+
+# What a sender writes today, for what one wrote in 2005: patterns, and what takes their place.
+TODAY = {
+    r"\b(txt|text|sms)\b": "message",
+    r"\b(mob|mobile|cell)\b": "phone",
+    r"\b(u)\b": "you",
+    r"\b(ur)\b": "your",
+    r"\b(ringtone|polyphonic|tone)s?\b": "app",
+    r"\b(landline|land line)\b": "account",
+    r"\b(cd|video|camcorder|dvd)s?\b": "voucher",
+    r"£": "$",
+    r"\bwww\.": "https://",
+    r"\b\d+p\b": "$2",
+    r"\b(po box|box)\s*\w+": "the link below",
+    r"\bcall(ing)?\b": "tap",
+    r"\bper (msg|message|min|minute)\b": "a month",
+}
+
+
+def write_as_today(text: str) -> str:
+    """A message with phrases of 2005 replaced by those of today."""
+    for pattern, phrase in TODAY.items():
+        text = re.sub(pattern, phrase, text, flags=re.IGNORECASE)
+    return text
+
+
+def keep_first_half(text: str) -> str:
+    """The first half of the words."""
+    words = text.split()
+    return " ".join(words[: -(-len(words) // 2)])
+
+
+ALTERATIONS: dict[str, Callable[[str, random.Random], str]] = {
+    "as they are": lambda text, rng: text,
+    "every digit a 5": lambda text, rng: re.sub(r"\d", "5", text),
+    "digits left out": lambda text, rng: re.sub(r"\d", "", text),
+    "lower case": lambda text, rng: text.lower(),
+    "a third of the letters as look-alikes": lambda text, rng: write_look_alikes(text, rng, 0.33),
+    "first half of the words": lambda text, rng: keep_first_half(text),
+    "phrases of today": lambda text, rng: write_as_today(text),
+}
+
+
+def measure(model: str, seed: int) -> dict[str, Any]:
+    """Accuracy on the test messages of a seed, and recall of ham and spam, by alteration.
+
+    Raises ``DownloadError`` where messages or weights cannot be had.
+    """
+    fetch(SMS_SPAM_ZIP)  # before anything falls back on made-up messages
+    config = RunConfig(model=model if model != NGRAMS else "gpt-mini", seed=seed, quiet=True)
+    messages = read_run_messages(config, lambda *_: None)
+    train, test = messages.splits.train, messages.splits.test
+    if model == NGRAMS:
+        predict = ngram_baseline().fit(train["text"], train["label"]).predict
+    else:
+        result = fine_tune(config, messages)
+
+        def predict(texts: Sequence[str]) -> np.ndarray:
+            probabilities = classify_texts(result.classifier, result.tokenizer, texts)
+            return np.array(messages.label_names)[probabilities.argmax(dim=1)]
+
+    truth, altered = test["label"].to_numpy(), {}
+    for name, alter in ALTERATIONS.items():
+        rng = random.Random(seed)
+        correct = predict([alter(text, rng) for text in test["text"]]) == truth
+        by_label = {label: float(correct[truth == label].mean()) for label in messages.label_names}
+        altered[name] = {"accuracy": float(correct.mean()), "recall": by_label}
+    return {"model": model, "seed": seed, "num_examples": len(test), "altered": altered}
+
+
+def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
+    """The models and seeds that have no result yet."""
+    results.mkdir(parents=True, exist_ok=True)
+    for model in models:
+        name = model if model == NGRAMS else resolve_model_name(model)
+        for seed in seeds:
+            path = results / f"{name}-seed-{seed}.json"
+            if not path.exists():
+                write_json(measure(name, seed), path)
+                print(f"{name}, seed {seed}: {path}")
+
+
+def make_table(results: Path) -> str:
+    """Points of accuracy lost, mean over seeds with the 95% interval of Student's t, by alteration
+    and model. Raises ``DataError`` where nothing is measured."""
+    files = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*-seed-*.json"))]
+    lines = [
+        {
+            "model": file["model"],
+            "": name,
+            "value": values["accuracy"]
+            if name == "as they are"
+            else values["accuracy"] - file["altered"]["as they are"]["accuracy"],
+        }
+        for file in files
+        for name, values in file["altered"].items()
+    ]
+    if len({file["seed"] for file in files}) < 2:
+        raise DataError(f"{results} holds less than two seeds; `run` makes them.")
+
+    def cell(values: pd.Series) -> str:
+        mean, _, low, high = mean_and_interval(list(values))
+        if values.name[0] == "as they are":
+            return f"{mean:.1%} ({100 * low:.1f} to {min(100, 100 * high):.1f})"
+        shown = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        return shown.replace("-", "−")
+
+    groups = pd.DataFrame(lines).groupby(["", "model"], sort=False)["value"]
+    table = pd.Series({key: cell(values.rename(key)) for key, values in groups})
+    table = table.unstack().loc[[*ALTERATIONS]].rename_axis("the test messages")
+    return table.reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = make_parser("altered_messages.py", __doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser(
+        "run", help="measure what has no result yet", formatter_class=HelpFormatter
+    )
+    measuring.add_argument("--models", nargs="+", default=[NGRAMS, "gpt-mini"], help="what learns")
+    measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
+    measuring.set_defaults(do=lambda args: run(args.models, args.seeds, args.results))
+    reporting = commands.add_parser("report", help="print the table")
+    reporting.set_defaults(do=lambda args: print(make_table(args.results)))
+    for command in (measuring, reporting):
+        command.add_argument("--results", type=Path, default=RESULTS, help="result files")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args, when_stopped = parse_args(argv), "stopped. Repeat the command to go on."
+    return run_command("altered_messages.py", lambda: args.do(args), when_stopped)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,61 @@
+"""The altered messages: what the rules change, and the table of what is lost."""
+
+import json
+import random
+
+import altered_messages
+import pytest
+from altered_messages import ALTERATIONS, make_table, write_as_today
+
+SPAM = "WINNER! Call 09061 from ur landline, £2 per msg. PO Box 42 www.win.example"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("every digit a 5", "Call 55555"),
+        ("digits left out", "Call  from"),
+        ("lower case", "winner! call"),
+        ("phrases of today", "tap 09061 from your account, $2 a month. the link below https://"),
+    ],
+)
+def test_a_rule_changes_what_it_names(name, expected):
+    assert expected in ALTERATIONS[name](SPAM, random.Random(1))
+
+
+def test_half_of_the_words_is_kept_and_never_none():
+    halve = ALTERATIONS["first half of the words"]
+    assert halve("one two three", random.Random(1)) == "one two"
+    assert halve("one", random.Random(1)) == "one"
+
+
+def test_phrases_inside_words_stay():
+    assert write_as_today("a context of recalls and tunes") == "a context of recalls and tunes"
+
+
+def write(folder, model: str, seed: int, plain: float, lower: float) -> None:
+    altered = {name: {"accuracy": plain} for name in ALTERATIONS}
+    altered["lower case"] = {"accuracy": lower}
+    content = {"model": model, "seed": seed, "altered": altered}
+    (folder / f"{model}-seed-{seed}.json").write_text(json.dumps(content))
+
+
+def test_table_holds_the_points_lost_against_the_same_seeds_messages(tmp_path):
+    write(tmp_path, "ngrams", 1, 0.98, 0.90)
+    write(tmp_path, "ngrams", 2, 0.96, 0.90)
+    cells = next(row for row in make_table(tmp_path).splitlines() if "lower case" in row)
+    assert "−7.0 (" in cells
+    as_they_are = next(row for row in make_table(tmp_path).splitlines() if "as they" in row)
+    assert "97.0% (" in as_they_are
+
+
+def test_what_is_measured_is_kept_and_too_little_is_said(tmp_path, monkeypatch, capsys):
+    seen = []
+    monkeypatch.setattr(
+        altered_messages, "measure", lambda *run: seen.append(run) or {"seed": run[1]}
+    )
+    command = ["run", "--models", "ngrams", "--results", str(tmp_path), "--seeds", "1"]
+    assert altered_messages.main(command) == altered_messages.main([*command, "2"]) == 0
+    assert seen == [("ngrams", 1), ("ngrams", 2)]
+    assert altered_messages.main(["report", "--results", str(tmp_path / "nothing")]) == 2
+    assert "`run` makes them" in capsys.readouterr().err

@@ -1,0 +1,98 @@
+"""SmolLM2-135M-Instruct asked in its chat format, with a few answered examples in the prompt and
+nothing trained (Brown et al. 2020, "Language Models are Few-Shot Learners").
+
+Shapes in comments: P tokens of the prompt, C labels, V tokens in the vocabulary.
+"""
+
+from collections.abc import Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from experiment_config import ExperimentConfig
+from torch import Tensor
+
+from fast_paths import KeyValueCache
+from features import Store
+from fine_tuning import Clock, load_decoder
+from previous_chapters import Decoder
+from run_messages import Messages, take_some
+from text_classifier import pick_device
+
+# What the model is told, by protocol, and the words that it answers with, by label. Both were
+# chosen on validation messages of seeds 101 to 106.
+INSTRUCTIONS = {
+    "clean": "Is this text message spam or ham? Answer with one word: spam or ham.",
+    "reviews": "Is this film review positive or negative? Answer with one word.",
+    "stars": "How many stars does this film review give, from 1 to 10? Answer with a number.",
+}
+ANSWERS = {"neg": "negative", "pos": "positive"}
+
+
+def run_prompt(
+    config: ExperimentConfig, messages: Messages, store: Store | None = None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Test probabilities (N, C) of the labels as the model's answer, and what is worth knowing
+    about it; `config.num_examples` training messages stand in the prompt with their answers."""
+    clock, names = Clock(), messages.label_names
+    decoder, tokenizer, model = load_decoder(config, pick_device(config.device))
+    answers = [ANSWERS.get(name, name) for name in names]
+    train = messages.splits.train
+    if config.num_examples:
+        examples = take_some(train, config.num_examples, config.seed)
+    else:
+        examples = train[:0]
+    turns = [("system", INSTRUCTIONS[config.protocol])]
+    for text, label in zip(examples["text"], examples["label"]):
+        turns += [("user", text), ("assistant", answers[names.index(label)])]
+    with clock.stage("evaluation"):
+        conversation = Conversation(decoder, tokenizer, turns, answers)
+        probabilities = np.array(
+            [conversation.answer(text) for text in messages.splits.test["text"]]
+        )
+    about = {"model": model, "train": {"num_examples": len(examples)}, "seconds": clock.seconds}
+    return probabilities, about | {"prompt_tokens": conversation.num_tokens}
+
+
+class Conversation:
+    """What was said so far, read once, and the probabilities of the answers to what follows."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer,
+        turns: Sequence[tuple[str, str]],
+        answers: Sequence[str],
+    ):
+        """Takes turns (who speaks, what is said) and the C possible answers."""
+        self.decoder, self.tokenizer = decoder, tokenizer
+        self.end = tokenizer.encode_single_token("<|im_end|>")
+        self.answers = [[*tokenizer.encode_ordinary(answer), self.end] for answer in answers]
+        self.caches = [KeyValueCache() for _ in decoder.trf_blocks]
+        ids = [i for who, text in turns for i in self._turn(who, text)]
+        self._read(ids, self.caches)
+        self.num_tokens = len(ids)
+
+    @torch.no_grad()
+    def answer(self, text: str) -> np.ndarray:
+        """The probability of each answer among these (C,)."""
+        caches = list(map(copy, self.caches))
+        question = [*self._turn("user", text), *self._turn("assistant", "")[:-2]]
+        first = self._read(question, caches)[-1:]  # (1, V)
+        scores = []
+        for ids in self.answers:
+            logits = torch.cat([first, self._read(ids[:-1], list(map(copy, caches)))])  # (A, V)
+            scores.append(torch.log_softmax(logits, dim=-1)[range(len(ids)), ids].sum())
+        return torch.softmax(torch.stack(scores), dim=0).numpy()
+
+    def _turn(self, who: str, text: str) -> list[int]:
+        """A turn in the chat format; the text is data, whatever marks it holds."""
+        start = self.tokenizer.encode_single_token("<|im_start|>")
+        ordinary = self.tokenizer.encode_ordinary
+        return [start, *ordinary(f"{who}\n{text}"), self.end, *ordinary("\n")]
+
+    def _read(self, ids: Sequence[int], caches: Sequence[KeyValueCache]) -> Tensor:
+        """Logits (T, V) of the token after each; the caches then hold these tokens, too."""
+        return self.decoder(torch.tensor([ids], device=self.decoder.device), caches=caches)[0]
