@@ -109,6 +109,9 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPTClass
         decoder = build_decoder(decoder_config(config["architecture"]))
         classifier = GPTClassifier(decoder, about)
     classifier.load_state_dict(weights, assign=True)
+    for weight_name, tensor in weights.items():
+        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            raise ValueError(f"{weight_name} must hold finite numbers in float32")
     return classifier
 
 

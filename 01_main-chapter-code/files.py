@@ -1,8 +1,13 @@
-"""Files that are either whole or not there, and outputs that one process at a time writes to."""
+"""Files that are either whole or not there, outputs that one process at a time writes to, and
+archives."""
 
+import gzip
 import hashlib
 import json
+import lzma
 import shutil
+import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +17,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
+
+
+MAX_MEMBER_SIZE = 50_000_000  # bytes of a file in an archive
+DAMAGES = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, UnicodeError)
 
 
 class InUseError(ValueError):
@@ -58,6 +67,44 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _BoundedReader:
+    """A file of which nobody reads too much at once: headers of archives can announce anything."""
+
+    def __init__(self, file: Any):
+        self.file = file
+
+    def read(self, size: int) -> bytes:
+        if size > MAX_MEMBER_SIZE:
+            raise tarfile.ReadError(f"a part of it would have {size:,} bytes")
+        return self.file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
+def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file in an archive, .tar.gz or .tar.xz; nothing is extracted.
+
+    Raises ``ValueError`` at a damage, which may show at the end only: with the checksum.
+    """
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+    try:
+        with (
+            (gzip.open if is_gzip else lzma.open)(path) as file,
+            tarfile.open(fileobj=_BoundedReader(file), mode="r:") as archive,
+        ):
+            for member in archive:
+                if member.isfile():
+                    yield member.name, archive.extractfile(member).read()
+            while file.read(2**20):
+                pass
+    except DAMAGES as error:
+        raise ValueError(
+            f"{path} is truncated or damaged ({error}): put a whole one into its place."
+        ) from None
 
 
 @contextmanager

@@ -9,11 +9,8 @@ to the disk under a name of their own choosing.
 
 import hashlib
 import html
-import lzma
 import re
 import sys
-import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -22,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from command_line import make_parser, run_command
-from files import file_sha256, whole_file
+from files import file_sha256, tar_members, whole_file
 from gpt_download import IMDB_ARCHIVE, cache_folder, fetch, is_intact
 from message_files import DataError
 
@@ -47,22 +44,16 @@ def find_source() -> Path:
 def read_files(source: Path) -> Iterator[tuple[re.Match, bytes]]:
     """Path, taken apart, and content of every file of `source` that is needed, in any order.
 
-    Raises ``DataError`` for an archive that is not whole, ``FileNotFoundError`` for none.
+    Raises ``ValueError`` for an archive that is not whole, ``FileNotFoundError`` for none.
     """
     if source.is_dir():
         for path in source.glob("t*/**/*.txt"):
             if match := NEEDED.fullmatch(path.as_posix()):
                 yield match, path.read_bytes()
         return
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                if member.isfile() and (match := NEEDED.fullmatch(member.name)):
-                    yield match, archive.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise DataError(
-            f"{source} is truncated or damaged ({error}); delete it and run this again."
-        ) from None
+    for name, content in tar_members(source):
+        if match := NEEDED.fullmatch(name):
+            yield match, content
 
 
 def remove_markup(text: str) -> str:

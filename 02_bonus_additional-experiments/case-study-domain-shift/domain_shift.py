@@ -13,9 +13,7 @@ import copy
 import math
 import platform
 import sys
-import tarfile
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +36,7 @@ from continued_pretraining import (
 )
 from evaluation import calibration, ngram_baseline, roc_curve, test_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
-from files import write_json
+from files import tar_members, write_json
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
 from message_files import DataError
@@ -96,15 +94,10 @@ def read_emails() -> pd.DataFrame:
 
 def read_archive(path: Path) -> Iterator[tuple[str, str]]:
     """(label, text) of each e-mail, which lies in a folder `ham` or `spam` of the archive."""
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                label = next((part for part in member.name.split("/")[:-1] if part in LABELS), None)
-                if label and member.isfile():
-                    text = archive.extractfile(member).read().decode("latin-1")
-                    yield label, " ".join(text.split())
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): put a whole one into its place.") from None
+    for name, content in tar_members(path):
+        label = next((part for part in name.split("/")[:-1] if part in LABELS), None)
+        if label:
+            yield label, " ".join(content.decode("latin-1").split())
 
 
 def shorten(messages: pd.DataFrame, tokenizer) -> pd.DataFrame:

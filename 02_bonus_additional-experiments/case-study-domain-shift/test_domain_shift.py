@@ -82,7 +82,7 @@ def test_damaged_archive_is_named(tmp_path):
     write_archive(path, {"ham/1.txt": np.random.default_rng(0).bytes(50_000)})
     for damaged in (path.read_bytes()[:30_000], b"<html>not found</html>"):
         path.write_bytes(damaged)
-        with pytest.raises(DataError, match="archive is damaged"):
+        with pytest.raises(ValueError, match="archive is truncated or damaged"):
             list(study.read_archive(path))
 
 
