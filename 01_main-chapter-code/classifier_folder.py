@@ -26,7 +26,7 @@ from gpt_download import (
     resolve_model_name,
 )
 from text_classifier import ClassifierConfig, GPTClassifier, predict_logits
-from text_data import SpamDataset
+from text_data import ChunkDataset
 
 FORMAT = "gpt-classifier-1"
 # Of the configuration, beside the model's name.
@@ -42,9 +42,9 @@ def classify_texts(
     classifier: GPTClassifier, tokenizer, texts: Sequence[str], progress: bool = False
 ) -> Tensor:
     """Probabilities (N, C) of each text's classes, in the order of `label_names`."""
-    dataset = SpamDataset(classifier.config.encode(texts, tokenizer))
+    dataset = ChunkDataset(classifier.config.chunks(texts, tokenizer))
     logits = predict_logits(FastClassifier(classifier), dataset, progress)
-    return torch.softmax(logits, dim=-1)
+    return dataset.mean(torch.softmax(logits, dim=-1))
 
 
 def classify_review(text: str, classifier: GPTClassifier, tokenizer) -> Prediction:

@@ -54,7 +54,7 @@ from text_classifier import (
     pick_device,
     predict_logits,
 )
-from text_data import SpamDataset, Splits, class_weights, encode_messages
+from text_data import ChunkDataset, SpamDataset, Splits, class_weights, encode_messages
 from training import History, TrainConfig, train_classifier_simple
 
 CORRECTIONS = {"lora": LoRALinear, "dora": DoRALinear}
@@ -102,7 +102,7 @@ class PreparedRun:
     decoder: Decoder
     tokenizer: Any
     about: ClassifierConfig
-    datasets: list[SpamDataset]
+    datasets: list[ChunkDataset]
     """Training, validation and test messages as the classifier reads them."""
     identity: dict[str, Any]
     """All that shapes the result: whatever must be the same when the run is resumed."""
@@ -137,9 +137,10 @@ def prepare(
         decoder, tokenizer, name = load_decoder(config, model_device or device, log)
         config = replace(config.for_model(name), device=device.type)
         context, splits = decoder.cfg.context_length, messages.splits
-        max_length = choose_max_length(config.max_length, splits, tokenizer, context, log)
+        max_length = choose_max_length(config, splits, tokenizer, context, log)
         pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
-        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling, pad_to)
+        reads = (max_length, config.pooling, config.cut, pad_to)
+        about = ClassifierConfig(name, messages.label_names, *reads)
         datasets = make_datasets(messages, tokenizer, about)
     identity = config.identity() | {"data_sha256": fingerprint(splits)}
     head = None
@@ -179,9 +180,10 @@ def load_decoder(
 
 
 def choose_max_length(
-    requested: int | None, splits: Splits, tokenizer, context: int, log: Callable = print
+    config: RunConfig, splits: Splits, tokenizer, context: int, log: Callable = print
 ) -> int:
     """The requested one, else that of the longest training message, within the context."""
+    requested = config.max_length
     if requested is not None and requested > context:
         raise DataError(
             f"--max-length {requested} must lie between 1 and the model's context of {context}."
@@ -189,15 +191,19 @@ def choose_max_length(
     lengths = list(map(len, encode_messages(splits.train["text"], tokenizer, context + 1)))
     chosen = requested or min(max(lengths), context)
     if num_cut := sum(length > chosen for length in lengths):
-        log(f"{num_cut} training messages are longer than {chosen} tokens; the rest is not read.")
+        in_windows = config.cut == "windows"
+        log(
+            f"{num_cut} training messages are longer than {chosen} tokens; "
+            + ("they are read in windows." if in_windows else f"their {config.cut} is read.")
+        )
     return chosen
 
 
-def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> list[SpamDataset]:
+def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> list[ChunkDataset]:
     """Training, validation and test messages as the classifier reads them."""
     number = {name: i for i, name in enumerate(config.label_names)}
     return [
-        SpamDataset(config.encode(part["text"], tokenizer), [number[n] for n in part["label"]])
+        ChunkDataset(config.chunks(part["text"], tokenizer), [number[n] for n in part["label"]])
         for part in messages.splits
     ]
 
@@ -359,19 +365,19 @@ def fingerprint(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def measure(logits: list[Tensor], datasets: list[SpamDataset]) -> dict[str, dict]:
+def measure(logits: list[Tensor], datasets: list[ChunkDataset]) -> dict[str, dict]:
     """Metrics of the three parts: accuracies, and everything else for the test part.
 
-    Takes each part's logits (N, C).
+    Takes the logits (K, C) of each part's chunks.
     """
     metrics = {}
     for name, part, dataset in zip(Splits._fields, logits, datasets, strict=True):
-        probabilities = torch.softmax(part, dim=-1).numpy()
-        metrics[name] = test_metrics(probabilities, dataset.labels)
+        probabilities = dataset.mean(torch.softmax(part, dim=-1)).numpy()  # (N, C)
+        metrics[name] = test_metrics(probabilities, dataset.text_labels)
         if name != "test":
             metrics[name] = {key: metrics[name][key] for key in ("num_examples", "accuracy")}
     metrics["test_predictions"] = {  # of the last part: curves can be drawn from it later
-        "labels": list(dataset.labels),
+        "labels": list(dataset.text_labels),
         "probabilities": np.round(probabilities.astype(float), 6).tolist(),
     }
     return metrics

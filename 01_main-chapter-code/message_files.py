@@ -132,7 +132,10 @@ def read_table_in_pieces(
         return
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if ending not in readers:
-        raise DataError(f"{path}: the name must end in {', '.join(readers)}, or one with .gz.")
+        raise DataError(
+            f"{path}: the name must end in {', '.join(readers)}, or one with .gz; "
+            f"finetune.py takes a folder of texts, too."
+        )
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
     if path.stat().st_size == 0:
@@ -249,8 +252,7 @@ def _complain_about_header(path: Path, option: str) -> None:
 
 
 def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a text, with their ends. Raises ``DataError`` that names the line where it is
-    no UTF-8."""
+    """The lines of a text, with their ends. Raises ``DataError`` naming one that is no UTF-8."""
     for number, line in enumerate(file, start=1):
         if number == 1:
             if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -260,8 +262,7 @@ def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:
             line = line.removeprefix(codecs.BOM_UTF8)
         if b"\0" in line:
             raise DataError(
-                f"{name}: line {number} holds NUL bytes: it is binary data, or another --encoding, "
-                f"utf-16-le perhaps."
+                f"{name}: line {number} holds NUL bytes: binary data, or --encoding utf-16-le."
             )
         try:
             yield line.decode("utf-8")
@@ -273,15 +274,12 @@ def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:
 
 
 def text_lines(file: BinaryIO, name: str, encoding: str | None) -> Iterator[str]:
-    """The lines of a text in any encoding; None is UTF-8."""
-    if encoding is None:
-        yield from utf8_lines(file, name)
-        return
+    """The lines of a text in any encoding; None is UTF-8. In a named one, NULs are characters."""
     try:
-        for line in io.TextIOWrapper(file, encoding, newline="\n"):
-            if "\0" in line:
-                raise DataError(f"{name}: NUL characters in {encoding}; is it another --encoding?")
-            yield line
+        if encoding is None:
+            yield from utf8_lines(file, name)
+        else:
+            yield from io.TextIOWrapper(file, encoding, newline="\n")
     except LookupError:
         raise DataError(f"--encoding {encoding}: no encoding is called so.") from None
     except UnicodeError as error:
@@ -425,9 +423,8 @@ def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFra
 
 
 def _read_folder(folder: Path, how: TextFormat) -> pd.DataFrame:
-    """What stands in the folder are the labels: sub-folders, in which each file is a text; or,
-    where there are none, files, in which each line is one. Hidden files and READMEs are neither.
-    """
+    """Sub-folders are labels and their files texts; or, where there are none, files are labels and
+    their lines texts. Hidden files and READMEs are neither."""
     entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
     labels = [entry for entry in entries if entry.is_dir()]
     if {"train", "test"} <= {label.name for label in labels}:

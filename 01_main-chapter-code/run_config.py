@@ -9,6 +9,7 @@ from features import Precision
 from gpt_download import MODEL_CONFIGS
 from options import AT_LEAST_0, AT_LEAST_1, POSITIVE, option
 from text_classifier import Pooling, Trainable
+from text_data import Cut
 from training import TrainConfig
 
 SMS_NAME = "SMS Spam Collection"
@@ -76,6 +77,12 @@ class RunConfig(TrainConfig):
         "tokens read of a message; default: all of the longest training message",
         AT_LEAST_1,
         "data",
+    )
+    cut: Cut = option(
+        "head",
+        "what is read of a longer message: its head, its tail, both (a quarter from the head), or "
+        "all of it in overlapping windows, whose probabilities are averaged",
+        group="data",
     )
     padding: Literal["batch", "training", "context"] = option(
         "batch",
@@ -172,9 +179,7 @@ class RunConfig(TrainConfig):
             "model: leave out --weights, --no-causal and --continued-pretraining-epochs": (
                 self.start_from
                 and (
-                    self.weights == "random"
-                    or not self.causal
-                    or self.continued_pretraining_epochs
+                    self.weights == "random" or not self.causal or self.continued_pretraining_epochs
                 )
             ),
             "--start-from is --output, which would be replaced: name two folders": (

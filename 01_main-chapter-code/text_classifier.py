@@ -17,8 +17,11 @@ from tqdm import tqdm
 from previous_chapters import Decoder, select_positions
 from text_data import (
     IGNORED,
+    WHOLE,
+    Cut,
     SpamDataset,
     batches_by_length,
+    cut_tokens,
     encode_messages,
     pad_messages,
 )
@@ -95,9 +98,11 @@ class ClassifierConfig:
     label_names: tuple[str, ...]
     """In the order of the logits."""
     max_length: int
-    """Tokens of a message that are read; the rest is cut off."""
+    """Tokens of a message that are read at a time."""
     pooling: Pooling = "last"
     """Which tokens' logits make those of the message."""
+    cut: Cut = "head"
+    """What is read of a longer message; `windows` read all of it, and their mean counts."""
     pad_to: int | None = None
     """Tokens to which a message is filled up with `<|endoftext|>`, as if that were text: the last
     position is then padding. None fills up nothing."""
@@ -113,11 +118,22 @@ class ClassifierConfig:
             raise ValueError(f"max_length={length!r} must be a whole number of at least 1.")
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} must be one of {', '.join(POOLINGS)}.")
+        if self.cut not in get_args(Cut):
+            raise ValueError(f"cut={self.cut!r} must be one of {', '.join(get_args(Cut))}.")
+
+    def chunks(self, texts: Sequence[str], tokenizer) -> list[list[Tensor]]:
+        """Token ids (T,) of each text as this classifier reads them: of one chunk or several."""
+        whole = self.max_length if self.cut == "head" else WHOLE
+        return [
+            pad_messages(
+                cut_tokens(ids, self.max_length, self.cut), self.pad_to or 0, tokenizer.eot_token
+            )
+            for ids in encode_messages(texts, tokenizer, whole)
+        ]
 
     def encode(self, texts: Sequence[str], tokenizer) -> list[Tensor]:
-        """Token ids (T,) of each text as this classifier reads them."""
-        sequences = encode_messages(texts, tokenizer, self.max_length)
-        return pad_messages(sequences, self.pad_to or 0, tokenizer.eot_token)
+        """Token ids (T,) of each text's only chunk, or of its first window."""
+        return [chunks[0] for chunks in self.chunks(texts, tokenizer)]
 
 
 class GPTClassifier(nn.Module):

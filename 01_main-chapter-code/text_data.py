@@ -10,7 +10,7 @@ import random
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -212,6 +212,38 @@ def pad_messages(sequences: Sequence[Tensor], num_tokens: int, pad_id: int) -> l
     return [F.pad(ids, (0, max(0, num_tokens - len(ids))), value=pad_id) for ids in sequences]
 
 
+Cut = Literal["head", "tail", "both", "windows"]
+WHOLE = 2**31  # tokens: more than any text has
+
+
+def cut_tokens(ids: Tensor, max_length: int, cut: Cut, marked: bool = False) -> list[Tensor]:
+    """What is read of a text (T,): one chunk of at most `max_length` tokens, or several windows.
+
+    `both` keeps a quarter from the head and the rest from the tail (Sun et al. 2019, "How to
+    Fine-Tune BERT for Text Classification?", section 5.3.1). Windows overlap by half, and the last
+    one ends with the text. Where the first and the last token mark the text's ends (`marked`),
+    they are those of every chunk.
+
+    >>> [chunk.tolist() for chunk in cut_tokens(torch.arange(9), 4, "both")]
+    [[0, 6, 7, 8]]
+    >>> [chunk.tolist() for chunk in cut_tokens(torch.arange(9), 4, "windows")]
+    [[0, 1, 2, 3], [2, 3, 4, 5], [4, 5, 6, 7], [5, 6, 7, 8]]
+    >>> [chunk.tolist() for chunk in cut_tokens(torch.arange(9), 4, "head", marked=True)]
+    [[0, 1, 2, 8]]
+    """
+    if marked:
+        inner = cut_tokens(ids[1:-1], max_length - 2, cut)
+        return [torch.cat([ids[:1], chunk, ids[-1:]]) for chunk in inner]
+    last = len(ids) - max_length  # start of the last window
+    if last <= 0:
+        return [ids]
+    if cut == "windows":
+        starts = [*range(0, last, max(1, max_length // 2)), last]
+        return [ids[start : start + max_length] for start in starts]
+    num_head = {"head": max_length, "tail": 0, "both": max_length // 4}[cut]
+    return [torch.cat([ids[:num_head], ids[last + num_head :]])]
+
+
 class SpamDataset(Dataset):
     """Messages as token ids (T,), each with the number of its class."""
 
@@ -232,6 +264,26 @@ class SpamDataset(Dataset):
     def collate(self, items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:
         """Some of the items as a batch."""
         return collate(items)
+
+
+class ChunkDataset(SpamDataset):
+    """Texts of which a chunk or several are read: K chunks, each with the label of its text."""
+
+    def __init__(
+        self, chunks_of_texts: Sequence[Sequence[Tensor]], labels: Sequence[int] | None = None
+    ):
+        """Takes the chunks of each of N texts, and the texts' labels."""
+        counts = torch.tensor(list(map(len, chunks_of_texts)))  # (N,)
+        self.document_ids = torch.arange(len(counts)).repeat_interleave(counts)  # (K,)
+        self.text_labels = labels
+        chunks = [chunk for chunks in chunks_of_texts for chunk in chunks]
+        super().__init__(chunks, labels and [labels[i] for i in self.document_ids.tolist()])
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Each text's mean over its chunks: (K, C) -> (N, C)."""
+        counts = self.document_ids.bincount()  # (N,)
+        sums = values.new_zeros(len(counts), values.shape[1])
+        return sums.index_add(0, self.document_ids, values) / counts.unsqueeze(1)
 
 
 def collate(items: Sequence[tuple[Tensor, int]]) -> dict[str, Tensor]:

@@ -19,12 +19,10 @@ from download_prepare_dataset import read_parts
 from evaluation import wilson_interval
 from features import FastClassifier
 from imdb_results import Measurement, draw, label_numbers, machine, write_result
-from long_texts import ChunkDataset, Cut
 from message_files import DataError
 from options import AT_LEAST_1, option
 from text_classifier import pick_device
-from text_data import encode_messages
-from train_gpt import WHOLE
+from text_data import WHOLE, ChunkDataset, Cut, cut_tokens, encode_messages
 from training_runs import RUNS, predict_positive
 
 
@@ -54,7 +52,7 @@ def run(config: CutsConfig) -> None:
     device = pick_device(config.device)
     classifier, tokenizer = open_classifier(config.runs / config.name, device)
     about, options = classifier.config, classifier.config.card["training"]
-    model, trained_cut = FastClassifier(classifier, precision=options["precision"]), options["cut"]
+    model = FastClassifier(classifier, precision=options["precision"])
     test = read_parts(config.data, ["test"])["test"]
     encoded = encode_messages(list(test["text"]), tokenizer, WHOLE)
     long = test[[len(ids) > about.max_length for ids in encoded]]
@@ -62,20 +60,25 @@ def run(config: CutsConfig) -> None:
         raise DataError(f"No test review is longer than {about.max_length} tokens.")
     drawn = draw(long, min(config.num_reviews, len(long)), config.seed)
     labels, whole = label_numbers(drawn), [encoded[i] for i in drawn.index]
-    datasets = {cut: ChunkDataset(whole, labels, about.max_length, cut) for cut in get_args(Cut)}
+    datasets = {
+        cut: ChunkDataset(
+            [cut_tokens(ids, about.max_length, cut) for ids in whole], labels.tolist()
+        )
+        for cut in get_args(Cut)
+    }
     right = {
         cut: (predict_positive(model, dataset, not config.quiet) > 0.5) == labels
         for cut, dataset in datasets.items()
     }
     by_cut = {
-        cut: {"chunks": len(datasets[cut]), **compare(values, right[trained_cut])}
+        cut: {"chunks": len(datasets[cut]), **compare(values, right[about.cut])}
         for cut, values in right.items()
     }
     result = {
         "model": about.model_name,
         "seed": config.seed,
         "max_length": about.max_length,
-        "trained_cut": trained_cut,
+        "trained_cut": about.cut,
         "num_long": len(long),
         "num_examples": len(drawn),
         "by_cut": by_cut,

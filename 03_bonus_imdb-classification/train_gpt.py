@@ -23,10 +23,8 @@ from imdb_results import result_lines
 from lora import merge_lora
 from options import AT_LEAST_0, option
 from text_classifier import ClassifierConfig, Trainable, pick_device
-from text_data import encode_messages
+from text_data import WHOLE, encode_messages
 from training_runs import STOPPED, Learner, ReviewsConfig, chapters, parse_run, train
-
-WHOLE = 2**31  # tokens: more than any review has
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,8 @@ class GPTLearner(Learner):
                 f"--max-length {config.max_length} exceeds {name}'s context of {context}."
             )
         self.config = config.for_model(name)
-        self.about = ClassifierConfig(name, LABELS, config.max_length, self.config.pooling)
+        reads = (config.max_length, self.config.pooling, config.cut)
+        self.about = ClassifierConfig(name, LABELS, *reads)
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         return encode_messages(texts, self.tokenizer, WHOLE)
@@ -72,7 +71,6 @@ class GPTLearner(Learner):
 
     def save(self, folder: Path, options: dict[str, Any]) -> None:
         merge_lora(self.decoder)
-        # No metrics: they are those of --cut, but whoever opens a classifier reads the head.
         card = {"trained_on": "Large Movie Review Dataset", "training": options}
         self.classifier.config = replace(self.about, card=card)
         save_classifier(self.classifier, folder)

@@ -32,13 +32,12 @@ from imdb_results import (
     metrics,
     write_result,
 )
-from long_texts import ChunkDataset, Cut
 from options import AT_LEAST_1, FRACTION, option
 from previous_chapters import num_parameters
 from run_config import OF_DATA, RunConfig
 from run_folder import METRICS, RunFolder
 from text_classifier import evaluate_model, predict_logits
-from text_data import SpamDataset
+from text_data import ChunkDataset, Cut, SpamDataset, cut_tokens
 from training import Checkpoint, History, TrainingState, train_epoch
 
 RUNS = Path(__file__).parent / "runs"
@@ -70,12 +69,7 @@ class ReviewsConfig(Measurement, RunConfig):
     num_epochs: int = chapters("num_epochs", 2)
     batch_size: int = chapters("batch_size", 16)
     max_length: int = option(512, "tokens read at a time", AT_LEAST_1, "data")
-    cut: Cut = option(
-        "both",
-        "what is read of a longer review: its head, its tail, both (a quarter from the head), or "
-        "all of it in overlapping windows, whose probabilities are averaged",
-        group="data",
-    )
+    cut: Cut = chapters("cut", "both")
     word_dropout: float = option(
         0.0,
         "fraction of a review's tokens left out whenever it is trained on, others each time",
@@ -162,8 +156,8 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> di
         for part, reviews in parts.items():
             with clock.stage("inference" if part == "test" else "preparation"):
                 how = (config.max_length, config.cut, learner.is_marked)
-                whole = learner.encode(list(reviews["text"]))
-                datasets[part] = ChunkDataset(whole, label_numbers(reviews), *how)
+                chunks = [cut_tokens(ids, *how) for ids in learner.encode(list(reviews["text"]))]
+                datasets[part] = ChunkDataset(chunks, label_numbers(reviews).tolist())
         history = train_in_rounds(model, datasets, config, folder.checkpoint, clock)
         for part in [part for part in parts if part != "train"]:
             with clock.stage("inference" if part == "test" else "validation"):
@@ -262,7 +256,7 @@ def drop_tokens(dataset: SpamDataset, fraction: float, seed: int) -> SpamDataset
 def predict_positive(model: nn.Module, dataset: ChunkDataset, progress: bool = False) -> np.ndarray:
     """Each review's probability of being positive (N,)."""
     probabilities = torch.softmax(predict_logits(model, dataset, progress), dim=-1)
-    return dataset.mean(probabilities[:, 1].double().numpy())
+    return dataset.mean(probabilities.double())[:, 1].numpy()
 
 
 def parse_run(

@@ -124,6 +124,9 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
         ("--trainable", "last_block", "--precision", "bfloat16"),
         ("--trainable", "all", "--pooling", "mean", "--precision", "bfloat16"),
         ("--trainable", "all", "--padding", "training"),
+        ("--max-length", "4", "--cut", "tail"),
+        ("--max-length", "4", "--cut", "windows"),
+        ("--max-length", "4", "--cut", "windows", "--trainable", "all", "--pooling", "mean"),
     ],
 )
 def test_the_saved_classifier_is_the_one_that_was_measured(unbalanced_csv, tmp_path, options):
@@ -244,6 +247,14 @@ def test_an_option_acts(base_run, unbalanced_csv, tmp_path, options):
     changed = observe(unbalanced_csv, tmp_path, *options)
     assert changed["weights_sha256"] != base_run["weights_sha256"]
     assert changed["history"] != base_run["history"]
+
+
+def test_each_cut_reads_something_else_of_a_long_message(unbalanced_csv, tmp_path):
+    losses = set()
+    for cut in ("head", "tail", "both", "windows"):
+        options = ("--max-length", "4", "--cut", cut)
+        losses.add(observe(unbalanced_csv, tmp_path / cut, *options)["history"]["train_loss"][-1])
+    assert len(losses) == 4
 
 
 def test_padding_that_counts_as_text_is_read_at_the_last_position():

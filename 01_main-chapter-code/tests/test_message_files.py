@@ -183,12 +183,12 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
     assert "no texts" in refusal(tmp_path / "empty.csv")
     parts = write_all(tmp_path / "parts", train__pos__1="good", test__pos__1="fine")
     assert f"--data {parts / 'train'} --test-data {parts / 'test'}" in refusal(parts)
-    write(parts / "train" / "pos" / "2", "caf\xe9".encode("latin-1"))
+    write(parts / "train" / "pos" / "2", "caf\xe9\0".encode("latin-1"))
     message = refusal(parts / "train")
     assert str(Path("pos", "2")) in message
     assert "--encoding" in message
     messages = read_messages(parts / "train", how=TextFormat(encoding="latin-1"))
-    assert pairs(messages) == [("good", "pos"), ("café", "pos")]
+    assert pairs(messages) == [("good", "pos"), ("café\0", "pos")]
 
 
 # --- quotes in TSV -----------------------------------------------------------------------------

@@ -112,6 +112,7 @@ def test_predictions_keep_the_order():
         ({"max_length": 0}, "max_length=0"),
         ({"max_length": True}, "max_length=True"),
         ({"pooling": "middle"}, "'middle' must be one of last, mean, first"),
+        ({"cut": "middle"}, "'middle' must be one of head, tail, both, windows"),
         ({"max_length": 41}, "exceeds the model's context of 40 tokens"),
     ],
 )

@@ -16,12 +16,14 @@ from message_files import DataError
 from text_data import (
     LONGEST_TOKEN,
     LOOK_ALIKES,
+    ChunkDataset,
     SpamDataset,
     augment_messages,
     balance_classes,
     batches_by_length,
     class_weights,
     clean_messages,
+    cut_tokens,
     drop_words,
     encode_messages,
     make_loader,
@@ -257,3 +259,33 @@ def test_batches_by_length_hold_every_message_once_within_the_limit(lengths, max
         assert padded <= max_tokens or len(batch) == 1
     ordered = [lengths[i] for batch in batches for i in batch]
     assert ordered == sorted(lengths)
+
+
+# --- long texts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cut", ["head", "tail", "both", "windows"])
+@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 12, 13, 40])
+def test_chunks_keep_to_the_length_and_windows_miss_nothing(cut, num_tokens):
+    ids = torch.arange(num_tokens)
+    chunks = cut_tokens(ids, 8, cut)
+    assert all(0 < len(chunk) <= 8 for chunk in chunks)
+    if num_tokens <= 8:
+        assert len(chunks) == 1
+        assert torch.equal(chunks[0], ids)
+    elif cut == "windows":
+        assert set(torch.cat(chunks).tolist()) == set(range(num_tokens))
+        assert chunks[-1][-1] == num_tokens - 1
+    else:
+        first, last = {"head": (0, 7), "tail": (num_tokens - 8, -1), "both": (0, -1)}[cut]
+        assert len(chunks[0]) == 8
+        assert chunks[0][0] == first
+        assert chunks[0][-1] == ids[last]
+
+
+def test_each_text_gets_the_mean_of_its_chunks():
+    texts = [cut_tokens(torch.arange(n), 8, "windows") for n in (3, 40, 8)]
+    data = ChunkDataset(texts, [0, 1, 0])
+    assert data.labels == [0] + [1] * (len(data) - 2) + [0]
+    values = torch.stack([data.document_ids, torch.arange(len(data))], dim=1).float()  # (K, 2)
+    assert data.mean(values).tolist() == [[0, 0], [1, (len(data) - 1) / 2], [2, len(data) - 1]]

@@ -12,7 +12,6 @@ from imdb_samples import write_sample_parts
 from scipy.sparse import csr_matrix
 
 import compare_cuts
-import long_texts
 import train_gpt
 import train_linear
 import training_runs
@@ -42,36 +41,6 @@ def arguments(folder: Path, parts: Path, *options) -> list[str]:
     return [*given, "--quiet", *map(str, options)]
 
 
-# --- long texts --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cut", ["head", "tail", "both", "windows"])
-@pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 12, 13, 40])
-def test_chunks_keep_to_the_length_and_windows_miss_nothing(cut, num_tokens):
-    ids = torch.arange(num_tokens)
-    chunks = long_texts.cut_tokens(ids, 8, cut)
-    assert all(0 < len(chunk) <= 8 for chunk in chunks)
-    if num_tokens <= 8:
-        assert len(chunks) == 1
-        assert torch.equal(chunks[0], ids)
-    elif cut == "windows":
-        assert set(torch.cat(chunks).tolist()) == set(range(num_tokens))
-        assert chunks[-1][-1] == num_tokens - 1
-    else:
-        first, last = {"head": (0, 7), "tail": (num_tokens - 8, -1), "both": (0, -1)}[cut]
-        assert len(chunks[0]) == 8
-        assert chunks[0][0] == first
-        assert chunks[0][-1] == ids[last]
-
-
-def test_each_review_gets_the_mean_of_its_chunks():
-    data = long_texts.ChunkDataset(
-        [torch.arange(n) for n in (3, 40, 8)], np.array([0, 1, 0]), 8, "windows"
-    )
-    assert data.labels == [0] + [1] * (len(data) - 2) + [0]
-    assert data.mean(data.document_ids.astype(float)).tolist() == [0, 1, 2]
-
-
 # --- the GPT -----------------------------------------------------------------------------------
 
 
@@ -87,7 +56,8 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
     assert str(tmp_path) not in json.dumps(result)
     classifier, _ = open_classifier(tmp_path / "runs" / "tiny")
     assert classifier.config.label_names == ("neg", "pos")
-    assert "test" not in classifier.config.card  # metrics of --cut; a classifier reads the head
+    assert "test" not in classifier.config.card
+    assert classifier.config.cut == "both"
 
 
 @pytest.mark.parametrize(
