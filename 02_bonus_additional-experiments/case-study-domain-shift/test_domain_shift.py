@@ -15,7 +15,6 @@ import shift_signals as signals
 import torch
 
 from gpt_download import load_mini_tokenizer
-from message_files import DataError
 from previous_chapters import GPTConfig, GPTModel, calc_text_loss
 from text_data import clean_messages, read_sample_messages, split_messages
 
