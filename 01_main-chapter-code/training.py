@@ -342,6 +342,6 @@ def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(tensors):
         values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(name.encode())
+        digest.update(f"{name} {tensors[name].dtype} {[*tensors[name].shape]}".encode())
         digest.update(values.numpy())
     return digest.hexdigest()
