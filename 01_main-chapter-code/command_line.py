@@ -5,13 +5,14 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
 from safetensors import SafetensorError
 
+from files import locked
 from options import Options, choices_of, plain_types_of
 from remote_files import DownloadError
 
@@ -109,13 +110,21 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def run_command(prog: str, command: Callable[[], Any], when_stopped: str = "Stopped.") -> int:
+def run_command(
+    prog: str,
+    command: Callable[[], Any],
+    when_stopped: str = "Stopped.",
+    output: Path | None = None,
+) -> int:
     """Do `command`; 0 if it went well, else one sentence on standard error.
 
-    2: wrong data, a wrong option or a file that is not there; 1: a failure; 130: interrupted.
+    2: wrong data, a wrong option or a file that is not there; 1: a failure; 130: interrupted. A
+    second process with the same `output` is refused.
     """
     try:
-        with standard_output():
+        if output is not None:
+            output.parent.mkdir(parents=True, exist_ok=True)
+        with standard_output(), locked(output) if output is not None else nullcontext():
             command()
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         return 0

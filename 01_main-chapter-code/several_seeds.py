@@ -162,7 +162,8 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_command("several_seeds.py", lambda: run(args))
+    output = args.results / f"{args.name}.json" if args.command == "run" else None
+    return run_command("several_seeds.py", lambda: run(args), output=output)
 
 
 if __name__ == "__main__":

@@ -294,8 +294,12 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    name = args.suite or (args.row and f"{args.row}-{args.seed}")
     return run_command(
-        "additional_experiments.py", lambda: run(args), "stopped. Repeat the command to go on."
+        "additional_experiments.py",
+        lambda: run(args),
+        "stopped. Repeat the command to go on.",
+        args.results / name if name else None,
     )
 
 

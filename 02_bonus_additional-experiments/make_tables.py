@@ -331,7 +331,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_command("make_tables.py", lambda: write_all(args.results))
+    return run_command("make_tables.py", lambda: write_all(args.results), output=args.results)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="name of the run whose classifier is taken")
     add_options(parser, CutsConfig, leave_out=("name",))
     args = parser.parse_args(argv)
-    return run_command("compare_cuts.py", lambda: run(config_from(args, CutsConfig)))
+    config = config_from(args, CutsConfig)
+    output = config.results / "cuts" / f"{config.name}.json"
+    return run_command("compare_cuts.py", lambda: run(config), output=output)
 
 
 if __name__ == "__main__":

@@ -199,6 +199,7 @@ def main(argv: list[str] | None = None) -> int:
         "download_prepare_dataset.py",
         lambda: run(args.source, args.output, not args.quiet),
         "stopped; run it again.",
+        args.output,
     )
 
 

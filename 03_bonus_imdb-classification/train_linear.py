@@ -226,6 +226,7 @@ def main(argv: list[str] | None = None) -> int:
         "train_linear.py",
         lambda: run(args.methods or list(METHODS), config_from(args, LinearConfig)),
         "stopped; the models that were done are kept.",
+        args.results / "linear",
     )
 
 

@@ -289,6 +289,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.prog,
         lambda: pretrain(config_from(args, PretrainingConfig)),
         "stopped. The same command goes on from the last checkpoint.",
+        args.output,
     )
 
 

@@ -80,13 +80,13 @@ def measure(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    command = parse_args(argv).command
+    args = parse_args(argv)
 
     def measure_all() -> None:
-        for name in COMMANDS if command == "all" else [command]:
+        for name in COMMANDS if args.command == "all" else [args.command]:
             measure([name, *argv[1:]])
 
-    return run_command("benchmark.py", measure_all)
+    return run_command("benchmark.py", measure_all, output=args.output)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import run_config
 from classifier_folder import classify_texts, open_classifier
 from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
-from files import locked, write_json
+from files import write_json
 from fine_tuning import fingerprint
 from gpt_download import load_tokenizer
 from message_files import DataError
@@ -298,9 +298,8 @@ def run(config: ApiConfig) -> None:
         f"can read and keep them.",
         flush=True,
     )
-    with locked(config.output):
-        file = AnswerFile(config.output, described)
-        ask_all(questions, config, file)
+    file = AnswerFile(config.output, described)
+    ask_all(questions, config, file)
     answers = sorted(file.answers, key=lambda answer: answer["index"])[: len(test)]
     number = {name: i for i, name in enumerate(label_names)}
     labels = test["label"].map(number).to_numpy()
@@ -335,6 +334,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.prog,
         lambda: run(config_from(args, ApiConfig)),
         "stopped. The same command goes on from the answers that are there.",
+        args.output,
     )
 
 
