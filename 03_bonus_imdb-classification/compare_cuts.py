@@ -100,9 +100,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("name", help="name of the run whose classifier is taken")
     add_options(parser, CutsConfig, leave_out=("name",))
     args = parser.parse_args(argv)
-    config = config_from(args, CutsConfig)
-    output = config.results / "cuts" / f"{config.name}.json"
-    return run_command("compare_cuts.py", lambda: run(config), output=output)
+    output = args.results / "cuts" / f"{args.name}.json"
+    return run_command("compare_cuts.py", lambda: run(config_from(args, CutsConfig)), output=output)
 
 
 if __name__ == "__main__":
