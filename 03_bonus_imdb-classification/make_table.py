@@ -32,14 +32,9 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
     return {
         "model": result["model"],
         "trained layers, or C": method(result),
-        "test accuracy": f"{test['accuracy']:.2%}",
-        "95% interval": f"[{low:.2%}, {high:.2%}]",
-        "parameters": f"{result['parameters']:,}",
+        "test accuracy, 95% interval": f"{test['accuracy']:.2%} [{low:.2%}, {high:.2%}]",
         "training, s": f"{seconds['training'] + seconds.get('pretraining', 0):,.0f}",
-        "test, s": f"{seconds['inference']:,.0f}",
         "memory, MB": "-" if memory is None else f"{memory:,.0f}",
-        "device": result["device"],
-        "command": f"`{result['command']}`",
     }
 
 
