@@ -44,7 +44,7 @@ def classify_texts(
     """Probabilities (N, C) of each text's classes, in the order of `label_names`."""
     dataset = ChunkDataset(classifier.config.chunks(texts, tokenizer))
     logits = predict_logits(FastClassifier(classifier), dataset, progress)
-    return dataset.mean(torch.softmax(logits, dim=-1))
+    return dataset.mean(classifier.config.probabilities(logits))
 
 
 def classify_review(text: str, classifier: GPTClassifier, tokenizer) -> Prediction:

@@ -11,7 +11,7 @@ time. `--resume` goes on with a run that was stopped.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from message_files import (
     read_table_in_pieces,
     text_lines,
 )
+from multi_label import label_set
 from text_classifier import GPTClassifier, pick_device
 
 LINES_AT_ONCE = 256
@@ -101,9 +102,8 @@ def classify_lines(classifier: GPTClassifier, tokenizer, lines: Iterable[str]) -
     lines = iter(lines)
     while texts := list(islice(lines, LINES_AT_ONCE)):
         for text, row in zip(texts, classify_texts(classifier, tokenizer, texts), strict=True):
-            best = int(row.argmax())
-            label = printable(classifier.config.label_names[best])
-            yield f"{label}\t{row[best]:.4f}\t{printable(text)}"
+            label = printable(classifier.config.answer(row))
+            yield f"{label}\t{row.max():.4f}\t{printable(text)}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -170,29 +170,28 @@ def classify_file(
 ) -> Iterator[pd.DataFrame]:
     """The file's pieces after the first `num_done`, with the columns `predicted_label` and
     `probability` added, and with one for each label where wanted."""
-    labels, show = classifier.config.label_names, sys.stderr.isatty()
+    show = sys.stderr.isatty()
     with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
         for number, table in enumerate(read_table_in_pieces(path, ROWS_AT_ONCE, survey.how)):
             if number >= num_done:
                 table = table.reindex(columns=survey.columns)
                 texts = as_strings(table[survey.text_column]).tolist()
                 probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
-                probability, best = probabilities.max(dim=1)
-                names = [labels[i] for i in best.tolist()]
-                table = table.assign(
-                    predicted_label=names, probability=probability.numpy().round(4)
-                )
+                names = list(map(classifier.config.answer, probabilities))
+                likeliest = probabilities.amax(dim=1).numpy().round(4)
+                table = table.assign(predicted_label=names, probability=likeliest)
                 if all_probabilities:
                     table[probability_columns(classifier)] = probabilities.numpy().round(4)
                 yield table
             bar.update(len(table))
 
 
-def compare_with_labels(path: Path, label_column: str) -> str:
-    """Accuracy and confusion matrix of a classified file that carries the true labels."""
+def compare_with_labels(path: Path, label_column: str, form: Callable[[str], str]) -> str:
+    """Accuracy and confusion matrix of a classified file that carries the true labels; `form`
+    makes two spellings of a label one."""
     counts = Counter()
     for table in read_table_in_pieces(path):
-        counts.update(zip(table[label_column].map(normal_form), table["predicted_label"]))
+        counts.update(zip(table[label_column].map(form), table["predicted_label"].map(form)))
     right, total = sum(n for (true, said), n in counts.items() if true == said), counts.total()
     low, high = wilson_interval(right, total)
     matrix = pd.Series(counts).unstack(fill_value=0).rename_axis(index="true", columns="predicted")
@@ -246,7 +245,8 @@ def classify(args: argparse.Namespace) -> None:
             output.add(table)
         output.finish()
     if args.label_column:
-        print(compare_with_labels(args.output, args.label_column))
+        form = normal_form if classifier.config.thresholds is None else label_set
+        print(compare_with_labels(args.output, args.label_column, form))
 
 
 def main(argv: list[str] | None = None) -> int:

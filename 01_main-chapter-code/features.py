@@ -86,8 +86,8 @@ class FeatureDataset(SpamDataset):
     """
 
     def __init__(self, sequences: Sequence[Tensor], labels: Sequence[int], made_by: int):
-        super().__init__(sequences, labels)
-        self.made_by = made_by
+        super().__init__(sequences)
+        self.labels, self.made_by = list(labels), made_by
 
     @classmethod
     @torch.no_grad()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from gpt_download import (
 )
 from lora import DoRALinear, LoRALinear, add_lora, merge_lora
 from message_files import DataError
+from multi_label import LabelByLabel, best_thresholds, label_set_baseline, label_set_metrics
 from previous_chapters import Decoder
 from run_config import RunConfig
 from run_folder import RunFolder
@@ -140,7 +142,8 @@ def prepare(
         max_length = choose_max_length(config, splits, tokenizer, context, log)
         pad_to = {"batch": None, "training": max_length, "context": context}[config.padding]
         reads = (max_length, config.pooling, config.cut, pad_to)
-        about = ClassifierConfig(name, messages.label_names, *reads)
+        halves = (0.5,) * len(messages.label_names) if config.multi_label else None
+        about = ClassifierConfig(name, messages.label_names, *reads, halves)
         datasets = make_datasets(messages, tokenizer, about)
     identity = config.identity() | {"data_sha256": fingerprint(splits)}
     head = None
@@ -191,19 +194,16 @@ def choose_max_length(
     lengths = list(map(len, encode_messages(splits.train["text"], tokenizer, context + 1)))
     chosen = requested or min(max(lengths), context)
     if num_cut := sum(length > chosen for length in lengths):
-        in_windows = config.cut == "windows"
-        log(
-            f"{num_cut} training messages are longer than {chosen} tokens; "
-            + ("they are read in windows." if in_windows else f"their {config.cut} is read.")
-        )
+        log(f"{num_cut} training messages exceed {chosen} tokens; --cut {config.cut} is read.")
     return chosen
 
 
 def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> list[ChunkDataset]:
     """Training, validation and test messages as the classifier reads them."""
-    number = {name: i for i, name in enumerate(config.label_names)}
     return [
-        ChunkDataset(config.chunks(part["text"], tokenizer), [number[n] for n in part["label"]])
+        ChunkDataset(
+            config.chunks(part["text"], tokenizer), list(map(config.label_number, part["label"]))
+        )
         for part in messages.splits
     ]
 
@@ -266,9 +266,9 @@ def compute_frozen_layers(
 def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> dict[str, Any]:
     """What metrics.json holds; takes the logits (N, C) of the three parts."""
     config, messages, label_names = run.config, run.messages, run.about.label_names
-    measured = measure(logits, run.datasets)
+    measured = measure(logits, run.datasets, run.about)
     with run.clock.stage("baseline"):
-        baseline = evaluate_baseline(messages.splits)
+        baseline = evaluate_baseline(messages.splits, run.datasets, config.multi_label)
     return {
         "model": config.model,
         "weights": config.weights,
@@ -298,7 +298,8 @@ def finish(run: PreparedRun, folder: RunFolder, result: RunResult) -> None:
         "test": result.metrics["test"],
         "made_up_data": run.messages.name == MADE_UP_NAME,
     }
-    result.classifier.config = replace(run.about, card=card)
+    thresholds = result.metrics.get("thresholds")
+    result.classifier.config = replace(run.about, card=card, thresholds=thresholds)
     folder.write(result.classifier, result.metrics, result.history)
 
 
@@ -334,6 +335,7 @@ def fine_tune(
         datasets, num_done = compute_frozen_layers(run, classifier, num_frozen, store=store)
         with clock.stage("training"):
             model = FastClassifier(classifier, num_done, config.precision)
+            model = LabelByLabel(model) if config.multi_label else model
             how = (config, run.loss_weights(), folder.checkpoint, not config.quiet)
             history = train_classifier_simple(model, *datasets[:2], *how)
             raise_if_diverged(history, config)
@@ -365,27 +367,38 @@ def fingerprint(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-def measure(logits: list[Tensor], datasets: list[ChunkDataset]) -> dict[str, dict]:
+def measure(
+    logits: list[Tensor], datasets: list[ChunkDataset], about: ClassifierConfig
+) -> dict[str, Any]:
     """Metrics of the three parts: accuracies, and everything else for the test part.
 
     Takes the logits (K, C) of each part's chunks.
     """
-    metrics = {}
-    for name, part, dataset in zip(Splits._fields, logits, datasets, strict=True):
-        probabilities = dataset.mean(torch.softmax(part, dim=-1)).numpy()  # (N, C)
-        metrics[name] = test_metrics(probabilities, dataset.text_labels)
+    metrics, metrics_of = {}, test_metrics
+    measured = [
+        (dataset.mean(about.probabilities(part)).numpy(), np.array(dataset.text_labels))  # (N, C)
+        for part, dataset in zip(logits, datasets, strict=True)
+    ]
+    if about.thresholds is not None:
+        metrics["thresholds"] = best_thresholds(*measured[1])  # of the validation part
+        metrics_of = partial(label_set_metrics, thresholds=metrics["thresholds"])
+    for name, (probabilities, labels) in zip(Splits._fields, measured, strict=True):
+        metrics[name] = metrics_of(probabilities, labels)
         if name != "test":
             metrics[name] = {key: metrics[name][key] for key in ("num_examples", "accuracy")}
     metrics["test_predictions"] = {  # of the last part: curves can be drawn from it later
-        "labels": list(dataset.text_labels),
+        "labels": labels.tolist(),
         "probabilities": np.round(probabilities.astype(float), 6).tolist(),
     }
     return metrics
 
 
-def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
+def evaluate_baseline(
+    splits: Splits, datasets: list[ChunkDataset], multi_label: bool
+) -> dict[str, Any] | None:
     """Test accuracy of the n-gram regression on the same messages, where it is quick."""
     num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
+    train, _, test = (np.array(dataset.text_labels) for dataset in datasets)
     num_characters = splits.train["text"].str.len().sum()
     if (
         num_messages > MAX_BASELINE_MESSAGES
@@ -393,6 +406,8 @@ def evaluate_baseline(splits: Splits) -> dict[str, Any] | None:
         or num_messages * num_labels > MAX_BASELINE_SIZE
     ):
         return None
+    if multi_label:
+        return label_set_baseline(splits, train, test)
     baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
     correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
     return {

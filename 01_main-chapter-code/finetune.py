@@ -50,7 +50,15 @@ def results_table(metrics: dict[str, Any]) -> str:
         interval = f"[{low:.1%}, {high:.1%}]" if low is not None else ""
         lines.append(f"{name:<22}{part['accuracy']:>9.1%}  {interval:<16}{part['num_examples']:>9}")
     test = metrics["test"]
-    lines.append(f"\ntest macro F1 {test['macro_f1']:.3f}, MCC {test['mcc']:.3f}")
+    if "thresholds" in metrics:
+        ngrams = metrics["ngram_baseline"]
+        beside = f" (n-grams {ngrams['micro_f1']:.3f}, {ngrams['macro_f1']:.3f})" if ngrams else ""
+        lines.append("\nA message is right here if all its labels are.")
+        lines.append(
+            f"test micro F1 {test['micro_f1']:.3f}, macro F1 {test['macro_f1']:.3f}{beside}"
+        )
+    else:
+        lines.append(f"\ntest macro F1 {test['macro_f1']:.3f}, MCC {test['mcc']:.3f}")
     if metrics["data"] == MADE_UP_NAME:
         lines.append("These are made-up messages: the metrics mean nothing.")
     return "\n".join(lines)

@@ -51,6 +51,7 @@ def read_messages(
     label_column: str | None = None,
     log: Callable[[str], Any] = print,
     how: TextFormat = AS_NAMED,
+    label_may_lack: bool = False,
 ) -> pd.DataFrame:
     """Labelled texts from a file, or from a folder of them.
 
@@ -69,7 +70,7 @@ def read_messages(
         {"text": as_strings(table[text_column]), "label": as_strings(table[label_column])}
     )
     messages["label"] = messages["label"].map(normal_form)
-    usable = messages[(messages.text.str.strip() != "") & (messages.label != "")]
+    usable = messages[(messages.text.str.strip() != "") & ((messages.label != "") | label_may_lack)]
     if len(usable) < len(messages):
         log(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
     if usable.empty:
@@ -423,8 +424,7 @@ def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFra
 
 
 def _read_folder(folder: Path, how: TextFormat) -> pd.DataFrame:
-    """Sub-folders are labels and their files texts; or, where there are none, files are labels and
-    their lines texts. Hidden files and READMEs are neither."""
+    """Sub-folders are labels, their files texts; without any, files are labels, lines are texts."""
     entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
     labels = [entry for entry in entries if entry.is_dir()]
     if {"train", "test"} <= {label.name for label in labels}:

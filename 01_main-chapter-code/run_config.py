@@ -30,7 +30,8 @@ MODEL_DEFAULTS = {
 
 
 OF_DATA = (
-    *("separator", "encoding", "text_column", "label_column", "validation_data", "test_data"),
+    *("separator", "encoding", "text_column", "label_column", "multi_label"),
+    *("validation_data", "test_data"),
 )
 
 
@@ -52,6 +53,12 @@ class RunConfig(TrainConfig):
     )
     text_column: str | None = option(None, "column of the texts; default: guessed", group="data")
     label_column: str | None = option(None, "column of the labels; default: guessed", group="data")
+    multi_label: bool = option(
+        False,
+        "a text may carry several labels, separated by | in their column, or none; each gets a "
+        "probability, and a threshold chosen on the validation messages",
+        group="data",
+    )
     validation_data: Path | None = option(
         None, "file to validate on; default: a tenth of the messages", group="data"
     )
@@ -170,8 +177,10 @@ class RunConfig(TrainConfig):
                 self.protocol == "published" and self.balance != "undersample"
             ),
             f"{', '.join('--' + name.replace('_', '-') for name in OF_DATA)} belong to --data": (
-                self.data is None and any(getattr(self, name) is not None for name in OF_DATA)
+                self.data is None
+                and any(getattr(self, name) not in (None, False) for name in OF_DATA)
             ),
+            "--multi-label goes with --balance none": self.multi_label and self.balance != "none",
             "--padding training and context are for --pooling last, whose position they move": (
                 self.padding != "batch" and self.pooling not in (None, "last")
             ),

@@ -130,8 +130,8 @@ class RunFolder:
                 getattr(history, f"{part}_{quantity}") for part in ("train", "validation")
             )
             self._save(plot_values(epochs, train, validation, quantity, num_train), quantity)
-        if len(metrics["labels"]) <= MAX_LABELS_DRAWN:
-            matrix = np.array(metrics["test"]["confusion_matrix"])
+        matrix = np.array(metrics["test"].get("confusion_matrix", []))  # none of several labels
+        if 0 < len(matrix) <= MAX_LABELS_DRAWN:
             self._save(plot_confusion_matrix(matrix, metrics["labels"]), "confusion-matrix")
 
     def _save(self, figure: Figure, name: str) -> None:

@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from gpt_download import DownloadError
 from message_files import DataError, TextFormat, normal_form, read_messages
+from multi_label import each_label, label_set, split_label_sets
 from run_config import SMS_NAME, RunConfig, file_name
 from text_data import (
     SAMPLE_MESSAGES,
@@ -41,7 +42,9 @@ def read_run_messages(config: RunConfig, log: Callable = print) -> Messages:
     """The messages of a run: read, cleaned, balanced, split, augmented. Raises ``DataError``."""
     messages = _read_and_split(config, log)
     train = messages.splits.train
-    if config.train_size is not None:
+    if config.train_size is not None and config.multi_label:
+        train = train.sample(min(config.train_size, len(train)), random_state=config.seed)
+    elif config.train_size is not None:
         train = take_some(train, config.train_size, config.seed)
     if config.augment:
         train = augment_messages(train, config.augment, config.seed)
@@ -66,11 +69,13 @@ def _read_and_split(config: RunConfig, log: Callable) -> Messages:
             )
             messages, name = read_sample_messages(), MADE_UP_NAME
     cleaned = clean_messages(messages)
-    label_names = sort_labels(set(cleaned["label"]))
-    _validate_labels(cleaned, label_names, name)
+    counts = _labels_of(cleaned, config).value_counts()
+    label_names = sort_labels(set(counts.index))
+    _validate_labels(cleaned, label_names, counts, name)
     used = balance_classes(cleaned, config.seed) if config.balance == "undersample" else cleaned
-    log("\n".join(_what_is_used(name, messages, cleaned, used)))
-    splits = _with_own_parts(split_messages(used, config.seed), config, log)
+    log("\n".join(_what_is_used(name, messages, cleaned, used, counts)))
+    split = split_label_sets if config.multi_label else split_messages
+    splits = _with_own_parts(split(used, config.seed), config, log)
     elsewhere = [*used["text"], *splits.validation["text"], *splits.test["text"]]
     left_over = cleaned.loc[~_are_among(cleaned["text"], elsewhere), "text"]
     return Messages(splits, label_names, name, [*splits.train["text"], *left_over])
@@ -83,7 +88,11 @@ def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:
     of its 5,171 texts repeat another but for white space.
     """
     how = TextFormat(config.separator, config.encoding)
-    messages = read_messages(path, config.text_column, config.label_column, log, how)
+    columns = (config.text_column, config.label_column)
+    messages = read_messages(path, *columns, log, how, label_may_lack=config.multi_label)
+    if config.multi_label:
+        messages["label"] = messages["label"].map(label_set)
+        log(f"{(messages['label'] == '').sum():,} texts carry none of the labels.")
     first = messages["text"].groupby(messages["text"].map(normal_form)).transform("first")
     if num_changed := (first != messages["text"]).sum():
         log(
@@ -92,16 +101,23 @@ def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:
     return messages.assign(text=first)
 
 
+def _labels_of(messages: pd.DataFrame, config: RunConfig) -> pd.Series:
+    return each_label(messages["label"]) if config.multi_label else messages["label"]
+
+
 def _are_among(texts: pd.Series, others: Iterable[str]) -> pd.Series:
     """Which texts are among the others, white space and Unicode form aside."""
     return texts.map(normal_form).isin({*map(normal_form, others)})
 
 
 def _what_is_used(
-    name: str, messages: pd.DataFrame, cleaned: pd.DataFrame, used: pd.DataFrame
+    name: str,
+    messages: pd.DataFrame,
+    cleaned: pd.DataFrame,
+    used: pd.DataFrame,
+    counts: pd.Series,
 ) -> Iterator[str]:
-    """What became of all messages, in a few lines."""
-    counts = cleaned["label"].value_counts()
+    """What became of all messages, in a few lines; `counts` are those of the labels."""
     shown = ", ".join(f"{label} {count:,}" for label, count in counts.head(10).items())
     yield f"{name}: {len(messages):,} messages, {len(cleaned):,} without duplicates: {shown}" + (
         f" and {len(counts) - 10} more labels." if len(counts) > 10 else "."
@@ -127,7 +143,7 @@ def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
             continue
         train = pd.concat([train, getattr(splits, part)])
         own = clean_messages(_read_own(path, config, log))
-        if unknown := set(own["label"]) - set(train["label"]):
+        if unknown := {*_labels_of(own, config)} - {*_labels_of(train, config)}:
             raise DataError(f"{path}: the label {min(unknown)!r} does not occur in {config.data}.")
         splits = splits._replace(**{part: own})
     validation = splits.validation
@@ -141,7 +157,9 @@ def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
     return Splits(*(part.reset_index(drop=True) for part in parts))
 
 
-def _validate_labels(cleaned: pd.DataFrame, label_names: list[str], name: str) -> None:
+def _validate_labels(
+    cleaned: pd.DataFrame, label_names: list[str], counts: pd.Series, name: str
+) -> None:
     if not label_names:
         raise DataError(f"{name}: every text carries several labels; correct them.")
     if len(label_names) < 2:
@@ -154,7 +172,6 @@ def _validate_labels(cleaned: pd.DataFrame, label_names: list[str], name: str) -
             f"{name}: {len(label_names)} different labels for {len(cleaned)} different texts; is "
             f"the column of labels the right one?"
         )
-    counts = cleaned["label"].value_counts()
     if counts.min() < len(Splits._fields):  # found here, since balancing makes all alike
         raise DataError(
             f"{name}: the label {counts.idxmin()!r} has only {counts.min()} different messages; "

@@ -106,6 +106,8 @@ class ClassifierConfig:
     pad_to: int | None = None
     """Tokens to which a message is filled up with `<|endoftext|>`, as if that were text: the last
     position is then padding. None fills up nothing."""
+    thresholds: tuple[float, ...] | None = None
+    """Where a message may carry several labels: the probability from which on it carries each."""
     card: Mapping[str, Any] = field(default_factory=dict)
     """What it was trained on and with, and its test metrics."""
 
@@ -120,6 +122,25 @@ class ClassifierConfig:
             raise ValueError(f"pooling={self.pooling!r} must be one of {', '.join(POOLINGS)}.")
         if self.cut not in get_args(Cut):
             raise ValueError(f"cut={self.cut!r} must be one of {', '.join(get_args(Cut))}.")
+        if self.thresholds is not None and len(self.thresholds) != len(names):
+            raise ValueError(f"thresholds={self.thresholds!r} must be one for each label.")
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of each class (N, C) -> (N, C): they add up to 1, unless a message may carry several."""
+        return torch.softmax(logits, dim=-1) if self.thresholds is None else torch.sigmoid(logits)
+
+    def label_number(self, label: str) -> int | list[int]:
+        """A message's label as a number; of "a|b", where it may carry several, 1 or 0 for each."""
+        if self.thresholds is None:
+            return self.label_names.index(label)
+        return [int(name in label.split("|")) for name in self.label_names]
+
+    def answer(self, probabilities: Tensor) -> str:
+        """The likeliest class of a message (C,); or all labels that it carries, as "a|b"."""
+        if self.thresholds is None:
+            return self.label_names[int(probabilities.argmax())]
+        each = zip(self.label_names, probabilities.tolist(), self.thresholds, strict=True)
+        return "|".join(name for name, value, threshold in each if value >= threshold)
 
     def chunks(self, texts: Sequence[str], tokenizer) -> list[list[Tensor]]:
         """Token ids (T,) of each text as this classifier reads them: of one chunk or several."""
@@ -286,4 +307,4 @@ def evaluate_model(model: nn.Module, dataset: SpamDataset) -> tuple[float, float
     logits = predict_logits(model, dataset)
     labels = torch.tensor(dataset.labels)
     loss = F.cross_entropy(logits, labels).item()
-    return loss, (logits.argmax(dim=-1) == labels).float().mean().item()
+    return loss, (logits.argmax(dim=1) == labels).float().mean().item()

@@ -270,14 +270,19 @@ class ChunkDataset(SpamDataset):
     """Texts of which a chunk or several are read: K chunks, each with the label of its text."""
 
     def __init__(
-        self, chunks_of_texts: Sequence[Sequence[Tensor]], labels: Sequence[int] | None = None
+        self,
+        chunks_of_texts: Sequence[Sequence[Tensor]],
+        labels: Sequence[int | list[int]] | None = None,
     ):
-        """Takes the chunks of each of N texts, and the texts' labels."""
+        """Takes the chunks of each of N texts, and the texts' labels: the number of one class, or 1
+        or 0 for each."""
         counts = torch.tensor(list(map(len, chunks_of_texts)))  # (N,)
         self.document_ids = torch.arange(len(counts)).repeat_interleave(counts)  # (K,)
         self.text_labels = labels
         chunks = [chunk for chunks in chunks_of_texts for chunk in chunks]
-        super().__init__(chunks, labels and [labels[i] for i in self.document_ids.tolist()])
+        super().__init__(chunks)
+        if labels is not None:
+            self.labels = [labels[i] for i in self.document_ids.tolist()]
 
     def mean(self, values: Tensor) -> Tensor:
         """Each text's mean over its chunks: (K, C) -> (N, C)."""

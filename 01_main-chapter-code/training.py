@@ -189,7 +189,7 @@ def micro_batches(
         rows = slice(start, start + size)
         longest = int(batch["attention_mask"][rows].sum(dim=1).max())
         part = {name: t[rows] if t.dim() else t for name, t in batch.items()}
-        part = {name: t[:, :longest] if t.dim() > 1 else t for name, t in part.items()}
+        part = {n: t[:, :longest] if t.dim() > 1 and n != "labels" else t for n, t in part.items()}
         yield part, len(part["labels"]) / num_messages
 
 

@@ -34,12 +34,17 @@ class Opened:
     The folder holds no texts. Those of the public SMS collection are taken from the cache, others
     from `data`, the file that the classifier was trained on; then the n-gram model that was
     measured beside it can answer, too. Raises what `open_classifier` does, and ``DataError`` where
-    `data` holds other messages.
+    `data` holds other messages or the classifier gives several labels.
     """
 
     def __init__(self, folder: Path, data: Path | None = None):
         self.classifier, self.tokenizer = open_classifier(folder)
         self.config = self.classifier.config
+        if self.config.thresholds is not None:
+            raise DataError(
+                f"{folder} gives several labels a message, which this page cannot show; use "
+                f"classify.py."
+            )
         self.names, self.card = self.config.label_names, self.config.card
         self.name = f"{self.config.model_name} ({folder.name})"
         self.metrics = read_metrics(folder, self.card.get("test"))

@@ -5,11 +5,14 @@ import re
 import shlex
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import app
 import pytest
 from trial_page import free_port
+
+from classifier_folder import save_classifier
 
 HERE = Path(__file__).parent
 
@@ -47,6 +50,14 @@ def test_without_a_folder_the_command_that_makes_one_is_offered(fails, tmp_path,
 def test_a_folder_without_a_classifier_is_named(fails, tmp_path):
     pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
     assert str(tmp_path) in fails(tmp_path, "--port", free_port())
+
+
+def test_a_classifier_that_gives_several_labels_is_refused(fails, tmp_path, make_tiny):
+    pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
+    classifier = make_tiny(("price", "taste"), 16)
+    classifier.config = replace(classifier.config, thresholds=(0.5, 0.5))
+    save_classifier(classifier, tmp_path)
+    assert "several labels" in fails(tmp_path, "--port", free_port())
 
 
 def test_a_port_in_use_and_a_host_that_is_not_here_are_named(fails, tmp_path):

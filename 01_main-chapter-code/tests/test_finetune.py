@@ -174,7 +174,7 @@ def test_a_very_long_text_is_cut_and_said(tmp_path, capsys):
     path = write_csv(tmp_path / "m.csv", rows)
     arguments = ["--data", path, "--output", tmp_path / "out", *QUICK[:-1], "--max-length", "20"]
     assert finetune.main([*map(str, arguments), "--balance", "none"]) == 0
-    assert "longer than 20 tokens" in capsys.readouterr().out
+    assert "exceed 20 tokens; --cut head" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

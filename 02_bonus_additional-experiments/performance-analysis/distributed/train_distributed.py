@@ -367,7 +367,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "finetune.py on several processes, to be started by torchrun: the same options, the same "
         "steps, the same files. --batch-size counts the messages of all processes together.",
     )
-    add_options(parser, RunConfig)
+    add_options(parser, RunConfig, leave_out=["multi_label"])
     parser.add_argument(
         "--strategy",
         choices=["ddp", "fsdp"],
