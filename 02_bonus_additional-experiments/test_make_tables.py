@@ -86,7 +86,7 @@ def test_average_is_that_of_the_probabilities():
 @pytest.mark.parametrize("path", make_tables.DOCUMENTS, ids=lambda path: path.name)
 def test_tables_are_those_that_the_raw_files_give(path):
     text = path.read_text(encoding="utf-8")
-    assert text.count("<!-- table") > 1
+    assert "<!-- table" in text
     assert make_tables.fill_in(text, MEASURED) == text
 
 
