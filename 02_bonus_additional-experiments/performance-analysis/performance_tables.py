@@ -1,8 +1,8 @@
-"""The README's tables, made from the raw files in results/.
+"""The tables of README.md and tables.md, made from the raw files in results/.
 
     python 02_bonus_additional-experiments/performance-analysis/performance_tables.py
 
-writes them between the marks of the README; a test checks that they are there.
+writes them between the marks of these files; a test checks that they are there.
 """
 
 import re
@@ -10,18 +10,19 @@ from pathlib import Path
 
 from bench_common import as_markdown, load_result
 
-README = Path(__file__).parent / "README.md"
+DOCUMENTS = [Path(__file__).with_name(name) for name in ("README.md", "tables.md")]
 
 
-def updated_readme() -> str:
-    """The README with each table as the raw file gives it now."""
+def updated(document: Path) -> str:
+    """The document with each table as the raw file gives it now."""
     return re.sub(
         r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)",
         lambda match: match[1] + as_markdown(load_result(match[2])) + "\n",
-        README.read_text(encoding="utf-8"),
+        document.read_text(encoding="utf-8"),
         flags=re.DOTALL,
     )
 
 
 if __name__ == "__main__":
-    README.write_text(updated_readme(), encoding="utf-8")
+    for path in DOCUMENTS:
+        path.write_text(updated(path), encoding="utf-8")

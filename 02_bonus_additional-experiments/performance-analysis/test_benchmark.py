@@ -282,6 +282,6 @@ def test_answers_come_in_the_order_of_the_messages():
         torch.testing.assert_close(logits, loop, atol=1e-5, rtol=0)
 
 
-def test_tables_of_the_readme_are_those_that_the_raw_files_give():
-    text = performance_tables.README.read_text(encoding="utf-8")
-    assert performance_tables.updated_readme() == text
+def test_tables_are_those_that_the_raw_files_give():
+    for path in performance_tables.DOCUMENTS:
+        assert performance_tables.updated(path) == path.read_text(encoding="utf-8")
