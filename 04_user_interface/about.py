@@ -6,6 +6,12 @@ from opened import Opened
 
 from previous_chapters import num_parameters
 
+READS = {
+    "head": "the first {} tokens of a message; the rest has no part in the answer",
+    "tail": "the last {} tokens of a message; the rest has no part in the answer",
+    "both": "{} tokens of a message, a quarter from its beginning and the rest from its end",
+    "windows": "a whole message, {} tokens at a time; the mean of the answers counts",
+}
 SETTINGS = ("weights", "trainable", "num_epochs", "learning_rate", "balance", "seed")
 
 
@@ -23,8 +29,7 @@ def about_tab(opened: Opened) -> None:
         "Classes": ", ".join(config.label_names),
         "Trained on": trained_on(opened),
         "Trained with": ", ".join(settings) or "settings that its folder does not name",
-        "Reads": f"the first {config.max_length} tokens of a message; the rest has no part in the "
-        "answer",
+        "Reads": READS[config.cut].format(config.max_length),
         "Limits": "It knows messages like those it was trained on and always names one of its "
         "classes, however far from them a text may be: another language, another sort of text, "
         "or a sender who wants to deceive it. Its probabilities hold for the mix of classes in "

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from features import FastClassifier
-from text_classifier import GPTClassifier, predict_logits
-from text_data import LONGEST_TOKEN, SpamDataset
+from fast_paths import KeyValueCache
+from text_classifier import POOLINGS, GPTClassifier
+from text_data import IGNORED, LONGEST_TOKEN, ChunkDataset, collate
 
 MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
-TEXTS_AT_ONCE = 16  # between which it is asked whether the explanation is still wanted
+VERSIONS_AT_ONCE = 6  # neighbours, which share most; more share less, fewer keep no core busy
 # Thai to Burmese, Khmer, Chinese and Japanese have no spaces between words: a few signs at a time.
 NO_SPACES = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"\s*[{NO_SPACES}]{{1,4}}|\s*[^\s{NO_SPACES}]{{1,80}}|\s+$")
@@ -27,8 +28,6 @@ WORD = re.compile(rf"\s*[{NO_SPACES}]{{1,4}}|\s*[^\s{NO_SPACES}]{{1,80}}|\s+$")
 class Explanation(NamedTuple):
     """How much each part of a message speaks for a class."""
 
-    label_index: int
-    """The class in question: the likeliest one of the whole message."""
     parts: list[str]
     """The text that the model read, cut into words or groups of words."""
     changes: list[float]
@@ -88,32 +87,77 @@ def log_odds(logits: Tensor, label_index: int) -> Tensor:
 
 
 def explain(
-    classifier: GPTClassifier, tokenizer, text: str, wanted: Callable[[], bool] = lambda: True
+    classifier: GPTClassifier,
+    tokenizer,
+    text: str,
+    label_index: int,
+    wanted: Callable[[], bool] = lambda: True,
 ) -> Explanation | None:
-    """Leave out every part of the message in turn; None if that is no longer `wanted` midway."""
-
-    def log_odds_of(texts: Sequence[str]) -> Tensor:
-        found = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            if not wanted():
-                raise InterruptedError
-            found.append(log_odds(logits(texts[start : start + TEXTS_AT_ONCE]), label_index))
-        return torch.cat(found)
-
-    def logits(texts: Sequence[str]) -> Tensor:
-        sequences = classifier.config.encode(texts, tokenizer)
-        return predict_logits(FastClassifier(classifier), SpamDataset(sequences))
-
-    read = text_read(tokenizer, text, classifier.config.max_length)
-    # Of the text itself: a beginning that is cut within a word may have other tokens.
-    label_index = int(logits([text])[0].argmax())
+    """What each part of a message adds to a class; None if that is no longer `wanted` midway."""
+    config = classifier.config
+    read = text_read(tokenizer, text, config.max_length) if config.cut == "head" else text
     parts = split_into_parts(read)
+
+    def score(texts: Sequence[str]) -> Tensor:
+        dataset = ChunkDataset(config.chunks(texts, tokenizer))
+        logits = logits_of_versions(classifier, dataset.sequences, wanted).double()
+        return log_odds(dataset.mean(logits.softmax(dim=1)).log(), label_index)
+
     try:
-        changes, without = leave_one_out(parts, log_odds_of)
+        changes, without = leave_one_out(parts, score)
     except InterruptedError:
         return None
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()
-    return Explanation(label_index, parts, changes, probabilities, text[len(read) :])
+    return Explanation(parts, changes, probabilities, text[len(read) :])
+
+
+@torch.no_grad()
+def logits_of_versions(
+    classifier: GPTClassifier, sequences: Sequence[Tensor], wanted: Callable[[], bool]
+) -> Tensor:
+    """Logits (N, C) of a message, the first of the sequences, and of other versions of it.
+
+    Up to where a version differs from it, a causal decoder's states are those of the message: they
+    are computed once. Raises ``InterruptedError`` when they are no longer `wanted`.
+    """
+    decoder, pool = classifier.decoder, POOLINGS[classifier.config.pooling]
+    message, *versions = (ids.to(classifier.device) for ids in sequences)
+    caches = [KeyValueCache() for _ in decoder.trf_blocks]
+    at_tokens = decoder(message.unsqueeze(0), caches=caches)  # (1, T, C)
+    found = [pool(at_tokens, torch.ones_like(at_tokens[..., 0], dtype=torch.bool))]
+    for start in range(0, len(versions), VERSIONS_AT_ONCE):
+        if not wanted():
+            raise InterruptedError
+        some = versions[start : start + VERSIONS_AT_ONCE]
+        shared = min(num_shared(message, ids) for ids in some) if decoder.cfg.causal else 0
+        batch = collate([(ids[shared:], IGNORED) for ids in some])
+        mask = batch["attention_mask"].to(classifier.device)  # (B, T - shared)
+        earlier = [beginning_of(cache, shared, len(some)) for cache in caches]
+        later = decoder(batch["input_ids"], mask, earlier)
+        logits = torch.cat([at_tokens[:, :shared].expand(len(some), -1, -1), later], dim=1)
+        found.append(pool(logits, F.pad(mask, (shared, 0), value=True)))
+    return torch.cat(found).float().cpu()
+
+
+def beginning_of(cache: KeyValueCache, num_tokens: int, num_sequences: int) -> KeyValueCache:
+    """A cache of one sequence's first tokens, for several that begin with them."""
+    tensors = (
+        t[:, :, :num_tokens].expand(num_sequences, -1, -1, -1) for t in (cache.keys, cache.values)
+    )
+    part = KeyValueCache()
+    part.extend(*tensors)
+    return part
+
+
+def num_shared(message: Tensor, version: Tensor) -> int:
+    """How many tokens both begin with, but one less than the version has at most.
+
+    >>> num_shared(torch.tensor([5, 6, 7]), torch.tensor([5, 7]))
+    1
+    """
+    length = min(len(message), len(version) - 1)
+    differing = (message[:length] != version[:length]).nonzero()
+    return int(differing[0]) if len(differing) else length
 
 
 class Attention(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import pandas as pd
 
 # Control characters but for tabs and line ends, and the signs that turn the direction of all that
 # follows, up to whatever stands behind the text.
@@ -56,6 +57,13 @@ def facts(pairs: Mapping[str, str]) -> str:
     """Names and what there is to say about them."""
     rows = (f"<dt>{safe(name)}</dt><dd>{safe(text)}</dd>" for name, text in pairs.items())
     return f'<dl class="facts">{"".join(rows)}</dl>'
+
+
+def table(frame: pd.DataFrame, caption: str) -> str:
+    """A small table. One to click in is a `gr.Dataset`, a long one a `gr.Dataframe`."""
+    with pd.option_context("display.max_colwidth", None):
+        html_table = visible(frame.to_html(index=False, border=0))  # pandas escapes what it holds
+    return html_table.replace("<thead>", f"<caption>{safe(caption)}</caption><thead>", 1)
 
 
 def heat_table(

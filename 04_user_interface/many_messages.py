@@ -14,9 +14,9 @@ import gradio as gr
 import numpy as np
 from classified_files import ERRORS_SHOWN, FILE_TYPES, ROWS_SHOWN, Job
 from gradio.events import Dependency
-from html_parts import QUIET, beginning, download_on_click, note, refusal, tiles, visible
+from html_parts import QUIET, beginning, download_on_click, note, refusal, table, tiles, visible
 from opened import Opened
-from quality import class_table, confusion_table
+from quality import confusion_table
 from thresholds import by_class, consequences, decide
 
 from evaluation import confusion_matrix
@@ -66,15 +66,14 @@ def first_rows(job: Job, threshold: float) -> list[list[Any]]:
 
 
 def worst_errors(job: Job, labels: np.ndarray, threshold: float) -> list[list[Any]]:
-    """Wrong answers, the surest first: row, message, true label, answer, its probability."""
+    """Wrong answers, the surest first: row, message, true label, answer with its probability."""
     shares, names = np.concatenate(job.probabilities), job.opened.names
     sure, answers = shares.max(axis=1), shares.argmax(axis=1)
     wrong = np.flatnonzero((labels >= 0) & (answers != labels) & (sure >= threshold))
     worst = wrong[np.argsort(-sure[wrong], kind="stable")][:ERRORS_SHOWN]
     texts = job.texts({int(i) for i in worst})
-    sure = (100 * sure.astype(float)).round(1)
     return [
-        [int(i) + 1, beginning(texts[i]), names[labels[i]], names[answers[i]], float(sure[i])]
+        [str(i + 1), beginning(texts[i]), names[labels[i]], f"{names[answers[i]]} {sure[i]:.1%}"]
         for i in worst
     ]
 
@@ -84,15 +83,15 @@ def report(job: Job, threshold: float) -> list[Any]:
     labels = job.labels() if job.ended and job.num_done and job.label_column else np.array([])
     known = labels >= 0
     if not known.any():
-        return [gr.Column(visible=False), "", None, "", None]
+        return [gr.Column(visible=False), "", "", "", gr.Dataset(samples=[])]
     shares, names = np.concatenate(job.probabilities)[known], job.opened.names
     matrix = confusion_matrix(labels[known], shares.argmax(axis=1), len(names))
     return [
         gr.Column(visible=True),
         tiles(consequences(labels[known], shares, threshold)),
-        by_class(names, labels[known], shares, threshold),
+        table(by_class(names, labels[known], shares, threshold), "Each class"),
         confusion_table(matrix, names),
-        worst_errors(job, labels, threshold),
+        gr.Dataset(samples=worst_errors(job, labels, threshold)),
     ]
 
 
@@ -149,7 +148,7 @@ def many_messages_tab(
         """All that is shown of the job; its tables only where they have changed."""
         job = jobs.get(key)
         if job is None or not job.folder.exists():
-            nothing = ["", [], gr.Column(visible=False), "", None, "", None]
+            nothing = ["", [], gr.Column(visible=False), "", "", "", gr.skip()]
             unusable = gr.Button(interactive=False)
             return [*nothing, unusable, unusable, gr.Timer(active=False), None]
         now = (key, threshold, job.num_done > 0, job.ended)
@@ -160,9 +159,15 @@ def many_messages_tab(
         timer = gr.Timer(active=not job.ended)
         return [status(job, threshold), *tables, usable, usable, timer, now]
 
-    def pick(key: str, event: gr.SelectData) -> tuple[str, gr.Tabs]:
-        number = int(event.row_value[0])
-        return jobs[key].texts({number - 1})[number - 1], gr.Tabs(selected="one")
+    def pick(key: str, number: str) -> tuple[str, gr.Tabs]:
+        row = int(number) - 1
+        return jobs[key].texts({row})[row], gr.Tabs(selected="one")
+
+    def pick_answer(key: str, event: gr.SelectData) -> tuple[str, gr.Tabs]:
+        return pick(key, event.row_value[0])
+
+    def pick_error(key: str, row: list[str]) -> tuple[str, gr.Tabs]:
+        return pick(key, row[0])
 
     def write(kind: str, key: str, threshold: float) -> str:
         return str(jobs[key].write(kind, threshold))
@@ -206,14 +211,14 @@ def many_messages_tab(
             with gr.Row():
                 as_csv = gr.Button("Download CSV", size="sm", **off, elem_id="as-csv")
                 as_excel = gr.Button("Download Excel", size="sm", **off, elem_id="as-excel")
-            table = gr.Dataframe(
+            answers = gr.Dataframe(
                 label="Click a row for its words",
                 headers=["row", "message", "answer", "sure %"],
                 datatype=["number", "str", "str", "number"],
                 interactive=False,
                 max_height=420,
                 show_search="search",
-                column_widths=["13%", "45%", "22%", "20%"],
+                column_widths=["11%", "45%", "27%", "17%"],
                 buttons=["fullscreen"],
                 wrap=True,
                 elem_id="table",
@@ -221,18 +226,13 @@ def many_messages_tab(
     with gr.Column(visible=False, elem_id="report") as judged:
         gr.Markdown("## Measured by the file's own labels")
         numbers = gr.HTML()
-        classes = class_table("Each class")
+        classes = gr.HTML()
         gr.Markdown("A row for each true class, a column for each likeliest class:")
         matrix = gr.HTML()
-        errors = gr.Dataframe(
+        errors = gr.Dataset(
+            components=["textbox"] * 4,
+            headers=["Row", "Message", "True label", "Answer"],
             label="Wrong answers, the surest first: click one to see its words",
-            headers=["row", "message", "true label", "answer", "sure %"],
-            datatype=["number", "str", "str", "str", "number"],
-            column_widths=["13%", "39%", "17%", "17%", "14%"],
-            interactive=False,
-            max_height=420,
-            wrap=True,
-            buttons=[],
             elem_id="errors",
         )
 
@@ -245,13 +245,14 @@ def many_messages_tab(
         api_visibility="private",
         show_progress_on=problem,
     )
-    shown = [state, table, judged, numbers, classes, matrix, errors, as_csv, as_excel, timer, seen]
+    shown = [state, answers, judged, numbers, classes, matrix, errors]
+    shown += [as_csv, as_excel, timer, seen]
     look_again = [page.load, key.change, timer.tick, threshold.change]
     inputs = [key, threshold, seen]
     gr.on(look_again, show, inputs, shown, trigger_mode="always_last", **QUIET)
     stop.click(stop_job, key, None, **QUIET).then(show, inputs, shown, **QUIET)
-    for rows in (table, errors):
-        open_after(rows.select(pick, key, [message, tabs], **QUIET))
+    open_after(answers.select(pick_answer, key, [message, tabs], **QUIET))
+    open_after(errors.click(pick_error, [key, errors], [message, tabs], **QUIET))
     for button, kind in ((as_csv, "csv"), (as_excel, "xlsx")):
         download_on_click(button, partial(write, kind), [key, threshold])
 

@@ -20,6 +20,7 @@ from html_parts import (
     note,
     refusal,
     safe,
+    table,
     visible,
 )
 from opened import Opened
@@ -82,15 +83,14 @@ def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
     return gr.HighlightedText(tokens, color_map=colors | {NOT_READ: "#d1d5db"}, label=label)
 
 
-def strongest_words(found: Explanation, label_name: str) -> pd.DataFrame:
+def strongest_words(found: Explanation, label_name: str) -> str:
     order = np.argsort(-np.abs(found.changes))[:NUM_STRONGEST]
-    return pd.DataFrame(
-        {
-            "word": [beginning(found.parts[i].strip(), 80) for i in order],
-            "log-odds": [f"{found.changes[i]:+.2f}" for i in order],
-            f"{label_name} without it": [f"{found.probabilities_without[i]:.1%}" for i in order],
-        }
-    )
+    columns = {
+        "word": [beginning(found.parts[i].strip(), 80) for i in order],
+        "log-odds": [f"{found.changes[i]:+.2f}" for i in order],
+        f"{label_name} without it": [f"{found.probabilities_without[i]:.1%}" for i in order],
+    }
+    return table(pd.DataFrame(columns), "Strongest words")
 
 
 def one_message_tab(
@@ -127,14 +127,11 @@ def one_message_tab(
             decision,
             bars,
             marked_words(found, best) if found else gr.HighlightedText([], label="Words …"),
-            strongest_words(found, best) if found else None,
-            gr.Dataframe(
-                [[who, label, f"{share:.1%}"] for who, label, share in others],
-                visible=bool(others),
-            ),
+            strongest_words(found, best) if found else "",
+            table(pd.DataFrame(others), "Other opinions") if others else "",
             entry["right"] if entry else None,
             gr.Column(visible=bool(rows)),
-            rows,
+            gr.Dataset(samples=rows),
             gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0),
         ]
 
@@ -187,15 +184,7 @@ def one_message_tab(
             bars = gr.Label(
                 label="Probability of each class", num_top_classes=10, show_heading=False
             )
-            others = gr.Dataframe(
-                headers=["who else", "answer", "sure"],
-                label="Other opinions",
-                interactive=False,
-                buttons=[],
-                wrap=True,
-                column_widths=["46%", "27%", "27%"],
-                elem_id="others",
-            )
+            others = gr.HTML(elem_id="others")
             right = gr.Dropdown(
                 list(names), value=None, label="Wrong? Say the right label", elem_id="right"
             )
@@ -204,14 +193,7 @@ def one_message_tab(
                 link = gr.Button("Copy a link to it", size="sm", min_width=100)
         with gr.Column(scale=6, min_width=300):
             words = gr.HighlightedText(combine_adjacent=True, elem_id="words")
-            strongest = gr.Dataframe(
-                label="Strongest words",
-                headers=["word", "log-odds", "probability without it"],
-                interactive=False,
-                buttons=[],
-                wrap=True,
-                row_count=1,
-            )
+            strongest = gr.HTML()
             wanted = gr.Checkbox(label="Show attention: which token looks at which?")
             with gr.Column(visible=False) as looks:
                 with gr.Row():
@@ -226,21 +208,18 @@ def one_message_tab(
     examples = opened.examples()
     if examples:
         example = gr.Dataset(
-            components=["textbox", "textbox", "textbox"],
+            components=["textbox"] * 3,
             headers=["Test message: click to try", "It is", "Answered"],
             samples=examples,
             label="Examples: test messages, right answers and wrong ones",
             elem_id="examples",
         )
     with gr.Column(visible=False) as past:
-        history = gr.Dataframe(
+        history = gr.Dataset(
+            components=["textbox"] * 4,
+            headers=["Message", "Answer", "Sure", "Right label"],
+            type="index",
             label="This session: click a message to open it again",
-            headers=["no", "message", "answer", "sure", "right label"],
-            interactive=False,
-            buttons=[],
-            wrap=True,
-            max_height=320,
-            column_widths=["9%", "43%", "16%", "16%", "16%"],
             elem_id="history",
         )
         labelled = gr.Button("Download labelled as CSV", elem_id="labelled", size="sm")
@@ -252,7 +231,7 @@ def one_message_tab(
         event.then(judge.open_if_any, [message, session], session, **run)
 
     gr.on([button.click, message.submit], judge.open, [message, session], session, **run)
-    open_after(history.select(text_of_row, session, message, **QUIET))
+    open_after(history.click(text_of_row, [history, session], message, **QUIET))
     open_after(page.load(None, None, message, js=FROM_LINK))
     if examples:
         open_after(example.click(lambda row: row[0], example, message, **QUIET))

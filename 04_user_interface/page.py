@@ -19,7 +19,7 @@ MADE_UP_WARNING = (
 THEME = gr.themes.Default(
     primary_hue="indigo",
     font=["system-ui", "sans-serif"],
-    font_mono=["ui-monospace", "monospace"],
+    font_mono=["system-ui", "sans-serif"],  # of tables and bars
 ).set(
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",

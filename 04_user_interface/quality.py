@@ -6,7 +6,7 @@ import gradio as gr
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from html_parts import QUIET, heat_table, tiles
+from html_parts import QUIET, heat_table, table, tiles
 from opened import Opened, TestPredictions
 from thresholds import answered_and_right, by_class, consequences
 
@@ -51,12 +51,6 @@ def confusion_table(matrix: np.ndarray, names: tuple[str, ...]) -> str:
     return heat_table("counts", matrix, shares, names, names)
 
 
-def class_table(label: str) -> gr.Dataframe:
-    widths = ["20%", "17%", "13%", "13%", "19%", "18%"]
-    how = {"interactive": False, "buttons": [], "wrap": True}
-    return gr.Dataframe(label=label, column_widths=widths, elem_classes="classes", **how)
-
-
 def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
     low, high = test["accuracy_interval"]
     shown = {
@@ -72,8 +66,9 @@ def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
 
 
 def threshold_section(opened: Opened, test: TestPredictions, threshold: gr.Slider) -> None:
-    def show(value: float) -> tuple[str, pd.DataFrame]:
-        return tiles(consequences(*test, value)), by_class(opened.names, *test, value)
+    def show(value: float) -> tuple[str, str]:
+        classes = by_class(opened.names, *test, value)
+        return tiles(consequences(*test, value)), table(classes, "Each class at this threshold")
 
     gr.Markdown(
         "A message whose likeliest class is less probable than the threshold is left undecided, "
@@ -96,7 +91,7 @@ def threshold_section(opened: Opened, test: TestPredictions, threshold: gr.Slide
                 height=300,
                 buttons=[],
             )
-    classes = class_table("Each class at this threshold")
+    classes = gr.HTML()
     # On every change, and when the page is opened.
     gr.on(None, show, threshold, [numbers, classes], trigger_mode="always_last", **QUIET)
 
@@ -112,17 +107,12 @@ def calibration_section(test: TestPredictions) -> None:
     )
     figure = plot_calibration(result)
     plt.close(figure)
+    groups = pd.DataFrame(
+        [(f"{sure:.1%}", f"{right:.1%}", number) for sure, right, number in zip(*result[:3])],
+        columns=["confidence", "right", "messages"],
+    )
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            gr.Dataframe(
-                [
-                    [f"{confidence:.1%}", f"{right:.1%}", count]
-                    for confidence, right, count in zip(*result[:3])
-                ],
-                headers=["confidence", "right", "messages"],
-                label="Groups of test messages",
-                interactive=False,
-                buttons=[],
-            )
+            gr.HTML(table(groups, "Groups of test messages"))
         with gr.Column(scale=3, min_width=300):
             gr.Plot(figure, show_label=False, elem_id="calibration")

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 import numpy as np
 import pandas as pd
 from explanations import explain
@@ -52,10 +51,12 @@ class Judge:
         yield session
         if entry["found"] is None:
             classifier, tokenizer = self.opened.classifier, self.opened.tokenizer
-            found = explain(classifier, tokenizer, text, lambda: opened_entry(session) is entry)
-            if found is None:
+            best = int(np.argmax(entry["probabilities"]))
+            entry["found"] = explain(
+                classifier, tokenizer, text, best, lambda: opened_entry(session) is entry
+            )
+            if entry["found"] is None:
                 return
-            entry["found"] = found
             yield session
         if not entry["others"]:
             entry["others"] = self._other_opinions(text)
@@ -85,16 +86,18 @@ class Judge:
             session["entries"].append(entry)
         return entry
 
-    def _other_opinions(self, text: str) -> list[tuple[str, str, float]]:
-        rows, names = [], self.opened.names
+    def _other_opinions(self, text: str) -> list[dict[str, str]]:
+        opinions = []
         rival = self.opened.rival_probabilities(text)
         if rival is not None:
-            rows.append(("linear model on n-grams", names[rival.argmax()], float(rival.max())))
+            opinions.append(("linear model on n-grams", self.opened.names, rival))
         if self.second is not None:
             theirs = self.second.probabilities([text])[0]
-            answer = self.second.names[theirs.argmax()]
-            rows.append((self.second.name, answer, float(theirs.max())))
-        return rows
+            opinions.append((self.second.name, self.second.names, theirs))
+        return [
+            {"who else": who, "answer": names[p.argmax()], "sure": f"{p.max():.1%}"}
+            for who, names, p in opinions
+        ]
 
 
 def close_entry(session: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -108,18 +111,18 @@ def say_right(label: str, session: dict[str, Any]) -> dict[str, Any]:
     return session
 
 
-def text_of_row(session: dict[str, Any], event: gr.SelectData) -> str:
-    return session["entries"][int(event.row_value[0]) - 1]["text"]
+def text_of_row(row: int, session: dict[str, Any]) -> str:
+    return session["entries"][-1 - row]["text"]
 
 
 def history_rows(session: dict[str, Any], names: Sequence[str], threshold: float) -> list[list]:
     """A row for each message, the latest first."""
     rows = []
-    for number, entry in enumerate(session["entries"], start=1):
+    for entry in reversed(session["entries"]):
         answer = decide(np.array(entry["probabilities"]), names, threshold)
         sure = f"{max(entry['probabilities']):.1%}"
-        rows.append([number, beginning(entry["text"]), answer, sure, entry["right"] or ""])
-    return rows[::-1]
+        rows.append([beginning(entry["text"]), answer, sure, entry["right"] or ""])
+    return rows
 
 
 def labelled_file(session: dict[str, Any]) -> str:

@@ -54,23 +54,28 @@ def test_of_a_sum_of_word_weights_each_word_gets_its_weight(weights):
 
 
 def test_the_word_that_decides_is_found_with_its_sign(prize_classifier, tokenizer):
-    found = explain(prize_classifier, tokenizer, "see you at prize home")
-    assert found.label_index == 1
+    found = explain(prize_classifier, tokenizer, "see you at prize home", 1)
     assert max(zip(found.changes, found.parts))[1] == " prize"
     assert found.probabilities_without[found.parts.index(" prize")] < 0.5
     others = [c for c, part in zip(found.changes, found.parts) if part != " prize"]
     assert found.changes[3] > 2 * max(map(abs, others))
 
 
-@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("cut", ["head", "tail", "windows"])
+@pytest.mark.parametrize("pooling", ["last", "mean", "first"])
+@pytest.mark.parametrize("causal", [True, False])
 def test_probabilities_without_a_word_are_those_of_the_shorter_text(
-    prize_classifier, tokenizer, monkeypatch, pooling
+    make_tiny, tokenizer, cut, pooling, causal
 ):
-    config = replace(prize_classifier.config, pooling=pooling)
-    monkeypatch.setattr(prize_classifier, "config", config)
-    found = explain(prize_classifier, tokenizer, "prize at home")
-    texts = ["at home", "prize home", "prize at"]
-    expected = classify_texts(prize_classifier, tokenizer, texts)[:, found.label_index]
+    classifier = make_tiny(("ham", "spam"), max_length=12, emb_dim=32)
+    classifier.config = replace(classifier.config, pooling=pooling, cut=cut)
+    classifier.decoder.cfg = replace(classifier.decoder.cfg, causal=causal)
+    classifier.decoder.trf_blocks[0].att.causal = causal
+    text = "see the prize you win at home now or late on a bus with mum to come"
+    found = explain(classifier, tokenizer, text, 1)
+    words = [part.strip() for part in found.parts]
+    texts = [" ".join(words[:i] + words[i + 1 :]) for i in range(len(words))]
+    expected = classify_texts(classifier, tokenizer, texts)[:, 1]
     assert found.probabilities_without == pytest.approx(expected.tolist(), abs=1e-5)
 
 
@@ -100,7 +105,7 @@ def test_what_is_read_is_the_beginning_of_the_text(text):
 def test_a_long_text_is_explained_in_few_parts_and_its_rest_named(
     prize_classifier, tokenizer, text
 ):
-    found = explain(prize_classifier, tokenizer, text)
+    found = explain(prize_classifier, tokenizer, text, 1)
     assert 0 < len(found.parts) <= MAX_PARTS
     assert "".join(found.parts) + found.unread == text
     assert found.unread
@@ -129,7 +134,7 @@ def test_the_decisive_row_is_the_one_that_is_pooled(
 
 
 def test_an_explanation_that_is_no_longer_wanted_is_left(prize_classifier, tokenizer):
-    assert explain(prize_classifier, tokenizer, "see you at home", lambda: False) is None
+    assert explain(prize_classifier, tokenizer, "see you at home", 1, lambda: False) is None
 
 
 def test_words_stay_whole_and_texts_without_spaces_are_cut():

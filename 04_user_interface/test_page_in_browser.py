@@ -68,13 +68,18 @@ def address(spread):
 
 
 @pytest.fixture(scope="module")
-def six_address(make_tiny, tmp_path_factory):
-    """The page of a classifier with six classes, read from the mean of all tokens."""
+def six(make_tiny, tmp_path_factory) -> Path:
+    """A classifier with six classes, read from the mean of all tokens."""
     folder = tmp_path_factory.mktemp("six")
     classifier = make_tiny(("how", "who", "when", "where", "why", "what"), max_length=32)
     classifier.config = replace(classifier.config, pooling="mean")
     save_classifier(classifier, folder)
-    with served(folder) as url:
+    return folder
+
+
+@pytest.fixture(scope="module")
+def six_address(six):
+    with served(six) as url:
         yield url
 
 
@@ -87,9 +92,10 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, address, request):
+def page(browser, request):
     """A page that must ask no other host for anything, log no error, and not scroll sideways."""
-    width, theme = getattr(request, "param", LOOKS[0])
+    width, theme, *six = getattr(request, "param", LOOKS[0])
+    address = request.getfixturevalue("six_address" if six else "address")
     page = browser.new_page(viewport={"width": width, "height": 850})
     page.set_default_timeout(60_000)
     asked, errors = [], []
@@ -165,9 +171,14 @@ def test_one_message(page):
     check_accessibility(page)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_the_answer_belongs_to_the_text_whatever_is_done_in_whatever_order(page, spread, seed):
-    rng, opened = random.Random(seed), Opened(spread)
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("page", "place"), [(LOOKS[0], "spread"), ((*LOOKS[-1], "six"), "six")], indirect=["page"]
+)
+def test_the_answer_belongs_to_the_text_whatever_is_done_in_whatever_order(
+    page, place, seed, request
+):
+    rng, opened = random.Random(seed), Opened(request.getfixturevalue(place))
     words = ["cash", "now", "mum", "home", "prize", "bus", "free", "dinner", "urgent", "later"]
     text, judged, threshold = "", "", 0.0
     for _ in range(7):
@@ -285,16 +296,14 @@ def test_about(page):
     check_accessibility(page)
 
 
-def test_six_classes_and_the_mean_are_spoken_of_as_what_they_are(browser, six_address):
-    page = browser.new_page(viewport={"width": 390, "height": 850})
-    page.goto(six_address)
+@pytest.mark.parametrize("page", [(*LOOKS[-1], "six")], indirect=True)
+def test_six_classes_and_the_mean_are_spoken_of_as_what_they_are(page):
     classify(page, "where is the bridge")
     expect(page.locator("#decision h2")).to_have_text(re.compile("h"))
     page.get_by_text("Show attention").click()
     expect(page.locator("#looked-at")).to_contain_text("the mean of all tokens")
     assert "spam" not in page.locator("body").inner_text()
     check_accessibility(page)
-    page.close()
 
 
 def test_text_is_data(page):
