@@ -53,7 +53,7 @@ def read_messages(
     how: TextFormat = AS_NAMED,
     label_may_lack: bool = False,
 ) -> pd.DataFrame:
-    """Labelled texts from a file, or from a folder of them.
+    """Labelled texts from a file, or from a folder of them; a label that may lack is empty.
 
     Columns that are not named are guessed, and the guess is said, as are rows left out and labels
     that differ in their spelling only. Raises ``DataError`` if the file cannot be read or holds
