@@ -189,6 +189,7 @@ def in_transformers(classifier: GPTClassifier, end_id: int):
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end_id),
         id2label=dict(enumerate(about.label_names)),
         label2id={name: i for i, name in enumerate(about.label_names)},
+        problem_type="multi_label_classification" if about.thresholds else None,
         pooling=about.pooling,
     )
     theirs = getattr(transformers, f"{kind}For{task}")(config).to(classifier.device).eval()
@@ -237,7 +238,8 @@ def write_onnx(classifier: GPTClassifier, tokenizer, folder: Path) -> None:
     about = classifier.config
     save_onnx(classifier, folder / "classifier.onnx")
     in_tokenizers(tokenizer, about.max_length).save(str(folder / "tokenizer.json"))
-    write_json({"label_names": about.label_names, "end_of_text": END}, folder / "config.json")
+    kept = {name: getattr(about, name) for name in ("label_names", "thresholds")}
+    write_json(kept | {"end_of_text": END}, folder / "config.json")
 
 
 # ---------------------------------------------------------------------------------------------

@@ -33,10 +33,13 @@ def classify(texts: list[str]) -> np.ndarray:
         "input_ids": np.array([text.ids for text in encoded], dtype=np.int64),
     }
     (logits,) = session.run(None, inputs)
+    if config["thresholds"]:  # of a text with several labels, each by itself
+        return 1 / (1 + np.exp(-logits))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 if __name__ == "__main__":
     for text, row in zip(sys.argv[1:], classify(sys.argv[1:])):
-        print(f"{load()[0]['label_names'][row.argmax()]}\t{row.max():.4f}\t{text}")
+        named = zip(load()[0]["label_names"], row)
+        print(text, *(f"{label} {probability:.4f}" for label, probability in named), sep="\t")

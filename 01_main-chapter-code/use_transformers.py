@@ -32,9 +32,11 @@ def classify(texts: list[str]) -> torch.Tensor:
         logits = (logits * mask).sum(dim=1) / mask.sum(dim=1)
     elif logits.dim() == 3:
         logits = logits.take_along_dim(mask.sum(dim=1, keepdim=True) - 1, dim=1).squeeze(1)
-    return logits.softmax(dim=-1)
+    several = model.config.problem_type == "multi_label_classification"
+    return logits.sigmoid() if several else logits.softmax(dim=-1)
 
 
 if __name__ == "__main__":
     for text, row in zip(sys.argv[1:], classify(sys.argv[1:])):
-        print(f"{load()[1].config.id2label[int(row.argmax())]}\t{row.max():.4f}\t{text}")
+        named = zip(load()[1].config.id2label.values(), row)
+        print(text, *(f"{label} {probability:.4f}" for label, probability in named), sep="\t")

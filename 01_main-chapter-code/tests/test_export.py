@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -76,6 +77,12 @@ def test_an_exported_folder_gives_the_classifiers_probabilities(
         assert tokenizer.eot_token < config["vocab_size"]
 
 
+def test_several_labels_a_text_are_exported(tmp_path, tokenizer):
+    classifier = classifier_of("gpt2", "last", thresholds=(0.5, 0.2, 0.4))
+    export.export(classifier, tokenizer, "transformers", tmp_path / "out")
+    assert largest_difference(classifier, tokenizer, tmp_path / "out", TEXTS) < 1e-5
+
+
 @pytest.mark.parametrize("name", ["gpt-mini", SMOLLM2])
 def test_any_text_becomes_the_same_tokens(name):
     if name == SMOLLM2 and not is_intact(SMOLLM2_WEIGHTS):
@@ -98,9 +105,8 @@ def test_the_command_writes_what_a_reader_runs(tiny_classifier_folder, tmp_path,
     assert export.main([str(argument) for argument in arguments]) == 0
     assert "gives the classifier's probabilities" in capsys.readouterr().out
     done = run_python(output / "use.py", "hello", "")
-    assert [line.split("\t")[0] in ("ham", "spam") for line in done.stdout.splitlines()] == [
-        True
-    ] * 2
+    answers = r"^(.*)\tham [01]\.\d+\tspam [01]\.\d+$"
+    assert re.findall(answers, done.stdout, re.MULTILINE) == ["hello", ""]
     assert "is there already" in fails(export, capsys, *arguments)
 
 

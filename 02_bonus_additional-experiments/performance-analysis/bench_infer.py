@@ -15,6 +15,7 @@ from bench_quantize import bfloat16, int8_by_pytorch, int8_by_torchao
 from hugging_face import hugging_face_classifier, hugging_face_inputs
 from torch import Tensor
 
+from export import save_onnx
 from features import FastClassifier
 from text_classifier import TOKENS_AT_ONCE, GPTClassifier, calc_logits
 from text_data import SpamDataset, batches_by_length
@@ -55,27 +56,17 @@ def compiled(classifier: GPTClassifier) -> CalcLogits:
 
 
 def in_onnx_runtime(classifier: GPTClassifier) -> CalcLogits:
-    """Exported to ONNX, with batch and length left open, and run by ONNX Runtime on a processor."""
+    """Exported to ONNX, and run by ONNX Runtime on a processor."""
     import onnxruntime
 
     if classifier.device.type != "cpu":
         raise RuntimeError("measured on a processor only")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    dataset = SpamDataset([torch.arange(7), torch.arange(5), torch.arange(3)])
-    batch, names = dataset.collate(list(dataset)), ["attention_mask", "input_ids"]
-    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    names = ["attention_mask", "input_ids"]
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "classifier.onnx"
-        torch.onnx.export(
-            FastClassifier(classifier).eval(),
-            tuple(batch[name] for name in names),
-            path,
-            dynamo=True,
-            dynamic_shapes=(any_size, any_size),
-            input_names=names,
-            verbose=False,
-        )
+        save_onnx(classifier, path)
         session = onnxruntime.InferenceSession(path, options)
     return lambda batch: torch.from_numpy(
         session.run(None, {name: batch[name].numpy() for name in names})[0]

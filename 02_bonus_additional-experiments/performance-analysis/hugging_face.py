@@ -8,49 +8,43 @@ import bench_common as bench
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from previous_chapters import Decoder, GPTModel, gpt2_state_dict
+from export import in_transformers, shape_in_transformers
+from previous_chapters import Decoder, GPTModel
 from text_classifier import GPTClassifier
 
 
-def _twin(decoder: Decoder, task: str, head: str, **options):
-    """`GPT2<task>` with the weights of a decoder, whose output layer it calls `head`, and without
-    dropout. `<|endoftext|>` is every special token."""
-    import transformers
-
+def _require_gpt2(decoder: Decoder) -> None:
     if not isinstance(decoder, GPTModel):
         raise TypeError("the comparison is made for GPT-2's kind of decoder")
-    cfg = decoder.cfg
-    config = transformers.GPT2Config(
-        vocab_size=cfg.vocab_size,
-        n_positions=cfg.context_length,
-        n_embd=cfg.emb_dim,
-        n_layer=cfg.n_layers,
-        n_head=cfg.n_heads,
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), cfg.vocab_size - 1),
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-        **options,
-    )
-    twin = getattr(transformers, "GPT2" + task)(config).to(decoder.device).eval()
-    weights = {f"transformer.{name}": tensor for name, tensor in gpt2_state_dict(decoder).items()}
-    weights[f"{head}.weight"] = decoder.out_head.weight.detach()
-    twin.load_state_dict(weights)  # strict: nothing missing, nothing over
-    return twin
 
 
 def hugging_face_generator(decoder: Decoder):
-    """A language model with the weights of ours."""
-    return _twin(decoder, "LMHeadModel", "lm_head")
+    """A language model with the weights of ours. `<|endoftext|>` is every special token."""
+    import transformers
+
+    _require_gpt2(decoder)
+    _, sizes, weights = shape_in_transformers(decoder)
+    end_id = decoder.cfg.vocab_size - 1
+    config = transformers.GPT2Config(
+        vocab_size=decoder.cfg.vocab_size,
+        **sizes,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end_id),
+    )
+    twin = transformers.GPT2LMHeadModel(config).to(decoder.device).eval()
+    twin.load_state_dict(weights | {"lm_head.weight": decoder.out_head.weight.detach()})
+    return twin
 
 
 def hugging_face_classifier(classifier: GPTClassifier):
-    """A sequence classifier with the weights of ours, but for the head's bias, which it lacks;
-    where the last block alone is trained, so it is here.
+    """A sequence classifier that gives the logits of ours; where the last block alone is trained,
+    so it is here.
 
     It finds a message's last real token by looking for the padding token, for which it takes
     `<|endoftext|>`, which no message holds.
     """
-    decoder, num_labels = classifier.decoder, len(classifier.config.label_names)
-    twin = _twin(decoder, "ForSequenceClassification", "score", num_labels=num_labels)
+    decoder = classifier.decoder
+    _require_gpt2(decoder)
+    twin = in_transformers(classifier, decoder.cfg.vocab_size - 1)
     twin.requires_grad_(decoder.tok_emb.weight.requires_grad)
     for part in (twin.transformer.h[-1], twin.transformer.ln_f, twin.score):
         part.requires_grad_(True)
