@@ -245,7 +245,8 @@ def against_ngrams_plot(measured: Measured) -> Figure:
 def curves_plot(measured: Measured) -> Figure:
     """Learning curves of each task, with the interval of each mean."""
     tasks = [task for task in LEARNERS if curves(measured, task)]
-    fig, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 4.6), squeeze=False)
+    size = (6.5 * len(tasks), 4.8)
+    fig, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, layout="constrained")
     colors = dict(zip(LEARNERS[SMS], plt.get_cmap("tab10").colors))
     for ax, task in zip(axes[0], tasks):
         for learner, by_size in curves(measured, task).items():
@@ -255,15 +256,14 @@ def curves_plot(measured: Measured) -> Figure:
             ax.plot(sizes, means, "o-", ms=4, color=colors[learner], label=learner)
             ax.fill_between(sizes, low, high, color=colors[learner], alpha=0.12)
         ax.set_xscale("log")
-        ticks = [2, 8, 25, 50, 100, 200, 400, 914]
-        ax.set_xticks(ticks, ticks)
+        sizes = list(curves(measured, task)["character n-grams"])
+        ax.set_xticks(sizes, sizes)
         ax.minorticks_off()
         ax.set(title=task, xlabel="labelled examples")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("test accuracy (%), mean and 95% interval")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="lower center", ncols=3, fontsize=9)
-    fig.tight_layout(rect=(0, 0.2, 1, 1))
+    fig.legend(handles, labels, loc="outside lower center", ncols=2 * len(tasks), fontsize=8)
     return fig
 
 
