@@ -73,9 +73,7 @@ WRITING = {
     "several_seeds": [
         *("run", "two", "--seeds", "1", "2", "--data", "{data}", "--results", "{out}", *TINY)
     ],
-    "additional_experiments": [
-        *("--row", "majority", "--classifier", "majority", "--results", "{out}")
-    ],
+    "additional_experiments": [*("--row", "tiny", "--results", "{out}", *TINY)],
     "export": ["{classifier}", "--format", "transformers", "--output", "{out}/exported"],
 }
 
