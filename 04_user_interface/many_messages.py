@@ -159,15 +159,12 @@ def many_messages_tab(
         timer = gr.Timer(active=not job.ended)
         return [status(job, threshold), *tables, usable, usable, timer, now]
 
-    def pick(key: str, number: str) -> tuple[str, gr.Tabs]:
-        row = int(number) - 1
-        return jobs[key].texts({row})[row], gr.Tabs(selected="one")
+    def pick(key: str, row: list) -> tuple[str, gr.Tabs]:
+        number = int(row[0]) - 1
+        return jobs[key].texts({number})[number], gr.Tabs(selected="one")
 
     def pick_answer(key: str, event: gr.SelectData) -> tuple[str, gr.Tabs]:
-        return pick(key, event.row_value[0])
-
-    def pick_error(key: str, row: list[str]) -> tuple[str, gr.Tabs]:
-        return pick(key, row[0])
+        return pick(key, event.row_value)
 
     def write(kind: str, key: str, threshold: float) -> str:
         return str(jobs[key].write(kind, threshold))
@@ -252,7 +249,7 @@ def many_messages_tab(
     gr.on(look_again, show, inputs, shown, trigger_mode="always_last", **QUIET)
     stop.click(stop_job, key, None, **QUIET).then(show, inputs, shown, **QUIET)
     open_after(answers.select(pick_answer, key, [message, tabs], **QUIET))
-    open_after(errors.click(pick_error, [key, errors], [message, tabs], **QUIET))
+    open_after(errors.click(pick, [key, errors], [message, tabs], **QUIET))
     for button, kind in ((as_csv, "csv"), (as_excel, "xlsx")):
         download_on_click(button, partial(write, kind), [key, threshold])
 

@@ -237,7 +237,7 @@ def one_message_tab(
         open_after(example.click(lambda row: row[0], example, message, **QUIET))
     lines.click(judge.open_lines, [message, session], session, **run)
     clear.click(close_entry, session, [message, session], **QUIET)
-    right.input(say_right, [right, session], session, **QUIET)
+    right.input(say_right, [right, judged, session], session, **QUIET)
     shown = [judged, said, answer, decision, bars, words, strongest, others, right, past, history]
     gr.on(
         [session.change, threshold.change], show, [session, threshold], [*shown, labelled], **latest

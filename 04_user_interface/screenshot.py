@@ -18,8 +18,6 @@ MESSAGE = "URGENT! You have won a £900 prize. Call 09061701461 now to claim. So
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser("screenshot.py", "Make the README's picture from the running page.")
     parser.add_argument("folder", type=Path, help="classifier folder")
-    output = Path(__file__).parent / "screenshot.png"
-    parser.add_argument("--output", type=Path, default=output, help="PNG file to write")
     return parser.parse_args(argv)
 
 
@@ -30,9 +28,9 @@ def take_picture(args: argparse.Namespace) -> None:
         page.goto(address)
         page.get_by_label("Message").first.fill(MESSAGE)
         page.get_by_role("button", name="Classify", exact=True).click()
-        page.locator("#words .highlighted").first.wait_for()
+        page.locator("#others td").first.wait_for()  # the last thing that is shown
         page.wait_for_timeout(2000)  # the bars have grown by then
-        page.screenshot(path=args.output)
+        page.screenshot(path=Path(__file__).parent / "screenshot.png")
         browser.close()
 
 

@@ -106,8 +106,9 @@ def close_entry(session: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return "", session
 
 
-def say_right(label: str, session: dict[str, Any]) -> dict[str, Any]:
-    opened_entry(session)["right"] = label
+def say_right(label: str, text: str, session: dict[str, Any]) -> dict[str, Any]:
+    """Of the text whose answer was on the screen, even if another is open by now."""
+    next(entry for entry in session["entries"] if entry["text"] == text)["right"] = label
     return session
 
 

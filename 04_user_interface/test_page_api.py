@@ -104,9 +104,9 @@ def test_an_upload_of_100_mb_is_refused_and_the_page_answers_afterwards(client, 
     assert client.predict("hello", api_name="/classify")
 
 
-def test_fifty_people_at_once_get_each_their_own_answer(address, folder):
+def test_fifty_people_at_once_get_each_their_own_answer(client, folder):
     messages = [("claim a prize {}", "see you at home {}")[i % 2].format(i) for i in range(50)]
-    answers = [answer for answer, _ in ask_together(address, messages)]
+    answers = [answer for answer, _ in ask_together(client, messages)]
     expected = classify_texts(*open_classifier(folder), messages)[:, 1].tolist()
     assert len({round(value, 6) for value in expected}) > 40  # a mix-up would be seen
     found = [answer["probabilities"]["spam"] for answer in answers]

@@ -1,6 +1,5 @@
 """A page served by this process, and questions to a page, for the tests and for measuring."""
 
-import json
 import shutil
 import socket
 import time
@@ -8,8 +7,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-
-import httpx
 
 
 def find_chromium() -> str | None:
@@ -37,19 +34,13 @@ def served(folder: Path, **how) -> Iterator[str]:
         page.close(verbose=False)
 
 
-def ask(address: str, message: str) -> tuple[dict, float]:
-    """What `/classify` answers, and after how many seconds."""
+def ask(client, message: str) -> tuple[dict, float]:
+    """What `/classify` answers a `gradio_client.Client`, and after how many seconds."""
     begin = time.perf_counter()
-    call = f"{address}gradio_api/call/classify"
-    started = httpx.post(call, json={"data": [message]}, timeout=120).raise_for_status().json()
-    events = httpx.get(f"{call}/{started['event_id']}", timeout=120).raise_for_status().text
-    kind, _, data = events.strip().split("\n\n")[-1].partition("\n")
-    if kind != "event: complete":
-        raise RuntimeError(f"{message}: {events}")
-    return json.loads(data.removeprefix("data: "))[0], time.perf_counter() - begin
+    return client.predict(message, api_name="/classify"), time.perf_counter() - begin
 
 
-def ask_together(address: str, messages: list[str]) -> list[tuple[dict, float]]:
+def ask_together(client, messages: list[str]) -> list[tuple[dict, float]]:
     """Every message at the same moment, from as many threads."""
     with ThreadPoolExecutor(len(messages)) as pool:
-        return list(pool.map(lambda message: ask(address, message), messages))
+        return list(pool.map(lambda message: ask(client, message), messages))
