@@ -147,7 +147,10 @@ def kinds(tiny_classifier_folder, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("number", [25, pytest.param(400, marks=pytest.mark.slow)])
+REPEATED = (pytest.mark.slow, pytest.mark.repeated)
+
+
+@pytest.mark.parametrize("number", [25, pytest.param(400, marks=REPEATED)])
 @pytest.mark.parametrize("kind", ["classifier", "checkpoint", "tar.gz", "tar.xz", "zip"])
 def test_damage_is_refused_in_a_sentence_or_changes_nothing(kinds, tmp_path, kind, number):
     write, read = kinds[kind]
@@ -170,7 +173,7 @@ def test_damage_is_refused_in_a_sentence_or_changes_nothing(kinds, tmp_path, kin
         assert "\n" not in str(error) or isinstance(error, DownloadError)
 
 
-@pytest.mark.parametrize("number", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [10, pytest.param(200, marks=REPEATED)])
 def test_weights_that_cannot_be_are_refused_whoever_vouches_for_them(
     tiny_classifier_folder, number
 ):

@@ -167,7 +167,8 @@ def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path, name, mo
     check_folder_is_whole(output)
 
 
-LATE = [pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 30)]
+MARKS = (pytest.mark.slow, pytest.mark.repeated)
+LATE = [pytest.param(seed, marks=MARKS) for seed in range(1, 30)]
 
 
 @needs_kill

@@ -79,6 +79,7 @@ WRITING = {
 
 
 @pytest.mark.slow
+@pytest.mark.repeated
 @pytest.mark.skipif(not is_intact(SMS_SPAM_ZIP), reason="the experiments need the SMS messages")
 @pytest.mark.parametrize("script", WRITING)
 def test_of_two_processes_started_at_random_moments_one_writes(
