@@ -29,6 +29,7 @@ class FeatureStore:
         self.folder = folder
         self._saved: dict[str, safe_open] = {}
         self._unsaved: dict[str, Tensor] = {}
+        self._unsaved_bytes = 0
         for path in sorted(folder.glob("*.safetensors")):
             self._open(path)
 
@@ -51,7 +52,8 @@ class FeatureStore:
         if not half.isfinite().all():
             raise OverflowError("These hidden states exceed the range of half precision.")
         self._unsaved[_name(key)] = half
-        if sum(states.nbytes for states in self._unsaved.values()) >= SHARD_BYTES:
+        self._unsaved_bytes += half.nbytes
+        if self._unsaved_bytes >= SHARD_BYTES:
             self.save()
 
     def save(self) -> None:
@@ -59,7 +61,7 @@ class FeatureStore:
         if self._unsaved:
             path = self.folder / f"{len(list(self.folder.glob('*.safetensors'))):05}.safetensors"
             save_tensors(self._unsaved, path, {"format": "pt"})
-            self._unsaved = {}
+            self._unsaved, self._unsaved_bytes = {}, 0
             self._open(path)
 
     def _open(self, path: Path) -> None:

@@ -398,7 +398,6 @@ def evaluate_baseline(
 ) -> dict[str, Any] | None:
     """Test accuracy of the n-gram regression on the same messages, where it is quick."""
     num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
-    train, _, test = (np.array(dataset.text_labels) for dataset in datasets)
     num_characters = splits.train["text"].str.len().sum()
     if (
         num_messages > MAX_BASELINE_MESSAGES
@@ -407,6 +406,7 @@ def evaluate_baseline(
     ):
         return None
     if multi_label:
+        train, _, test = (np.array(dataset.text_labels) for dataset in datasets)
         return label_set_baseline(splits, train, test)
     baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
     correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())

@@ -20,8 +20,8 @@ from previous_chapters import Decoder
 from run_messages import Messages, take_some
 from text_classifier import pick_device
 
-# What the model is told, by protocol, and the words that it answers with, by label. Both were
-# chosen on validation messages of seeds 101 to 106.
+# What the model is told, by protocol, and the words that it answers with, by label. No other
+# wording was compared to choose them.
 INSTRUCTIONS = {
     "clean": "Is this text message spam or ham? Answer with one word: spam or ham.",
     "reviews": "Is this film review positive or negative? Answer with one word.",
