@@ -1,8 +1,11 @@
 """What several test files share: commands as a reader runs them, made-up messages, a full disk."""
 
+import importlib
 import json
+import multiprocessing
 import os
 import random
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 CHAPTER = Path(__file__).resolve().parent.parent
 WORDS = {
@@ -40,6 +44,38 @@ def run_python(*arguments, stdin: str | bytes = b"", timeout: int = 120, **varia
 def run_command(script: str, *arguments, **how):
     """`finetune.py`, `classify.py` or another script of this folder, to its end."""
     return run_python(CHAPTER / script, *arguments, **how)
+
+
+def _kill_at_a_rename(command: str, arguments: list[str], name: str, moment: str, count: int):
+    torch.set_num_threads(1)
+    replace, seen = Path.replace, []
+
+    def replace_or_die(self, target):
+        seen.append(Path(target).name)
+        dies = seen[-1] == name and seen.count(name) == count
+        if dies and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = replace(self, target)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    Path.replace = replace_or_die
+    sys.exit(importlib.import_module(command).main(arguments))
+
+
+def kill_at_a_rename(command: str, *arguments, name: str, moment: str = "after", count: int = 1):
+    """Run a command in a process of its own that is killed, without a chance to clean up, when it
+    gives a whole file its `name` for the `count`-th time."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        pytest.skip("no SIGKILL on this system")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["finetune", "classify"])  # imported once for all processes
+    given = (command, [*map(str, arguments)], name, moment, count)
+    process = context.Process(target=_kill_at_a_rename, args=given)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def fails(command: ModuleType, capsys, *arguments, status: int = 2) -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from helpers import (
     CHAPTER,
     command_environment,
     file_size_limit,
+    kill_at_a_rename,
     made_up_messages,
     write_csv,
 )
@@ -66,31 +68,47 @@ def test_a_read_only_output_folder_is_named(messages_csv, tmp_path, capsys):
     assert list(output.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> tuple[Path, Path, dict]:
+    """A file of messages, the folder of a run over it that nobody disturbed, and what it led to."""
+    folder = tmp_path_factory.mktemp("done")
+    data = write_csv(folder / "messages.csv", made_up_messages())
+    return data, folder / "out", outcome(train(data, folder / "out"), folder / "out")
+
+
+@pytest.fixture
+def finished(done, tmp_path) -> tuple[Path, ...]:
+    """The options of that run, whose output is a copy of its folder."""
+    output = shutil.copytree(done[1], tmp_path / "finished")
+    return "--data", done[0], "--output", output, *QUICK
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.iterdir()}
+
+
 @pytest.mark.parametrize("room", [100, 15_000, 1_000_000])
-def test_a_full_disk_leaves_no_half_and_the_run_can_go_on(messages_csv, tmp_path, capsys, room):
+def test_a_full_disk_leaves_no_half_and_the_run_can_go_on(done, tmp_path, capsys, room):
     """The room suffices for nothing, for the checkpoint, or for all but the weights."""
-    output = tmp_path / "out"
+    data, output = done[0], tmp_path / "out"
     with file_size_limit(room):
-        fails(capsys, "--data", messages_csv, "--output", output, *QUICK, status=1)
+        fails(capsys, "--data", data, "--output", output, *QUICK, status=1)
     check_folder_is_whole(output)
     assert not list(output.glob("*.partial"))
     assert not (output / "config.json").exists()
-    resumed = train(messages_csv, output, *(["--resume"] if room > 100 else []))
-    expected = train(messages_csv, tmp_path / "undisturbed")
-    assert outcome(resumed, output) == outcome(expected, tmp_path / "undisturbed")
+    resumed = train(data, output, *(["--resume"] if room > 100 else []))
+    assert outcome(resumed, output) == done[2]
 
 
-def test_a_classifier_is_replaced_only_when_told(messages_csv, tmp_path, capsys):
-    output = tmp_path / "out"
-    train(messages_csv, output)
-    before = {path: path.read_bytes() for path in output.iterdir()}
-    arguments = ("--data", messages_csv, "--output", output, *QUICK, "--seed", "5")
-    said = fails(capsys, *arguments)
+def test_a_classifier_is_replaced_only_when_told(done, finished, tmp_path, capsys):
+    output = finished[3]
+    before = contents(output)
+    said = fails(capsys, *finished, "--seed", "5")
     for part in ("holds a classifier", "--output", "--overwrite", "--resume"):
         assert part in said
-    assert {path: path.read_bytes() for path in output.iterdir()} == before
-    second = train(messages_csv, output, "--seed", "5", "--overwrite")
-    expected = train(messages_csv, tmp_path / "fresh", "--seed", "5")
+    assert contents(output) == before
+    second = train(done[0], output, "--seed", "5", "--overwrite")
+    expected = train(done[0], tmp_path / "fresh", "--seed", "5")
     assert outcome(second, output) == outcome(expected, tmp_path / "fresh")
 
 
@@ -98,41 +116,16 @@ def test_a_second_process_on_the_same_folder_is_refused(messages_csv, tmp_path, 
     with fine_tuning.RunFolder(tmp_path / "out", {}):
         arguments = ("--data", messages_csv, "--output", tmp_path / "out", *QUICK)
         assert "another process is writing there" in fails(capsys, *arguments)
-    train(messages_csv, tmp_path / "out")
 
 
 # --- stopped and resumed -----------------------------------------------------------------------
 
 LONGER = ("--trainable", "last_block", "--num-epochs", "4", "--patience", "3", "--dropout", "0.1")
 
-KILLED_AT_A_RENAME = """
-import os, signal, sys
-from pathlib import Path
-import finetune
-
-name, moment, countdown = sys.argv[1], sys.argv[2], int(sys.argv[3])
-replace = Path.replace
-
-def replace_or_die(self, target):
-    global countdown
-    countdown -= Path(target).name == name
-    if countdown == 0 and moment == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    result = replace(self, target)
-    if countdown == 0 and moment == "after":
-        os.kill(os.getpid(), signal.SIGKILL)
-    return result
-
-Path.replace = replace_or_die
-finetune.main(sys.argv[4:])
-"""
-
-needs_kill = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory) -> tuple[Path, dict]:
-    """A file of messages, and what a run over it leads to that nobody disturbs."""
+    """A file of messages, and what a longer run over it leads to that nobody disturbs."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("undisturbed")
     data = write_csv(folder / "messages.csv", made_up_messages())
@@ -143,7 +136,6 @@ def resume(data: Path, output: Path) -> dict:
     return outcome(train(data, output, *LONGER, "--resume"), output)
 
 
-@needs_kill
 @pytest.mark.parametrize(
     ("name", "moment", "count"),
     [
@@ -157,22 +149,17 @@ def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path, name, mo
     data, expected = undisturbed
     output = tmp_path / "out"
     arguments = ("--data", data, "--output", output, *QUICK, *LONGER)
-    script = [sys.executable, "-c", KILLED_AT_A_RENAME, name, moment, count, *arguments]
-    done = subprocess.run(
-        list(map(str, script)), env=command_environment(), cwd=CHAPTER, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    kill_at_a_rename("finetune", *arguments, name=name, moment=moment, count=count)
     check_folder_is_whole(output)
     assert resume(data, output) == expected
     check_folder_is_whole(output)
+    assert {path.suffix for path in output.iterdir()} == {".json", ".png", ".safetensors"}
 
 
-MARKS = (pytest.mark.slow, pytest.mark.repeated)
-LATE = [pytest.param(seed, marks=MARKS) for seed in range(1, 30)]
-
-
-@needs_kill
-@pytest.mark.parametrize("seed", [0, *LATE])
+@pytest.mark.slow
+@pytest.mark.repeated
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("seed", range(30))
 def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_path, seed):
     """Killed up to two seconds after its first checkpoint: in an epoch, or while it writes."""
     data, expected = undisturbed
@@ -192,7 +179,6 @@ def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_pa
     process.wait()
     check_folder_is_whole(output)
     assert resume(data, output) == expected
-    assert {path.suffix for path in output.iterdir()} == {".json", ".png", ".safetensors"}
 
 
 def test_ctrl_c_says_how_to_go_on(messages_csv, tmp_path, capsys, monkeypatch):
@@ -205,58 +191,48 @@ def test_ctrl_c_says_how_to_go_on(messages_csv, tmp_path, capsys, monkeypatch):
     assert "--resume" in capsys.readouterr().err
 
 
-def stop_before_the_end(*arguments) -> None:
-    """A run that has only its checkpoint left to show."""
+@pytest.fixture
+def unfinished(done, tmp_path) -> tuple[Path, ...]:
+    """The options of a run of which there is a checkpoint only."""
+    arguments = ("--data", done[0], "--output", tmp_path / "unfinished", *QUICK)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fine_tuning, "predict_logits", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             finetune.main(list(map(str, arguments)))
+    return arguments
 
 
-def test_an_unfinished_run_is_gone_on_with_only_when_told(messages_csv, tmp_path, capsys):
-    arguments = ("--data", messages_csv, "--output", tmp_path / "out", *QUICK)
-    stop_before_the_end(*arguments)
-    assert "holds a run that was stopped" in fails(capsys, *arguments)
-    expected = outcome(train(messages_csv, tmp_path / "new"), tmp_path / "new")
-    anew = train(messages_csv, tmp_path / "out", "--overwrite")
-    assert outcome(anew, tmp_path / "out") == expected
+def test_an_unfinished_run_is_gone_on_with_only_when_told(done, unfinished, capsys):
+    assert "holds a run that was stopped" in fails(capsys, *unfinished)
+    anew = train(done[0], unfinished[3], "--overwrite")
+    assert outcome(anew, unfinished[3]) == done[2]
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_resuming_with_other_options_is_refused(messages_csv, tmp_path, capsys, finished):
-    output = tmp_path / "out"
-    arguments = ("--data", messages_csv, "--output", output, *QUICK)
-    if finished:
-        train(messages_csv, output)
-    else:
-        stop_before_the_end(*arguments)
-    before = {path: path.read_bytes() for path in output.iterdir()}
-    said = fails(capsys, *arguments, "--seed", "5", "--resume")
-    assert ("had other options" if finished else "seed: 123 then, 5 now") in said
-    assert {path: path.read_bytes() for path in output.iterdir()} == before
+@pytest.mark.parametrize(
+    ("run", "says"),
+    [("finished", "had other options"), ("unfinished", "seed: 123 then, 5 now")],
+)
+def test_resuming_with_other_options_is_refused(request, capsys, run, says):
+    arguments = request.getfixturevalue(run)
+    before = contents(arguments[3])
+    assert says in fails(capsys, *arguments, "--seed", "5", "--resume")
+    assert contents(arguments[3]) == before
 
 
-def test_resuming_with_other_data_is_refused(messages_csv, tmp_path, capsys):
-    output = tmp_path / "out"
-    train(messages_csv, output)
+def test_resuming_with_other_data_is_refused(finished, messages_csv, capsys):
     write_csv(messages_csv, made_up_messages(seed=1))
-    said = fails(capsys, "--data", messages_csv, "--output", output, *QUICK, "--resume")
+    said = fails(capsys, *finished, "--data", messages_csv, "--resume")
     assert "other options or data" in said
 
 
-def test_resuming_a_finished_run_says_so_and_changes_nothing(messages_csv, tmp_path, capsys):
-    output = tmp_path / "out"
-    train(messages_csv, output)
-    before = {path: path.read_bytes() for path in output.iterdir()}
-    capsys.readouterr()
-    loud = [option for option in QUICK if option != "--quiet"]
-    arguments = ["--data", messages_csv, "--output", output, *loud, "--resume"]
-    assert finetune.main(list(map(str, arguments))) == 0
+def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
+    before = contents(finished[3])
+    arguments = [str(option) for option in finished if option != "--quiet"]
+    assert finetune.main([*arguments, "--resume"]) == 0
     said = capsys.readouterr().out
-    assert "finished already" in said
-    assert "MB of memory at most" in said
-    assert "n-gram baseline" in said
-    assert {path: path.read_bytes() for path in output.iterdir()} == before
+    for part in ("finished already", "MB of memory at most", "n-gram baseline"):
+        assert part in said
+    assert contents(finished[3]) == before
 
 
 def test_resuming_where_nothing_is_says_so(messages_csv, tmp_path, capsys):
@@ -265,9 +241,6 @@ def test_resuming_where_nothing_is_says_so(messages_csv, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "checkpoint.safetensors"])
-def test_resuming_from_a_damaged_file_names_it(messages_csv, tmp_path, capsys, name):
-    output = tmp_path / "out"
-    train(messages_csv, output)
-    (output / name).write_bytes(b'{"options": ')  # cut off
-    said = fails(capsys, "--data", messages_csv, "--output", output, *QUICK, "--resume")
-    assert str(output) in said
+def test_resuming_from_a_damaged_file_names_it(finished, capsys, name):
+    (finished[3] / name).write_bytes(b'{"options": ')  # cut off
+    assert str(finished[3]) in fails(capsys, *finished, "--resume")
