@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fast_paths import Uninitialised
 from features import FastClassifier
 from files import save_tensors, write_json
 from gpt_download import (
@@ -105,7 +106,7 @@ def open_classifier(
 def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPTClassifier:
     name = resolve_model_name(config["model"])
     about = ClassifierConfig(model_name=name, **{field: config[field] for field in FIELDS})
-    with torch.device("meta"):  # shapes only: the weights bring their own memory
+    with torch.device("meta"), Uninitialised():  # the weights bring their own memory
         decoder = build_decoder(decoder_config(config["architecture"]))
         classifier = GPTClassifier(decoder, about)
     classifier.load_state_dict(weights, assign=True)

@@ -1,8 +1,8 @@
-"""The same numbers with less work: two ways around computing what nobody reads.
+"""The same numbers with less work: ways around computing what nobody reads.
 
 `KeyValueCache` keeps what generating has computed already; `block_at_positions` computes a block's
 output at one position of each sequence. The plain ways stand in `previous_chapters.py`, and tests
-show that the results are equal.
+show that the results are equal. `Uninitialised` is for models whose weights are in a file.
 
 Shapes: B sequences, T tokens each, D embedding dimensions, H heads.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:  # previous_chapters.py imports this module
     from previous_chapters import MultiHeadAttention, TransformerBlock
@@ -108,3 +109,15 @@ def _folded_attention(
         bias = attention.W_value.bias.unflatten(0, by_head)
         context = context + weights.sum(dim=-1, keepdim=True) * bias
     return context.unsqueeze(2)
+
+
+class Uninitialised(TorchFunctionMode):
+    """`with torch.device("meta"), Uninitialised():` makes a model of shapes, without memory.
+
+    The device alone would draw random weights all the same, for nothing, and to this end import
+    PyTorch's compiler, which takes longer than all else that opening a model does.
+    """
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) != "torch.nn.init":
+            return function(*args, **kwargs or {})

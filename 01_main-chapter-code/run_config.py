@@ -100,7 +100,7 @@ class RunConfig(TrainConfig):
 
     model: str = option(
         "auto",
-        "auto (the largest of GPT-2 small, SmolLM2 and gpt-mini that can be had) or one of: "
+        "auto (the first of SmolLM2, GPT-2 small and gpt-mini that can be had) or one of: "
         + ", ".join(name.split(" (")[0] for name in MODEL_CONFIGS),
         group="model",
     )

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fast_paths import Uninitialised
 from previous_chapters import Decoder, MultiHeadAttention, TransformerBlock
 
 
@@ -214,7 +215,7 @@ def load_smollm2(path: Path) -> LlamaModel:
         if name in ("attn_q.weight", "attn_k.weight"):
             tensor = _halves_apart(tensor, SMOLLM2_CONFIG.emb_dim // SMOLLM2_CONFIG.n_heads)
         state[f"trf_blocks.{i}.{GGUF_NAMES[name]}"] = tensor
-    with torch.device("meta"):  # no memory, no random numbers: the file's tensors are taken over
+    with torch.device("meta"), Uninitialised():  # the file's tensors are taken over
         model = LlamaModel(SMOLLM2_CONFIG)
     model.load_state_dict(state, assign=True)
     model.out_head.weight = model.tok_emb.weight

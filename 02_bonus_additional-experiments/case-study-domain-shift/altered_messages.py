@@ -166,7 +166,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args, when_stopped = parse_args(argv), "stopped. Repeat the command to go on."
-    return run_command("altered_messages.py", lambda: args.do(args), when_stopped)
+    return run_command("altered_messages.py", lambda: args.do(args), when_stopped, args.results)
 
 
 if __name__ == "__main__":
