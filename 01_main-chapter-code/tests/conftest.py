@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import made_up_messages, write_csv
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from classifier_folder import save_classifier
 from gpt_download import load_mini_tokenizer
@@ -56,3 +57,10 @@ def tiny_classifier_folder(_saved_tiny_classifier: Path, tmp_path: Path) -> Path
     """A saved classifier with random weights: two labels, gpt-mini's tokenizer. A copy, to be
     altered freely."""
     return Path(shutil.copytree(_saved_tiny_classifier, tmp_path / "classifier"))
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Pictures are empty files: to draw them takes longer than to train on a few messages."""
+    monkeypatch.setattr(Figure, "tight_layout", lambda _: None)
+    monkeypatch.setattr(Figure, "savefig", lambda _, path, **how: Path(path).touch())

@@ -85,7 +85,7 @@ def test_a_message_is_right_if_all_its_labels_are():
     assert metrics["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)
 
 
-def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys):
+def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pictures):
     data, folder = write_csv(tmp_path / "m.csv", reviews(120)), tmp_path / "out"
     options = ("--data", data, "--multi-label", "--balance", "none", "--output", folder, *QUICK)
     assert finetune.main(list(map(str, options))) == 0

@@ -10,6 +10,7 @@ from test_finetune import QUICK, one_thread, train
 import finetune
 
 __all__ = ["one_thread"]  # the fixture
+pytestmark = pytest.mark.usefixtures("no_pictures")
 HARDLY = ("--learning-rate", "1e-12")  # what is trained stays what it was
 
 
