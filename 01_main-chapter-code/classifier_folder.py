@@ -111,7 +111,7 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPTClass
         classifier = GPTClassifier(decoder, about)
     classifier.load_state_dict(weights, assign=True)
     for weight_name, tensor in weights.items():
-        if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+        if tensor.dtype != torch.float32 or not tensor.sum().isfinite():
             raise ValueError(f"{weight_name} must hold finite numbers in float32")
     return classifier
 

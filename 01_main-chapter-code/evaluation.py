@@ -180,6 +180,21 @@ test_metrics.__test__ = False  # the name is no test for pytest
 # ---------------------------------------------------------------------------------------------
 
 
+def example_messages(
+    texts: Sequence[str], label_names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
+) -> list[dict[str, str]]:
+    """Eight of N texts with label and answer: the three surest errors, and right answers of all
+    classes in turn."""
+    answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)  # (N,), (N,)
+    wrong = [i for i in np.argsort(-sure, kind="stable") if answers[i] != labels[i]][:3]
+    right = [np.flatnonzero((answers == labels) & (labels == c)) for c in set(labels.tolist())]
+    in_turn = [members[n] for n in range(8) for members in right if len(members) > n]
+    return [
+        {"text": texts[i], "label": label_names[labels[i]], "answer": label_names[answers[i]]}
+        for i in in_turn[: 8 - len(wrong)] + wrong
+    ]
+
+
 def ngram_baseline(seed: int = 0) -> Pipeline:
     """Logistic regression on character n-grams: the simple model that a GPT has to beat."""
     return make_pipeline(

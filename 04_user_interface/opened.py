@@ -10,15 +10,13 @@ import numpy as np
 from sklearn.pipeline import Pipeline
 
 from classifier_folder import classify_texts, open_classifier
-from evaluation import ngram_baseline
+from evaluation import example_messages, ngram_baseline
 from fine_tuning import fingerprint
 from message_files import DataError
 from remote_files import is_intact
 from run_config import RunConfig
 from run_messages import Messages, read_run_messages
 from text_data import SMS_SPAM_ZIP
-
-NUM_EXAMPLES = 8
 
 
 class TestPredictions(NamedTuple):
@@ -31,9 +29,9 @@ class TestPredictions(NamedTuple):
 class Opened:
     """An opened classifier, its saved metrics and, where they are at hand, its messages.
 
-    The folder holds no texts. Those of the public SMS collection are taken from the cache, others
-    from `data`, the file that the classifier was trained on; then the n-gram model that was
-    measured beside it can answer, too. Raises what `open_classifier` does, and ``DataError`` where
+    The messages of the public SMS collection are taken from the cache, others from `data`, the file
+    that the classifier was trained on; then the n-gram model that was measured beside it can
+    answer, too. Raises what `open_classifier` does, and ``DataError`` where
     `data` holds other messages or the classifier gives several labels.
     """
 
@@ -64,17 +62,13 @@ class Opened:
         return TestPredictions(np.array(saved["labels"]), np.array(saved["probabilities"]))
 
     def examples(self) -> list[list[str]]:
-        """Test messages with their label and the answer: the worst errors, and right ones."""
-        if self.messages is None or self.test_predictions is None:
-            return []
-        labels, probabilities = self.test_predictions
-        answers, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
-        wrong = [i for i in np.argsort(-sure, kind="stable") if answers[i] != labels[i]]
-        right = [np.flatnonzero((answers == labels) & (labels == c)) for c in set(labels.tolist())]
-        in_turn = [members[n] for n in range(2) for members in right if len(members) > n]
-        chosen = in_turn[: NUM_EXAMPLES - len(wrong[:3])] + wrong[:3]
-        texts = self.messages.splits.test["text"]
-        return [[texts[i], self.names[labels[i]], self.names[answers[i]]] for i in chosen]
+        """Test messages, each with its label and the answer: those that the folder keeps, else
+        such as are at hand."""
+        examples = (self.metrics or {}).get("examples", [])
+        if not examples and self.messages is not None and self.test_predictions is not None:
+            texts = self.messages.splits.test["text"].tolist()
+            examples = example_messages(texts, self.names, *self.test_predictions)
+        return [[example[key] for key in ("text", "label", "answer")] for example in examples]
 
     def rival_probabilities(self, text: str) -> np.ndarray | None:
         """The n-gram model's (C,), or None where there is none."""

@@ -114,6 +114,16 @@ def test_baseline_learns_what_letters_tell():
     assert list(baseline.predict(["win cash now", "see you soon"])) == ["spam", "ham"]
 
 
+def test_examples_are_the_surest_errors_and_right_answers_of_all_classes_in_turn():
+    sure = np.array([0.9, 0.6, 0.8, 0.7, 0.95, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9])
+    answers = np.array([0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0])
+    labels = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 0])  # the first four answers are wrong
+    probabilities = np.where(answers[:, None] == [0, 1], sure[:, None], 1 - sure[:, None])
+    found = ev.example_messages("abcdefghijk", ["ham", "spam"], labels, probabilities)
+    assert "".join(example["text"] for example in found) == "fegjhacd"
+    assert found[-1] == {"text": "d", "label": "spam", "answer": "ham"}
+
+
 def test_pictures_show_what_they_are_given():
     figure = ev.plot_values([1, 2], [0.5, 0.2], [0.6, 0.4], "loss", examples_per_epoch=100)
     train, validation = figure.axes[0].lines
