@@ -12,12 +12,7 @@ import helpers
 import pandas as pd
 import pytest
 import torch
-from helpers import (
-    CHAPTER,
-    command_environment,
-    file_size_limit,
-    run_command,
-)
+from helpers import CHAPTER, command_environment, file_size_limit
 
 import classifier_folder
 import classify
@@ -52,12 +47,6 @@ def test_arguments_and_lines_get_the_same_answers(tiny_classifier_folder, capsys
     for (label, probability, _), row in zip(from_arguments, classify_texts(*opened, texts)):
         assert label == opened[0].config.label_names[int(row.argmax())]
         assert float(probability) == pytest.approx(float(row.max()), abs=1e-4)
-
-
-def test_many_lines_are_answered_in_order(tiny_classifier_folder, capsys, monkeypatch):
-    lines = [f"message number {i} " + "word " * (i % 7) + "end" for i in range(600)]
-    give_standard_input(monkeypatch, "\n".join(lines).encode())
-    assert [row[2] for row in classified(capsys, tiny_classifier_folder)] == lines
 
 
 def test_texts_may_follow_options(tiny_classifier_folder, capsys):
@@ -114,11 +103,14 @@ def test_control_characters_do_not_reach_the_terminal(tiny_classifier_folder, ca
     assert row[2] == r"\x1b[2Jgone\x07\ttab\nline\x9b\u202e\rover"
 
 
-def test_a_terminal_without_the_characters_gets_them_spelled_out(tiny_classifier_folder):
-    script = ("classify.py", tiny_classifier_folder, "größer 🎉")
-    done = run_command(*script, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\t")[2] == "gr\\xf6\\xdfer \\U0001f389\n"
+def test_a_terminal_without_the_characters_gets_them_spelled_out(
+    tiny_classifier_folder, monkeypatch
+):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert classify.main([str(tiny_classifier_folder), "größer 🎉"]) == 0
+    shown = terminal.buffer.getvalue().decode("ascii").rstrip()
+    assert shown.split("\t")[2] == "gr\\xf6\\xdfer \\U0001f389"
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the shell's head is needed")
@@ -143,14 +135,10 @@ def test_a_reader_of_the_output_may_leave_early(tiny_classifier_folder):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
-@pytest.mark.parametrize("from_file", [False, True])
-def test_standard_output_that_is_full_is_a_failure_in_one_sentence(
-    tiny_classifier_folder, messages_csv, from_file
-):
-    texts = ("--file", messages_csv) if from_file else ("hello",)
+def test_standard_output_that_is_full_is_a_failure_in_one_sentence(tiny_classifier_folder):
     with open("/dev/full", "w") as output:
         done = subprocess.run(
-            [sys.executable, CHAPTER / "classify.py", tiny_classifier_folder, *texts],
+            [sys.executable, CHAPTER / "classify.py", tiny_classifier_folder, "hello"],
             env=command_environment(),
             stdout=output,
             stderr=subprocess.PIPE,
@@ -162,21 +150,14 @@ def test_standard_output_that_is_full_is_a_failure_in_one_sentence(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell closes the streams")
-@pytest.mark.parametrize(("closed", "name"), [("<&-", "input"), (">&-", "output")])
-def test_a_closed_stream_is_a_failure_in_one_sentence(tiny_classifier_folder, closed, name):
-    command = f'"$0" "$@" {closed}'
-    script = [sys.executable, str(CHAPTER / "classify.py"), str(tiny_classifier_folder)]
-    done = subprocess.run(
-        ["sh", "-c", command, *script],
-        env=command_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"classify.py: standard {name} is closed; ")
-    assert done.stderr.count("\n") == 1
+@pytest.mark.parametrize("name", ["input", "output"])
+def test_a_closed_stream_is_a_failure_in_one_sentence(
+    tiny_classifier_folder, capsys, monkeypatch, name
+):
+    monkeypatch.setattr(sys, f"std{name.removesuffix('put')}", None)  # as Python does
+    said = fails(capsys, tiny_classifier_folder, status=1)
+    assert said.startswith(f"classify.py: standard {name} is closed; ")
+    assert said.count("\n") == 1
 
 
 def test_out_of_memory_exits_1(tiny_classifier_folder, capsys, monkeypatch):

@@ -6,16 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fast_paths import KeyValueCache, block_at_positions, select_positions
-from previous_chapters import (
-    GPTConfig,
-    GPTModel,
-    TransformerBlock,
-    generate,
-    generate_text_simple,
-)
+from fast_paths import KeyValueCache, Uninitialised, block_at_positions, select_positions
+from previous_chapters import GPTConfig, GPTModel, TransformerBlock, generate, generate_text_simple
+from smollm2 import LlamaConfig, LlamaModel
 
-TINY = GPTConfig(vocab_size=100, context_length=16, emb_dim=32, n_heads=4, n_layers=3)
+SHAPE = {"vocab_size": 100, "context_length": 16, "emb_dim": 32, "n_heads": 4, "n_layers": 3}
+TINY = GPTConfig(**SHAPE)
+DECODERS = {
+    "gpt": lambda **changes: GPTModel(dataclasses.replace(TINY, **changes)),
+    "llama": lambda **changes: LlamaModel(
+        LlamaConfig(**SHAPE, n_kv_heads=2, hidden_dim=48, **changes)
+    ),
+}
 POSITIONS = torch.tensor([8, 0, 4])
 
 
@@ -37,12 +39,18 @@ def random_block(**changes) -> TransformerBlock:
     return block
 
 
-def random_model() -> GPTModel:
-    torch.manual_seed(0)
-    model = GPTModel(TINY).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return model
+@pytest.fixture(params=DECODERS)
+def random_model(request):
+    """Makes a decoder whose every parameter, norms included, is random."""
+
+    def make(**changes):
+        torch.manual_seed(0)
+        model = DECODERS[request.param](**changes).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        return model
+
+    return make
 
 
 # --- one position -----------------------------------------------------------------------------
@@ -81,12 +89,20 @@ def test_outputs_gradients_and_dropout_at_one_position_equal_the_plain_way(x, dr
             torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention_mask", [None, torch.arange(9) < torch.tensor([[9], [5], [7]])])
-def test_at_one_position_without_causal_mask_all_real_tokens_are_seen(x, attention_mask):
-    block = random_block(causal=False)
-    expected = select_positions(block(x, attention_mask), POSITIONS)
-    actual = block_at_positions(block, x, POSITIONS, attention_mask)
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("lengths", [(9, 9, 9), (9, 1, 5)])
+def test_outputs_and_gradients_at_one_position_of_a_padded_batch_equal_the_plain_block(
+    random_model, x, causal, lengths
+):
+    block, x = random_model(causal=causal).trf_blocks[-1], x.requires_grad_()
+    attention_mask = torch.arange(9) < torch.tensor(lengths).unsqueeze(1)
+    plain = select_positions(block(x, attention_mask), POSITIONS)
+    fast = block_at_positions(block, x, POSITIONS, attention_mask)
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+    wanted = [x, *block.parameters()]
+    gradients = [torch.autograd.grad(y.square().sum(), wanted) for y in (plain, fast)]
+    for expected, actual in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_adapted_layer_makes_keys_and_values_itself(x):
@@ -103,7 +119,7 @@ def test_an_adapted_layer_makes_keys_and_values_itself(x):
 
 @pytest.mark.parametrize("num_given", [1, 12])
 def test_generation_with_and_without_cache_is_the_same_even_beyond_the_context(
-    input_ids, num_given
+    random_model, input_ids, num_given
 ):
     model, prompts = random_model(), input_ids[:, :num_given]
     plain = generate_text_simple(model, prompts, 20, TINY.context_length)
@@ -112,7 +128,9 @@ def test_generation_with_and_without_cache_is_the_same_even_beyond_the_context(
     assert torch.equal(generate(model, prompts, 20, use_cache=False), plain)
 
 
-def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(input_ids):
+def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(
+    random_model, input_ids
+):
     model = random_model()
     caches = [KeyValueCache() for _ in model.trf_blocks]
     computed = []
@@ -122,6 +140,19 @@ def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(inp
     pieces = [model(part, caches=caches) for part in input_ids.split([5, 1, 4, 2], dim=1)]
     assert computed == [5, 1, 4, 2]
     assert caches[-1].num_tokens == 12
+    assert caches[-1].keys.shape[1] == getattr(model.cfg, "n_kv_heads", 4)  # shared ones once
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"17 tokens .* context of 16"):
         model(input_ids[:, :5], caches=caches)
+
+
+def test_a_model_that_is_not_initialised_has_its_shapes_and_draws_nothing():
+    before = torch.get_rng_state()
+    with torch.device("meta"), Uninitialised():
+        model = GPTModel(TINY)
+    with Uninitialised():
+        other = GPTModel(TINY)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.tok_emb.weight.is_meta
+    for weight, expected in zip(model.parameters(), other.parameters(), strict=True):
+        assert weight.shape == expected.shape

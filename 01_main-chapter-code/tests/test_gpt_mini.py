@@ -26,27 +26,11 @@ TEXT = "The old man and the sea. Have you seen it? I have not seen the old film 
 # --- what is in the folder --------------------------------------------------------------------
 
 
-def test_weights_are_small_and_in_half_precision():
-    path = MINI_FOLDER / "model.safetensors"
-    assert path.stat().st_size <= 12_000_000
-    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
-
-
-def test_card_quotes_what_the_recipe_measured():
-    results = json.loads((MINI_FOLDER / "pretraining.json").read_text(encoding="utf-8"))
-    card = (MINI_FOLDER / "README.md").read_text(encoding="utf-8")
-    quoted = [f"{results[name]:,}" for name in ("parameters", "tokens_seen", "seconds")]
-    quoted += [f"{results['held_out_perplexity']:.1f}", f"{results['held_out_loss']:.2f}"]
-    quoted += [sample.split("\n")[0] for sample in results["samples"]]
-    assert [text for text in quoted if text not in card] == []
-
-
 # The pattern as GPT-2's authors wrote it.
 AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-@given(st.text() | st.text("aZ'sdmtlvre 1٣.!\n\t\r\u00a0\u2003é是😀", max_size=60))
-def test_the_pattern_gives_the_tokens_of_the_published_one(text):
+def test_the_pattern_gives_the_tokens_of_the_published_one():
     tokenizer = load_mini_tokenizer()
     published = tiktoken.Encoding(
         "published",
@@ -54,8 +38,13 @@ def test_the_pattern_gives_the_tokens_of_the_published_one(text):
         mergeable_ranks=tokenizer._mergeable_ranks,
         special_tokens={},
     )
-    assert tokenizer.encode_ordinary(text) == published.encode_ordinary(text)
-    assert regex.findall(GPT2_SPLIT_PATTERN, text) == regex.findall(AS_PUBLISHED, text)
+
+    @given(st.text() | st.text("aZ'sdmtlvre 1٣.!\n\t\r\u00a0\u2003é是😀", max_size=60))
+    def check(text):
+        assert tokenizer.encode_ordinary(text) == published.encode_ordinary(text)
+        assert regex.findall(GPT2_SPLIT_PATTERN, text) == regex.findall(AS_PUBLISHED, text)
+
+    check()
 
 
 @pytest.mark.parametrize(

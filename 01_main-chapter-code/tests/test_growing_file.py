@@ -3,14 +3,11 @@
 import csv
 import io
 import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import CHAPTER, command_environment, file_size_limit
+from helpers import file_size_limit, kill_at_a_rename
 from test_classify import fails
 
 import classify
@@ -43,7 +40,9 @@ def stop_after(num_pieces: int, arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("num_pieces", [0, 1, 3])
-def test_a_stopped_run_goes_on_to_the_same_file(arguments, tmp_path, capsys, num_pieces):
+def test_a_stopped_run_goes_on_to_the_same_file_with_the_rows_that_are_left(
+    arguments, tmp_path, capsys, monkeypatch, num_pieces
+):
     output = tmp_path / "out.csv"
     assert classify.main(arguments) == 0
     undisturbed = output.read_bytes()
@@ -51,14 +50,6 @@ def test_a_stopped_run_goes_on_to_the_same_file(arguments, tmp_path, capsys, num
     stop_after(num_pieces, arguments)
     assert "--resume" in capsys.readouterr().err
     assert not output.exists()
-    assert classify.main([*arguments, "--resume"]) == 0
-    assert output.read_bytes() == undisturbed
-    assert pd.read_csv(output)["id"].tolist() == list(range(35))
-    assert [path.name for path in tmp_path.glob("out*")] == ["out.csv"]
-
-
-def test_rows_that_are_done_are_not_classified_again(arguments, monkeypatch):
-    stop_after(2, arguments)
     seen, classify_texts = [], classify.classify_texts
     monkeypatch.setattr(
         classify,
@@ -66,24 +57,21 @@ def test_rows_that_are_done_are_not_classified_again(arguments, monkeypatch):
         lambda c, t, texts: seen.extend(texts) or classify_texts(c, t, texts),
     )
     assert classify.main([*arguments, "--resume"]) == 0
-    assert [text.split()[1] for text in seen] == [str(i) for i in range(20, 35)]
+    assert [text.split()[1] for text in seen] == [str(i) for i in range(10 * num_pieces, 35)]
+    assert output.read_bytes() == undisturbed
+    assert pd.read_csv(output)["id"].tolist() == list(range(35))
+    assert [path.name for path in tmp_path.glob("out*")] == ["out.csv"]
 
 
 def test_a_killed_process_can_be_gone_on_with(tiny_classifier_folder, tmp_path):
-    source, pieces = tmp_path / "in.csv", tmp_path / "out.csv.pieces"
-    pd.DataFrame({"id": range(8_000), "text": "a message"}).to_csv(source, index=False)
-    command = [sys.executable, str(CHAPTER / "classify.py"), str(tiny_classifier_folder)]
-    command += ["--file", str(source), "--output", str(tmp_path / "out.csv")]
-    process = subprocess.Popen(command, env=command_environment(), stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (pieces / "00000000.csv").exists():
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    if not (tmp_path / "out.csv").exists():  # else the process was faster than its killer
-        done = subprocess.run([*command, "--resume"], env=command_environment())
-        assert done.returncode == 0
-    result = pd.read_csv(tmp_path / "out.csv")
-    assert result["id"].tolist() == list(range(8_000))
+    source, output = tmp_path / "in.csv", tmp_path / "out.csv"
+    pd.DataFrame({"id": range(2500), "text": "a message"}).to_csv(source, index=False)
+    arguments = [str(tiny_classifier_folder), "--file", str(source), "--output", str(output)]
+    kill_at_a_rename("classify", *arguments, name="00000001.csv")
+    assert not output.exists()
+    assert classify.main([*arguments, "--resume"]) == 0
+    result = pd.read_csv(output)
+    assert result["id"].tolist() == list(range(2500))
     assert result["predicted_label"].isin(["ham", "spam"]).all()
 
 

@@ -209,8 +209,7 @@ def test_an_unfinished_run_is_gone_on_with_only_when_told(done, unfinished, caps
 
 
 @pytest.mark.parametrize(
-    ("run", "says"),
-    [("finished", "had other options"), ("unfinished", "seed: 123 then, 5 now")],
+    ("run", "says"), [("finished", "had other options"), ("unfinished", "seed: 123 then, 5 now")]
 )
 def test_resuming_with_other_options_is_refused(request, capsys, run, says):
     arguments = request.getfixturevalue(run)

@@ -6,7 +6,6 @@ Tests of the real model need its file in the cache and skip without it.
 import ast
 import dataclasses
 import json
-import math
 import random
 from pathlib import Path
 
@@ -17,12 +16,10 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from fast_paths import KeyValueCache, block_at_positions, select_positions
 from gpt_download import SMOLLM2_WEIGHTS, SMS_SPAM_ZIP, is_intact
 from previous_chapters import (
     calc_perplexity,
     generate,
-    generate_text_simple,
     num_parameters,
     text_to_token_ids,
     token_ids_to_text,
@@ -37,7 +34,7 @@ from smollm2 import (
     rotate,
     smollm2_tokenizer,
 )
-from text_data import collate, encode_messages, read_sample_messages, read_sms_spam
+from text_data import read_sms_spam
 
 TINY = LlamaConfig(
     vocab_size=100,
@@ -160,60 +157,6 @@ def test_padding_and_batches_change_nothing(input_ids, causal):
     for row, length, logits in zip(input_ids, lengths, batch, strict=True):
         alone = model(row[None, :length])[0]
         torch.testing.assert_close(logits[:length], alone, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_outputs_and_gradients_at_one_position_equal_the_plain_block(input_ids, causal):
-    model = random_model(causal=causal)
-    positions = torch.tensor([11, 0, 6])
-    attention_mask = torch.arange(12) < torch.tensor([[12], [5], [9]])
-    block, x = model.trf_blocks[-1], model.embed(input_ids).detach().requires_grad_()
-    plain = select_positions(block(x, attention_mask), positions)
-    fast = block_at_positions(block, x, positions, attention_mask)
-    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
-    wanted = [x, *block.parameters()]
-    gradients = [torch.autograd.grad(y.square().sum(), wanted) for y in (plain, fast)]
-    for expected, actual in zip(*gradients, strict=True):
-        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_generation_with_cache_equals_the_plain_loop_even_beyond_the_context(input_ids):
-    model = random_model()
-    plain = generate_text_simple(model, input_ids, 10, TINY.context_length)
-    assert torch.equal(generate(model, input_ids, 10), plain)
-
-
-def test_cached_steps_give_the_logits_of_one_pass(input_ids):
-    model = random_model()
-    caches = [KeyValueCache() for _ in model.trf_blocks]
-    pieces = [model(part, caches=caches) for part in input_ids.split([5, 1, 4, 2], dim=1)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(input_ids), atol=1e-5, rtol=0)
-    assert caches[0].keys.shape == caches[0].values.shape == (3, TINY.n_kv_heads, 12, 8)
-
-
-def test_half_precision_computes_nearly_the_same(input_ids):
-    model = random_model()
-    expected = model(input_ids)
-    with torch.autocast("cpu", torch.bfloat16):
-        autocast = model(input_ids)
-    torch.testing.assert_close(autocast.float(), expected, atol=0.1, rtol=0.1)
-    torch.testing.assert_close(model.bfloat16()(input_ids).float(), expected, atol=0.1, rtol=0.1)
-
-
-def test_random_weights_know_nothing_and_learn(input_ids):
-    torch.manual_seed(0)
-    model = LlamaModel(TINY)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses = []
-    for _ in range(60):
-        logits = model(input_ids[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[0] == pytest.approx(math.log(TINY.vocab_size), abs=0.3)
-    assert losses[-1] < 0.1
 
 
 # --- reading GGUF files -----------------------------------------------------------------------
@@ -339,16 +282,6 @@ def test_rows_of_queries_and_keys_in_the_files_order_make_a_worse_model(
     right = calc_perplexity(smollm2, tokenizer, text)
     assert right < 20
     assert calc_perplexity(wrong, tokenizer, text) > 4 * right
-
-
-@torch.no_grad()
-def test_messages_in_a_batch_have_the_logits_that_transformers_gives_each(smollm2, tokenizer, twin):
-    texts = read_sample_messages()["text"].head(6)
-    batch = collate([(ids, 0) for ids in encode_messages(texts, tokenizer, 64)])
-    ours = smollm2(batch["input_ids"], batch["attention_mask"])
-    for row, ids, mask in zip(ours, batch["input_ids"], batch["attention_mask"], strict=True):
-        theirs = twin(ids[mask].unsqueeze(0)).logits[0]
-        torch.testing.assert_close(row[mask], theirs, atol=1e-3, rtol=0)
 
 
 def test_it_knows_the_capital_of_france(smollm2, tokenizer):
