@@ -47,6 +47,8 @@ def write_as(path: Path, rows: list[tuple[str, str]]) -> Path:
     table.insert(0, "id", range(len(table)))
     if path.suffix == ".parquet":
         table.to_parquet(path)
+    elif path.suffix == ".xlsx":
+        table.to_excel(path, index=False)
     elif path.suffix == ".jsonl":
         table.to_json(path, orient="records", lines=True)
     else:
@@ -54,17 +56,31 @@ def write_as(path: Path, rows: list[tuple[str, str]]) -> Path:
     return path
 
 
-FORMATS = ["csv", "tsv", "jsonl", "parquet", "CSV"]
+QUOTED = '"text","label"\n' + "".join(f'"{text}",{label}\n' for text, label in ROWS)
+WITH_SEP = "sep=;\r\ntext;label\r\n" + "".join(f"{text};{label}\r\n" for text, label in ROWS)
+ARRAY = json.dumps([{"text": text, "label": label} for text, label in ROWS])
 
 
-@pytest.mark.parametrize("ending", FORMATS)
-def test_every_format_gives_the_same_messages(tmp_path, ending):
-    path = tmp_path / f"messages.{ending}"
-    if ending == "CSV":
-        write(path, '"text","label"\n' + "".join(f'"{text}",{label}\n' for text, label in ROWS))
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        *((f"m.{ending}", None) for ending in ("csv", "tsv", "jsonl", "parquet", "xlsx")),
+        *((f"m.{ending}.gz", None) for ending in ("csv", "tsv", "jsonl")),
+        *(("m.CSV", QUOTED), ("sep.csv", WITH_SEP), ("m.json", ARRAY)),
+    ],
+)
+def test_every_format_gives_the_same_messages(tmp_path, name, content):
+    path = tmp_path / name
+    if content:
+        write(path, content)
+    elif name.endswith(".gz"):
+        plain = write_as(tmp_path / name.removesuffix(".gz"), ROWS)
+        write(path, gzip.compress(plain.read_bytes()))
     else:
+        if name == "m.xlsx":
+            pytest.importorskip("openpyxl", reason="needs 04_user_interface/requirements-extra.txt")
         write_as(path, ROWS)
-    assert pairs(read_messages(path, "text", "label")) == ROWS
+    assert pairs(read_messages(path)) == ROWS
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
@@ -86,35 +102,6 @@ LABELS = st.sampled_from(["a", "b", "naïve", "0"])
 def test_a_csv_of_any_texts_comes_back_as_it_was(tmp_path_factory, rows):
     path = write_as(tmp_path_factory.mktemp("any") / "messages.csv", rows)
     assert pairs(read_messages(path, "text", "label")) == rows
-
-
-def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_the_data(tmp_path):
-    content = "\ufefftext,label\r\nhello there,ham\r\nfree cash,spam\r\n"
-    messages = read_messages(write(tmp_path / "m.csv", content), "text", "label")
-    assert pairs(messages) == [("hello there", "ham"), ("free cash", "spam")]
-
-
-@pytest.mark.parametrize(
-    "name", ["m.csv", "m.csv.gz", "m.tsv.gz", "m.json", "m.jsonl.gz", "m.xlsx"]
-)
-def test_further_formats_give_the_same_messages(tmp_path, name):
-    path = tmp_path / name
-    if name == "m.csv":
-        write(path, "sep=;\r\n" + "text;label\r\n" + "".join(f"{t};{y}\r\n" for t, y in ROWS))
-    elif name == "m.json":
-        write(path, json.dumps([{"text": text, "label": label} for text, label in ROWS]))
-    elif name == "m.xlsx":
-        pytest.importorskip("openpyxl", reason="needs 04_user_interface/requirements-extra.txt")
-        pd.DataFrame(ROWS, columns=["text", "label"]).to_excel(path, index=False)
-    else:
-        plain = write_as(tmp_path / name.removesuffix(".gz"), ROWS)
-        write(path, gzip.compress(plain.read_bytes()))
-    assert pairs(read_messages(path)) == ROWS
-
-
-def test_semicolons_separate_where_the_header_has_no_comma(tmp_path):
-    path = write(tmp_path / "m.csv", "text;label\nhello, you;ham\nfree;spam\n")
-    assert pairs(read_messages(path)) == [("hello, you", "ham"), ("free", "spam")]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "windows-1252", "utf-16", "utf-16-le"])
@@ -190,29 +177,42 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
     assert pairs(messages) == [("good", "pos"), ("café\0", "pos")]
 
 
-# --- quotes in TSV -----------------------------------------------------------------------------
+# --- what the lines of a file mean -------------------------------------------------------------
+
+HI, WIN = ("hello, you", "ham"), ("free", "spam")
+LONG = 'a "long" story ' * 20_000
+LONG_CELL = LONG.replace('"', '""')
+MEANINGS = {
+    "byte order mark": ("csv", '\ufefftext,label\r\n"hello, you",ham\r\nfree,spam\r\n', [HI, WIN]),
+    "semicolons": ("csv", "text;label\nhello, you;ham\nfree;spam\n", [HI, WIN]),
+    "columns without a name": ("csv", 'kind,body,,\nham,"hello, you",,\nspam,free,,\n', [HI, WIN]),
+    "stray quotes": (
+        "tsv",
+        'text\tlabel\n"Sorry, I\'ll call\tham\nsay "hi\tham\n" free\tspam\n',
+        [("\"Sorry, I'll call", "ham"), ('say "hi', "ham"), ('" free', "spam")],
+    ),
+    "proper quotes": (
+        "tsv",
+        'text\tlabel\n"a ""big"" prize"\tspam\n"two\nlines\tand a tab"\tham\nplain\tham\n',
+        [('a "big" prize', "spam"), ("two\nlines\tand a tab", "ham"), ("plain", "ham")],
+    ),
+    "a long quoted cell": (
+        "tsv",
+        f'text\tlabel\n"{LONG_CELL}"\tham\n"short"\tspam\n',
+        [(LONG, "ham"), ("short", "spam")],
+    ),
+    "lists in other columns": (
+        "jsonl",
+        json_lines(*({"meta": {"a": 1}, "tags": [1], "text": t, "label": y} for t, y in ROWS)),
+        ROWS,
+    ),
+}
 
 
-def test_stray_quotes_in_a_tsv_are_ordinary_characters(tmp_path):
-    content = 'text\tlabel\n"Sorry, I\'ll call later\tham\nsay "hi\tham\n" free\tspam\n'
-    messages = read_messages(write(tmp_path / "m.tsv", content), "text", "label")
-    texts = ["\"Sorry, I'll call later", 'say "hi', '" free']
-    assert messages["text"].tolist() == texts
-    assert messages["label"].tolist() == ["ham", "ham", "spam"]
-
-
-def test_quotes_of_a_properly_quoted_tsv_are_taken_off(tmp_path):
-    content = 'text\tlabel\n"a ""big"" prize"\tspam\n"two\nlines\tand a tab"\tham\nplain\tham\n'
-    messages = read_messages(write(tmp_path / "m.tsv", content), "text", "label")
-    assert messages["text"].tolist() == ['a "big" prize', "two\nlines\tand a tab", "plain"]
-
-
-def test_a_long_cell_of_a_properly_quoted_tsv_is_read_as_one(tmp_path):
-    text = 'a "long" story ' * 20_000
-    cell = text.replace('"', '""')
-    content = f'text\tlabel\n"{cell}"\tham\n"short"\tspam\n'
-    messages = read_messages(write(tmp_path / "m.tsv", content), "text", "label")
-    assert messages["text"].tolist() == [text, "short"]
+@pytest.mark.parametrize("case", MEANINGS)
+def test_lines_are_read_as_they_are_meant(tmp_path, case):
+    ending, content, rows = MEANINGS[case]
+    assert pairs(read_messages(write(tmp_path / f"m.{ending}", content))) == rows
 
 
 # --- labels ------------------------------------------------------------------------------------
@@ -253,27 +253,11 @@ def test_many_classes_are_kept_apart(tmp_path):
     assert read_messages(write_as(tmp_path / "m.csv", rows))["label"].nunique() == 150
 
 
-def test_fields_missing_in_some_json_lines_are_empty_cells(tmp_path, capsys):
-    records = [{"text": "a b", "label": 1}, {"text": "c"}, {"label": 2}, {"text": "d", "label": 2}]
-    messages = read_messages(write(tmp_path / "m.jsonl", json_lines(*records)), "text", "label")
-    assert pairs(messages) == [("a b", "1"), ("d", "2")]
-    assert "Left out 2 rows" in capsys.readouterr().out
-
-
 def test_labels_are_read_without_what_nobody_sees(tmp_path):
     spellings = ["hot", "hot ", " hot", "h\u200bot", "hot\u00a0", "\ufeffhot"]
     rows = [(f"text {i}", label) for i, label in enumerate([*spellings, "cafe\u0301", "café"])]
     messages = read_messages(write_as(tmp_path / "m.csv", rows))
     assert messages["label"].tolist() == ["hot"] * 6 + ["café"] * 2
-
-
-@pytest.mark.parametrize("labels", [("hot", "HOT"), ("1", "1.0"), ("True", "TRUE")])
-def test_labels_that_are_only_alike_stay_apart_and_are_pointed_out(tmp_path, capsys, labels):
-    path = write_as(tmp_path / "m.csv", [("a", labels[0]), ("b", labels[1]), ("c", "cold")])
-    assert read_messages(path)["label"].tolist() == [*labels, "cold"]
-    note = [line for line in capsys.readouterr().out.splitlines() if "NOTE" in line]
-    assert len(note) == 1
-    assert all(repr(label) in note[0] for label in labels)
 
 
 # --- guessing the columns ----------------------------------------------------------------------
@@ -289,6 +273,7 @@ def test_columns_are_guessed_and_the_guess_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "'body'" in said
     assert "'kind'" in said
+    assert "'a rather long message 0' is 'no'" in said
 
 
 @pytest.mark.parametrize(
@@ -303,12 +288,6 @@ def test_usual_names_count_more_than_what_the_columns_hold(tmp_path, header):
     assert messages["label"].tolist() == ["0", "1", "2"] * 2
 
 
-def test_other_columns_may_hold_lists(tmp_path):
-    records = [{"meta": {"a": 1}, "tags": [1], "text": f"t {i}", "label": i} for i in range(2)]
-    messages = read_messages(write(tmp_path / "m.jsonl", json_lines(*records)))
-    assert pairs(messages) == [("t 0", "0"), ("t 1", "1")]
-
-
 def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
     content = "subject,body,kind\n" + "".join(
         f"s{i},a rather long message {i},{i % 2}\n" for i in range(6)
@@ -318,13 +297,6 @@ def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
     assert read_messages(path, text_column="subject")["label"].tolist()[:2] == ["0", "1"]
     by_subject = read_messages(path, label_column="subject")
     assert (by_subject["label"][0], by_subject["text"][0]) == ("s0", "a rather long message 0")
-
-
-def test_columns_without_a_name_do_not_stand_in_the_way(tmp_path):
-    """As a spreadsheet exports them: empty columns to the right."""
-    content = "kind,body,,\nham,see you at home,,\nspam,win a prize,,\n"
-    messages = read_messages(write(tmp_path / "m.csv", content))
-    assert pairs(messages) == [("see you at home", "ham"), ("win a prize", "spam")]
 
 
 def test_column_names_of_a_parquet_file_may_be_numbers(tmp_path):
@@ -347,12 +319,20 @@ def test_an_index_of_a_parquet_file_is_a_column_if_it_has_a_name(tmp_path):
 
 # --- rows that cannot be used ------------------------------------------------------------------
 
+RECORDS = ({"text": "a b", "label": 1}, {"text": "c"}, {"label": 2}, {}, {"text": "", "label": 3})
 
-def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, capsys):
-    content = "text,label\nhello,ham\n,ham\n   ,spam\nfree,\nwin,spam\nonly\n"
-    messages = read_messages(write(tmp_path / "m.csv", content), "text", "label")
-    assert pairs(messages) == [("hello", "ham"), ("win", "spam")]
-    assert list(messages.index) == [0, 1]
+
+@pytest.mark.parametrize(
+    ("name", "content", "row"),
+    [
+        ("m.csv", "text,label\n,ham\n   ,spam\nfree,\nwin,spam\nonly\n", ("win", "spam")),
+        ("m.jsonl", json_lines(*RECORDS), ("a b", "1")),
+    ],
+)
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, capsys, name, content, row):
+    messages = read_messages(write(tmp_path / name, content), "text", "label")
+    assert pairs(messages) == [row]
+    assert list(messages.index) == [0]
     assert "Left out 4 rows" in capsys.readouterr().out
 
 
