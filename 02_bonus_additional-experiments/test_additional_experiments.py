@@ -5,6 +5,7 @@ Everything runs on a tiny model and the made-up messages; no metric from here is
 
 import json
 import os
+import re
 import shlex
 
 import additional_experiments as experiments
@@ -84,13 +85,15 @@ def run_quickly(rows, results, patch, *options: str) -> int:
 # The whole suite
 # ---------------------------------------------------------------------------------------------
 
-# In one epoch; there are only 64 training messages here.
-SAME_AS_ROW_1 = {"last-block", "accumulated", *(f"pretrained-{n}" for n in (100, 200, 400))}
+SAME_AS_ROW_1 = {"last-block", "accumulated"}  # in one epoch
+# Of rows that differ in a number, one.
+SUITE = [row for row in MAIN if not re.fullmatch(r"(pretrained|random|ngrams)-(?!25$)\d+", row)]
+SUITE = [row for row in SUITE if row not in ("blocks-4", "blocks-5", "dropout-0.3")]
 
 
 @pytest.fixture(scope="module")
 def tiny_suite(tmp_path_factory):
-    """The results of the whole main suite for one seed."""
+    """The results of the main suite for one seed."""
     folder, own_processes = tmp_path_factory.mktemp("results"), []
 
     def in_this_process(function, config):
@@ -100,8 +103,8 @@ def tiny_suite(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         make_tiny(patch)
         patch.setattr(experiments, "in_fresh_process", in_this_process)
-        assert run_quickly(MAIN, folder, patch, "--seeds", "1") == 0
-    assert sorted(own_processes) == sorted(ROWS.index[ROWS.timed == "yes"])
+        assert run_quickly(SUITE, folder, patch, "--seeds", "1") == 0
+    assert sorted(own_processes) == sorted(row for row in SUITE if ROWS.timed[row] == "yes")
     return folder
 
 
@@ -109,8 +112,8 @@ def read(folder, row: str) -> dict:
     return json.loads((folder / row / "seed-1.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("row", MAIN)
-def test_row_gives_answers_of_its_own(row, tiny_suite):
+@pytest.mark.parametrize("row", SUITE)
+def test_a_row_gives_answers_of_its_own(row, tiny_suite):
     result, base = read(tiny_suite, row), read(tiny_suite, "last-block")
     messages, others = (r["predictions"]["test_texts_crc32"] for r in (result, base))
     assert (messages == others) == ("almeida" not in row)
@@ -121,7 +124,7 @@ def test_row_gives_answers_of_its_own(row, tiny_suite):
 
 def test_complete_suite_says_how_to_measure_anew(tiny_suite, monkeypatch, capsys):
     before = {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")}
-    assert run_quickly(MAIN, tiny_suite, monkeypatch, "--seeds", "1") == 0
+    assert run_quickly(SUITE, tiny_suite, monkeypatch, "--seeds", "1") == 0
     assert "nothing was measured. To measure anew" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in tiny_suite.rglob("*.json")} == before
 

@@ -62,13 +62,7 @@ def write_sample_parts(folder: Path, num_train: int = 12) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("train", "validation", "test"):
         rows = [
-            (
-                f"{part}/{label}/{i}",
-                made_up_review(label, rng),
-                label,
-                RATINGS[label],
-                "t",
-            )
+            (f"{part}/{label}/{i}", made_up_review(label, rng), label, RATINGS[label], "t")
             for i in range(num_train if part == "train" else 12)
             for label in WORDS
         ]

@@ -6,15 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pyarrow
 import pytest
-from imdb_samples import (
-    NUM_PER_LABEL,
-    archive_members,
-    write_archive,
-    write_folder,
-)
+from imdb_samples import NUM_PER_LABEL, archive_members, write_archive, write_folder
 
 import download_prepare_dataset as prepare
-from message_files import DataError
 from remote_files import RemoteFile, cache_folder
 
 REAL_CACHE = cache_folder()
@@ -123,11 +117,6 @@ def test_interrupted_extraction_is_refused(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "missing in train/pos, test/neg, test/pos" in message
     assert not (tmp_path / "out").exists()
-
-
-def test_missing_parts_are_named(tmp_path):
-    with pytest.raises(DataError, match=r"train\.parquet is missing; run download_prepare"):
-        prepare.read_parts(tmp_path)
 
 
 def test_cached_archive_comes_first_then_its_other_forms(tmp_path, monkeypatch, archive):

@@ -83,7 +83,7 @@ def test_result_and_probabilities_are_written(tmp_path, parts, encoder):
 
 
 @pytest.mark.parametrize("option", [{"trainable": 1}, {"precision": "bfloat16"}], ids=str)
-def test_option_changes_the_result(tmp_path, parts, encoder, option):
+def test_an_option_changes_the_result(tmp_path, parts, encoder, option):
     default = run(tmp_path / "default", parts, encoder)
     assert run(tmp_path, parts, encoder, **option)["history"] != default["history"]
 
@@ -112,7 +112,7 @@ def test_lower_layers_are_frozen_in_every_kind_of_encoder(kind):
         train_encoder.freeze_layers(model, 4)
 
 
-def test_stopped_run_goes_on_to_the_same_result(tmp_path, parts, encoder, monkeypatch):
+def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, encoder, monkeypatch):
     monkeypatch.setattr(training_runs, "ROUND_REVIEWS", 10)
     options = {"num_epochs": 2, "batch_size": 4, "dropout": 0.1}
     whole = run(tmp_path / "whole", parts, encoder, **options)

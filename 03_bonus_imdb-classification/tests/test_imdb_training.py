@@ -62,18 +62,10 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
 
 @pytest.mark.parametrize(
     "option",
-    [
-        {"cut": "windows"},
-        {"trainable": "last_block"},
-        {"trainable": "lora"},
-        {"continued_pretraining_epochs": 1},
-        {"pooling": "mean"},
-        {"word_dropout": 0.5},
-        {"precision": "bfloat16"},
-    ],
+    [{"cut": "windows"}, {"pooling": "mean"}, {"word_dropout": 0.5}, {"precision": "bfloat16"}],
     ids=str,
 )
-def test_option_changes_the_result(tmp_path, parts, default_losses, option):
+def test_an_option_changes_the_result(tmp_path, parts, default_losses, option):
     result = run(tmp_path, parts, validation_only=True, **option)
     assert result["history"]["validation_loss"] != default_losses
 
@@ -117,7 +109,7 @@ def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
     first, second = Counter(chain(*seen[:3])), Counter(chain(*seen[3:]))
     assert first == second  # of 23, one is in two rounds, to make three times eight
     whole, num_tokens = measured[:2], sum(map(len, chain(*seen[:3])))
-    run(tmp_path, parts, "dropped", train_size=23, num_epochs=2, word_dropout=0.5)
+    run(tmp_path, parts, "dropped", train_size=23, word_dropout=0.5)
     assert sum(map(len, chain(*seen[6:9]))) < 0.8 * num_tokens
     assert all(lengths in whole for lengths in measured)
 
@@ -136,8 +128,8 @@ def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
     assert torch.equal(training_runs.drop_tokens(data, 0.25, 1).sequences[0], some.sequences[0])
 
 
-@pytest.mark.parametrize("trainable", ["all", "last_block", "lora"])
-def test_stopped_run_goes_on_to_the_same_result(tmp_path, parts, monkeypatch, trainable):
+@pytest.mark.parametrize("trainable", ["all", "lora"])
+def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, monkeypatch, trainable):
     monkeypatch.setattr(training_runs, "ROUND_REVIEWS", 10)  # three rounds an epoch
     options = {"continued_pretraining_epochs": 1, "trainable": trainable, "batch_size": 4}
     whole = run(tmp_path, parts, "whole", **options)
@@ -213,7 +205,8 @@ def test_linear_model_learns(parts, name):
     assert len(positive) == 24
 
 
-def test_linear_results_are_written_and_choosing_reads_no_test_review(tmp_path, capsys):
+def test_linear_results_are_written_and_choosing_reads_no_test_review(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_linear, "in_fresh_process", lambda function, *given: function(*given))
     parts = write_sample_parts(tmp_path / "parts")
     given = [f"--data={parts}", f"--results={tmp_path}", "--quiet"]
     assert train_linear.main(["nb-svm", *given]) == 0
