@@ -139,7 +139,7 @@ def survey_file(
             known = trained_on in table.columns
             text_column = trained_on if known else guess_text_column(table, path)
             print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
-        check_columns(table, path, {text_column} & {*table.columns})
+        check_columns(table, path, {text_column, *how.label_sets} & {*table.columns})
         columns |= dict.fromkeys(table.columns)
         num_rows += len(table)
     check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
@@ -217,7 +217,7 @@ def classify(args: argparse.Namespace) -> None:
             print(line)
         return
     trained_on = classifier.config.card.get("training", {}).get("text_column")
-    how = TextFormat(args.separator, args.encoding)
+    how = TextFormat(args.separator, args.encoding, (args.label_column,))
     survey = survey_file(args.file, args.text_column, trained_on, how)
     if args.label_column:  # found now, not after hours
         check_columns(pd.DataFrame(columns=survey.columns), args.file, [args.label_column])

@@ -1,7 +1,7 @@
 """A reader's own data: labelled texts from CSV, TSV, JSON, Parquet and Excel files, or a folder.
 
-Whatever is wrong with a file is said in one sentence that names the file, what was found and
-what to do. Nothing is repaired by guessing: a row that does not fit is an error, not a loss.
+Whatever is wrong is said in one sentence: the file, what was found and what to do. Nothing is
+repaired by guessing: a row that does not fit is an error, not a loss.
 """
 
 import codecs
@@ -24,9 +24,11 @@ import pyarrow.parquet as pq
 ROWS_AT_ONCE = 10_000
 # Characters of a quoted cell. Python's own limit of 131,072 is too small for a long document.
 MAX_CELL = 10_000_000
+NESTED = (list, np.ndarray, dict)
 # Usual names of columns; only where none of them occurs is a column guessed by its contents.
 TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "topic", "intent", "v1")
+LABEL_NAMES += ("labels",)
 
 
 class DataError(ValueError):
@@ -40,6 +42,8 @@ class TextFormat(NamedTuple):
     """Of the cells; a tab may be written `\\t`, as a shell passes it on."""
     encoding: str | None = None
     """By a name that Python knows; None is UTF-8."""
+    label_sets: Sequence[str] = ()
+    """Columns in which a list is the set of a text's labels: it becomes one cell, `hot|cheap`."""
 
 
 AS_NAMED = TextFormat()
@@ -51,16 +55,14 @@ def read_messages(
     label_column: str | None = None,
     log: Callable[[str], Any] = print,
     how: TextFormat = AS_NAMED,
-    label_may_lack: bool = False,
 ) -> pd.DataFrame:
-    """Labelled texts from a file, or from a folder of them; a label that may lack is empty.
+    """Labelled texts from a file, or from a folder of them; a set of labels may be empty.
 
-    Columns that are not named are guessed, and the guess is said, as are rows left out and labels
-    that differ in their spelling only. Raises ``DataError`` if the file cannot be read or holds
-    no usable rows.
+    Columns that are not named are guessed, and the guess is said, as are rows left out. Raises
+    ``DataError`` if the file cannot be read or holds no usable rows.
     """
     table = read_table(path, how)
-    if text_column is None or label_column is None:
+    if is_guess := None in (text_column, label_column):
         text_column, label_column = guess_columns(table, path, text_column, label_column)
         log(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
     check_columns(table, path, [text_column, label_column])
@@ -70,13 +72,14 @@ def read_messages(
         {"text": as_strings(table[text_column]), "label": as_strings(table[label_column])}
     )
     messages["label"] = messages["label"].map(normal_form)
-    usable = messages[(messages.text.str.strip() != "") & ((messages.label != "") | label_may_lack)]
+    if is_guess:
+        log(f"The first: {messages.text[0][:60]!r} is {messages.label[0]!r}.")
+    has_label = (messages.label != "") | bool(how.label_sets)
+    usable = messages[(messages.text.str.strip() != "") & has_label]
     if len(usable) < len(messages):
         log(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
     if usable.empty:
         raise DataError(f"{path}: no row holds both a text and a label.")
-    for labels in look_alikes(usable["label"].unique()):
-        log(f"NOTE: {' and '.join(map(repr, labels))} are different labels; are they meant to be?")
     return usable.reset_index(drop=True)
 
 
@@ -89,22 +92,6 @@ def normal_form(text: str) -> str:
     """
     visible = re.sub("[\u200b-\u200d\u2060\ufeff]", "", unicodedata.normalize("NFC", text))
     return " ".join(visible.split())
-
-
-def look_alikes(labels: Iterable[str]) -> list[list[str]]:
-    """Labels that differ in capitals only, or are the same number.
-
-    >>> look_alikes(["hot", "cold", "HOT", "1", "1.0"])
-    [['hot', 'HOT'], ['1', '1.0']]
-    """
-    groups: dict[str | float, list[str]] = {}
-    for label in labels:
-        try:
-            key = float(label)
-        except ValueError:
-            key = label.casefold()
-        groups.setdefault(key, []).append(label)
-    return [group for group in groups.values() if len(group) > 1]
 
 
 def read_table(path: Path, how: TextFormat = AS_NAMED) -> pd.DataFrame:
@@ -120,14 +107,8 @@ def read_table_in_pieces(
     What is wrong with a row is found when the row is reached.
     """
     path = Path(path)
-    readers: dict[str, Callable[[Path, int, TextFormat], Iterator[pd.DataFrame]]] = {
-        ".csv": _read_csv,
-        ".tsv": _read_tsv,
-        ".jsonl": _read_json_lines,
-        ".json": _read_json,
-        ".parquet": _read_parquet,
-        ".xlsx": _read_excel,
-    }
+    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
+    readers |= {".jsonl": _read_json_lines, ".json": _read_json, ".xlsx": _read_excel}
     if path.is_dir():
         yield _read_folder(path, how)
         return
@@ -145,14 +126,14 @@ def read_table_in_pieces(
     for piece in readers[ending](path, num_rows, how):
         if not piece.empty:
             empty = False
-            yield piece.rename(columns=normal_form)
+            piece = piece.rename(columns=normal_form)
+            sets = [name for name in piece.columns if {name, name.lower()} & {*how.label_sets}]
+            yield piece.assign(**{name: piece[name].map(_join_list) for name in sets})
     if empty:
         raise DataError(f"{path}: there are no rows below the header.")
 
 
-# ---------------------------------------------------------------------------------------------
-# Columns
-# ---------------------------------------------------------------------------------------------
+# --- columns -----------------------------------------------------------------------------------
 
 
 def as_strings(column: pd.Series) -> pd.Series:
@@ -160,8 +141,19 @@ def as_strings(column: pd.Series) -> pd.Series:
     return column.astype(object).where(column.notna(), "").map(str)
 
 
+def _join_list(cell: Any) -> Any:
+    """A list of plain values as one cell; anything else as it is."""
+    if type(cell) not in NESTED[:2] or any(type(v) in NESTED or "|" in str(v) for v in cell):
+        return cell
+    return "|".join(map(str, cell))
+
+
 def _is_nested(column: pd.Series) -> bool:
-    return column.dtype == object and column.map(type).isin([list, dict, np.ndarray]).any()
+    return column.dtype == object and column.map(type).isin(NESTED).any()
+
+
+def _plain_cells(table: pd.DataFrame) -> pd.DataFrame:
+    return table.loc[:, [not _is_nested(table[name]) for name in table]].apply(as_strings)
 
 
 def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None:
@@ -181,7 +173,7 @@ def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None
     if nested := [name for name in names if _is_nested(table[name])]:
         raise DataError(
             f"{path}: column {nested[0]!r} holds lists or objects; one text or one label a row is "
-            f"needed."
+            f"needed, or --multi-label, for lists of labels that hold no |."
         )
 
 
@@ -207,8 +199,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
     """The column with a usual name, else that with the longest texts on average."""
     if (named := _named(table, path, TEXT_NAMES, "--text-column")) is not None:
         return named
-    cells = table.loc[:, [not _is_nested(table[name]) for name in table.columns]]
-    guessed = cells.apply(as_strings).map(len).mean().idxmax()
+    guessed = _plain_cells(table).map(len).mean().idxmax()
     if len(table.columns) == 1 and len(guessed.split()) > 3:
         _complain_about_header(path, "--text-column")
     return guessed
@@ -217,7 +208,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
 def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
     if (named := _named(table, path, LABEL_NAMES, "--label-column")) is not None:
         return named
-    cells = table.loc[:, [not _is_nested(table[name]) for name in table.columns]].apply(as_strings)
+    cells = _plain_cells(table)
     counts = cells.nunique()
     counts = counts[counts > 1] if (counts > 1).any() else counts
     likeliest = counts[counts == counts.min()].index
@@ -234,9 +225,7 @@ def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
 def _named(table: pd.DataFrame, path: Path, usual: Sequence[str], option: str) -> str | None:
     found = [name for name in table.columns if name.lower() in usual]
     if len(found) > 1:
-        raise DataError(
-            f"{path}: is it column {' or '.join(map(repr, found))}? Name it with {option}."
-        )
+        raise DataError(f"{path}: is it {' or '.join(map(repr, found))}? Name it with {option}.")
     return found[0] if found else None
 
 
@@ -247,9 +236,7 @@ def _complain_about_header(path: Path, option: str) -> None:
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# Formats
-# ---------------------------------------------------------------------------------------------
+# --- formats -----------------------------------------------------------------------------------
 
 
 def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:

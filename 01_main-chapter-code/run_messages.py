@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.model_selection import train_test_split
 
 from gpt_download import DownloadError
-from message_files import DataError, TextFormat, normal_form, read_messages
+from message_files import LABEL_NAMES, DataError, TextFormat, normal_form, read_messages
 from multi_label import each_label, label_set, split_label_sets
 from run_config import SMS_NAME, RunConfig, file_name
 from text_data import (
@@ -68,6 +68,8 @@ def _read_and_split(config: RunConfig, log: Callable) -> Messages:
                 f"place. They show that the code runs; their metrics mean nothing.\n{error}\n"
             )
             messages, name = read_sample_messages(), MADE_UP_NAME
+    for labels in look_alikes(_labels_of(messages, config).unique()):
+        log(f"NOTE: {' and '.join(map(repr, labels))} are different labels; are they meant to be?")
     cleaned = clean_messages(messages)
     counts = _labels_of(cleaned, config).value_counts()
     label_names = sort_labels(set(counts.index))
@@ -86,9 +88,10 @@ def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:
 
     The SMS collection is taken letter by letter, since all our results were measured so.
     """
-    how = TextFormat(config.separator, config.encoding)
     columns = (config.text_column, config.label_column)
-    messages = read_messages(path, *columns, log, how, label_may_lack=config.multi_label)
+    label_sets = (config.label_column, *LABEL_NAMES) if config.multi_label else ()
+    how = TextFormat(config.separator, config.encoding, label_sets)
+    messages = read_messages(path, *columns, log, how)
     if config.multi_label:
         messages["label"] = messages["label"].map(label_set)
         log(f"{(messages['label'] == '').sum():,} texts carry none of the labels.")
@@ -102,6 +105,22 @@ def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:
 
 def _labels_of(messages: pd.DataFrame, config: RunConfig) -> pd.Series:
     return each_label(messages["label"]) if config.multi_label else messages["label"]
+
+
+def look_alikes(labels: Iterable[str]) -> list[list[str]]:
+    """Labels that differ in capitals only, or are the same number.
+
+    >>> look_alikes(["hot", "cold", "HOT", "1", "1.0"])
+    [['hot', 'HOT'], ['1', '1.0']]
+    """
+    groups: dict[str | float, list[str]] = {}
+    for label in labels:
+        try:
+            key = float(label)
+        except ValueError:
+            key = label.casefold()
+        groups.setdefault(key, []).append(label)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _are_among(texts: pd.Series, others: Iterable[str]) -> pd.Series:

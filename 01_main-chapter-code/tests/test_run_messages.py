@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers import made_up_messages, write_csv
 
@@ -101,3 +102,36 @@ def test_the_protocol_chooses_the_split():
         repeated[protocol] = set(splits.train["text"]) & set(splits.test["text"])
     assert repeated["clean"] == set()
     assert len(repeated["published"]) > 20  # the messages that flatter the published figures
+
+
+@pytest.mark.parametrize("labels", [("ham", "HAM"), ("1", "1.0"), ("True", "TRUE"), ("1", "١")])
+@pytest.mark.parametrize("options", [{}, {"multi_label": True, "balance": "none"}], ids=str)
+def test_labels_that_are_only_alike_stay_apart_and_are_pointed_out(
+    tmp_path, capsys, labels, options
+):
+    rows = made_up_messages(24)
+    named = [
+        (text, labels[i // 2 % 2] if label == "ham" else label)
+        for i, (text, label) in enumerate(rows)
+    ]
+    data = write_csv(tmp_path / "m.csv", named)
+    assert {*labels} < {*read_run_messages(RunConfig(data=data, **options)).label_names}
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if "NOTE" in line]
+    assert all(repr(label) in note for label in labels)
+
+
+def test_a_list_of_labels_is_a_set_of_them_or_refused(tmp_path):
+    rows = [
+        {"text": text, "labels": [label, "all"] if i % 3 else []}
+        for i, (text, label) in enumerate(made_up_messages(30))
+    ]
+    table, lines = pd.DataFrame(rows), tmp_path / "m.jsonl"
+    table.to_json(lines, orient="records", lines=True)
+    table.to_parquet(tmp_path / "m.parquet")
+    for data in (lines, tmp_path / "m.parquet"):
+        config = RunConfig(data=data, multi_label=True, balance="none")
+        messages = read_run_messages(config, lambda *_: None)
+        assert messages.label_names == ["all", "ham", "spam"]
+        assert {*messages.splits.train["label"]} == {"", "all|ham", "all|spam"}
+        with pytest.raises(DataError, match="'labels' holds lists .*--multi-label"):
+            read_run_messages(replace(config, multi_label=False))
