@@ -53,7 +53,6 @@ class RunFolder:
             return self
         with self._lock:
             self._prepare_for_writing()
-            self._lock.enter_context(locked(self.path / CHECKPOINT))
             self._look_at_what_is_there()
             self._lock = self._lock.pop_all()
         return self
@@ -62,9 +61,10 @@ class RunFolder:
         self._lock.close()
 
     def _prepare_for_writing(self) -> None:
-        """Find out now, not after the training, whether the folder can be written."""
+        """Lock the folder, and find out now, not after the training, if it can be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock.enter_context(locked(self.path / CHECKPOINT))
             with whole_file(self.path / "trial") as trial:
                 trial.touch()
             (self.path / "trial").unlink()

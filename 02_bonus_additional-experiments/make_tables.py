@@ -9,6 +9,7 @@ repository, and fills in README.md and tables.md, between their marks, and figur
 import argparse
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,8 +23,12 @@ from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
 from files import write_text
-from message_files import DataError
+from gpt_download import SMS_SPAM_ZIP, fetch
+from message_files import DataError, normal_form
+from run_config import RunConfig
+from run_messages import read_run_messages
 from several_seeds import mean_and_interval
+from text_data import clean_messages, read_sms_spam
 
 FOLDER = Path(__file__).parent
 DOCUMENTS, FIGURES = (FOLDER / "README.md", FOLDER / "tables.md"), FOLDER / "figures"
@@ -210,6 +215,33 @@ TABLES = {
 }
 
 
+def white_space_copies(measured: Measured) -> str:
+    """How much of the results is owed to test messages that stand in the training messages, too,
+    but for white space or Unicode form. Raises ``DownloadError`` where messages cannot be had."""
+    fetch(SMS_SPAM_ZIP)
+    texts, is_copy, changes = clean_messages(read_sms_spam())["text"], {}, []
+    lines = [f"{texts.map(normal_form).duplicated().sum()} of {len(texts):,} texts are such copies"]
+    for seed in range(1, NUM_SEEDS + 1):
+        train, _, test = read_run_messages(RunConfig(seed=seed), lambda *_: None).splits
+        copies = test["text"].map(normal_form).isin({*train["text"].map(normal_form)}).to_numpy()
+        is_copy[seed, zlib.crc32("\n".join(test["text"]).encode())] = copies
+        spam = (test["label"][copies] == "spam").sum()
+        lines.append(f"seed {seed}: {copies.sum()} of {len(test)} test messages, {spam} of it spam")
+    for row, runs in measured.items():
+        if runs.messages == list(is_copy):
+            mean, copies = np.mean(runs.accuracies), is_copy.values()
+            without = [right[~copy].mean() for right, copy in zip(runs.is_correct, copies)]
+            changes.append((row, mean, 100 * (np.mean(without) - mean)))
+    for least in (0.93, 0):
+        rows = [change for change in changes if change[1] > least]
+        row, mean, change = max(rows, key=lambda change: abs(change[2]))
+        lines.append(
+            f"without them, the mean accuracy of {len(rows)} rows above {least:.0%} changes by at "
+            f"most {abs(change):.2f} points ({row}, {mean:.1%})"
+        )
+    return "\n".join(lines)
+
+
 # ---------------------------------------------------------------------------------------------
 # Figures
 # ---------------------------------------------------------------------------------------------
@@ -333,11 +365,19 @@ def write_all(results: Path) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("make_tables.py", __doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    parser.add_argument(
+        "--copies",
+        action="store_true",
+        help="write nothing; count the test messages that training messages repeat but for white "
+        "space or Unicode form, and print how the accuracies change without them",
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.copies:
+        return run_command("make_tables.py", lambda: print(white_space_copies(load(args.results))))
     return run_command("make_tables.py", lambda: write_all(args.results), output=args.results)
 
 

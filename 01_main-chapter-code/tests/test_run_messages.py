@@ -133,5 +133,5 @@ def test_a_list_of_labels_is_a_set_of_them_or_refused(tmp_path):
         messages = read_run_messages(config, lambda *_: None)
         assert messages.label_names == ["all", "ham", "spam"]
         assert {*messages.splits.train["label"]} == {"", "all|ham", "all|spam"}
-        with pytest.raises(DataError, match="'labels' holds lists .*--multi-label"):
+        with pytest.raises(DataError, match=r"'labels' holds lists .*--multi-label"):
             read_run_messages(replace(config, multi_label=False))
