@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from numbers import Number
 from pathlib import Path
 
@@ -73,9 +72,10 @@ class Job:
         self.opened, self.name = opened, file.name
         self.folder = Path(tempfile.mkdtemp(prefix="page-job-"))
         self.wanted, self.ended = True, False
-        self.num_done, self.seconds = 0, 0.0
-        self.probabilities: list[np.ndarray] = []
-        """Of each piece's messages: (rows, C)."""
+        self.seconds = 0.0
+        self.texts: list[str] = []
+        self.probabilities = np.empty((0, len(opened.names)))
+        """Of the messages that are done: (N, C)."""
         try:
             copy = Path(shutil.copy(file, self.folder / file.name))
             self.path = as_table_file(copy, self.folder)
@@ -107,70 +107,49 @@ class Job:
             if not self.wanted:
                 return
             texts = as_strings(piece[self.survey.text_column]).tolist()
-            self.probabilities.append(self.opened.probabilities(texts))
-            self.num_done += len(piece)
+            self.texts += texts
+            done = [self.probabilities, self.opened.probabilities(texts)]
+            self.probabilities = np.concatenate(done)
             self.seconds = time.monotonic() - begin
 
     def remove(self) -> None:
-        self.wanted = False
+        self.wanted, self.texts = False, []
         shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
-    def remaining_seconds(self) -> float | None:
-        if not self.num_done:
-            return None
+    def num_done(self) -> int:
+        return len(self.probabilities)
+
+    @property
+    def remaining_seconds(self) -> float:
         return self.seconds / self.num_done * (self.survey.num_rows - self.num_done)
 
-    def pieces(self, threshold: float) -> Iterator[pd.DataFrame]:
-        """What is done so far, with the answer at a threshold and all probabilities."""
-        names = self.opened.names
-        tables = read_table_in_pieces(self.path, ROWS_AT_ONCE)
-        for table, shares in zip(tables, list(self.probabilities)):
-            table = table.reindex(columns=self.survey.columns)
-            table["predicted_label"] = [decide(row, names, threshold) for row in shares]
-            rounded = shares.astype(float).round(4)
-            table["probability"] = rounded.max(axis=1)
-            yield table.assign(
-                **{f"probability of {name}": rounded[:, i] for i, name in enumerate(names)}
-            )
-
-    def texts(self, numbers: set[int]) -> dict[int, str]:
-        """The whole texts of some rows, counted from 0."""
-        found, before = {}, 0
-        for table in read_table_in_pieces(self.path, ROWS_AT_ONCE):
-            texts = as_strings(table[self.survey.text_column]).tolist()
-            found |= {n: texts[n - before] for n in numbers if before <= n < before + len(texts)}
-            before += len(texts)
-        return found
+    def table(self) -> pd.DataFrame:
+        """The rows that are done."""
+        tables = (t.astype(object) for t in read_table_in_pieces(self.path, ROWS_AT_ONCE))
+        return pd.concat(tables, ignore_index=True)[: self.num_done]
 
     def labels(self) -> np.ndarray:
         """Index of the true class of each row that is done; -1 where the file does not say it."""
         number = {name: i for i, name in enumerate(self.opened.names)}
-        found = []
-        for table in self.pieces(0):
-            labels = as_strings(table[self.label_column]).str.strip()
-            found += labels.map(number).fillna(-1).tolist()
-        return np.array(found, dtype=int)
+        labels = as_strings(self.table()[self.label_column]).str.strip()
+        return labels.map(number).fillna(-1).to_numpy(dtype=int)
 
     def write(self, kind: str, threshold: float) -> Path:
-        """What is done so far as a `csv` or an `xlsx` file, no cell of which is a formula."""
+        """What is done so far, with the answer at a threshold and all probabilities, as a `csv` or
+        an `xlsx` file, no cell of which is a formula."""
+        table, shares = self.table(), self.probabilities.astype(float).round(4)
+        table["predicted_label"] = [decide(row, self.opened.names, threshold) for row in shares]
+        table["probability"] = shares.max(axis=1)
+        for name, column in zip(self.opened.names, shares.T):
+            table[f"probability of {name}"] = column
+        table = table.rename(columns=neutralise).map(neutralise)
         output = self.folder / f"{Path(self.name).stem}-classified.{kind}"
-        tables = (
-            piece.rename(columns=neutralise).map(neutralise) for piece in self.pieces(threshold)
-        )
         if kind == "xlsx":
-            pd.concat(tables).to_excel(output, index=False)
-            return output
-        output.unlink(missing_ok=True)
-        for i, table in enumerate(tables):
+            table.to_excel(output, index=False)
+        else:
             # The mark at the beginning tells spreadsheets the encoding. All texts in quotes, so
             # that a bare carriage return stays within its cell.
-            table.to_csv(
-                output,
-                mode="a",
-                header=i == 0,
-                index=False,
-                quoting=csv.QUOTE_NONNUMERIC,
-                encoding="utf-8" if i else "utf-8-sig",
-            )
+            quoting, encoding = csv.QUOTE_NONNUMERIC, "utf-8-sig"
+            table.to_csv(output, index=False, quoting=quoting, encoding=encoding)
         return output

@@ -11,15 +11,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fast_paths import KeyValueCache
-from text_classifier import POOLINGS, GPTClassifier
-from text_data import IGNORED, LONGEST_TOKEN, ChunkDataset, collate
+from features import FastClassifier
+from text_classifier import GPTClassifier, predict_logits
+from text_data import LONGEST_TOKEN, ChunkDataset
 
 MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
-VERSIONS_AT_ONCE = 6  # neighbours, which share most; more share less, fewer keep no core busy
+TEXTS_AT_ONCE = 16  # between which it is asked whether the explanation is still wanted
 # Thai to Burmese, Khmer, Chinese and Japanese have no spaces between words: a few signs at a time.
 NO_SPACES = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"\s*[{NO_SPACES}]{{1,4}}|\s*[^\s{NO_SPACES}]{{1,80}}|\s+$")
@@ -99,9 +98,14 @@ def explain(
     parts = split_into_parts(read)
 
     def score(texts: Sequence[str]) -> Tensor:
-        dataset = ChunkDataset(config.chunks(texts, tokenizer))
-        logits = logits_of_versions(classifier, dataset.sequences, wanted).double()
-        return log_odds(dataset.mean(logits.softmax(dim=1)).log(), label_index)
+        found = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            if not wanted():
+                raise InterruptedError
+            some = ChunkDataset(config.chunks(texts[start : start + TEXTS_AT_ONCE], tokenizer))
+            logits = predict_logits(FastClassifier(classifier), some).double()
+            found.append(log_odds(some.mean(logits.softmax(dim=1)).log(), label_index))
+        return torch.cat(found)
 
     try:
         changes, without = leave_one_out(parts, score)
@@ -109,55 +113,6 @@ def explain(
         return None
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()
     return Explanation(parts, changes, probabilities, text[len(read) :])
-
-
-@torch.no_grad()
-def logits_of_versions(
-    classifier: GPTClassifier, sequences: Sequence[Tensor], wanted: Callable[[], bool]
-) -> Tensor:
-    """Logits (N, C) of a message, the first of the sequences, and of other versions of it.
-
-    Up to where a version differs from it, a causal decoder's states are those of the message: they
-    are computed once. Raises ``InterruptedError`` when they are no longer `wanted`.
-    """
-    decoder, pool = classifier.decoder, POOLINGS[classifier.config.pooling]
-    message, *versions = (ids.to(classifier.device) for ids in sequences)
-    caches = [KeyValueCache() for _ in decoder.trf_blocks]
-    at_tokens = decoder(message.unsqueeze(0), caches=caches)  # (1, T, C)
-    found = [pool(at_tokens, torch.ones_like(at_tokens[..., 0], dtype=torch.bool))]
-    for start in range(0, len(versions), VERSIONS_AT_ONCE):
-        if not wanted():
-            raise InterruptedError
-        some = versions[start : start + VERSIONS_AT_ONCE]
-        shared = min(num_shared(message, ids) for ids in some) if decoder.cfg.causal else 0
-        batch = collate([(ids[shared:], IGNORED) for ids in some])
-        mask = batch["attention_mask"].to(classifier.device)  # (B, T - shared)
-        earlier = [beginning_of(cache, shared, len(some)) for cache in caches]
-        later = decoder(batch["input_ids"], mask, earlier)
-        logits = torch.cat([at_tokens[:, :shared].expand(len(some), -1, -1), later], dim=1)
-        found.append(pool(logits, F.pad(mask, (shared, 0), value=True)))
-    return torch.cat(found).float().cpu()
-
-
-def beginning_of(cache: KeyValueCache, num_tokens: int, num_sequences: int) -> KeyValueCache:
-    """A cache of one sequence's first tokens, for several that begin with them."""
-    tensors = (
-        t[:, :, :num_tokens].expand(num_sequences, -1, -1, -1) for t in (cache.keys, cache.values)
-    )
-    part = KeyValueCache()
-    part.extend(*tensors)
-    return part
-
-
-def num_shared(message: Tensor, version: Tensor) -> int:
-    """How many tokens both begin with, but one less than the version has at most.
-
-    >>> num_shared(torch.tensor([5, 6, 7]), torch.tensor([5, 7]))
-    1
-    """
-    length = min(len(message), len(version) - 1)
-    differing = (message[:length] != version[:length]).nonzero()
-    return int(differing[0]) if len(differing) else length
 
 
 class Attention(NamedTuple):

@@ -20,7 +20,7 @@ from quality import confusion_table
 from thresholds import by_class, consequences, decide
 
 from evaluation import confusion_matrix
-from message_files import DataError, as_strings
+from message_files import DataError
 
 NO_LABELS = "(the file has none)"
 HINT = (
@@ -35,7 +35,8 @@ def in_time(seconds: float) -> str:
 
 def status(job: Job, threshold: float) -> str:
     """How far the job is, and what it found."""
-    done, num_rows = job.num_done, job.survey.num_rows
+    shares, num_rows = job.probabilities, job.survey.num_rows
+    done = len(shares)
     if not job.ended:
         if not done:
             return note(f"{job.name}: {num_rows:,} rows. The first answers are on their way …")
@@ -44,8 +45,8 @@ def status(job: Job, threshold: float) -> str:
         return note(f"{text}{in_time(job.remaining_seconds)} to go.") + bar
     if not done:
         return note(f"{job.name}: stopped before the first answers.")
-    labels = (decide(row, job.opened.names, threshold) for row in np.concatenate(job.probabilities))
-    counts = ", ".join(f"{n:,} {name}" for name, n in Counter(labels).most_common(12))
+    labels = Counter(decide(row, job.opened.names, threshold) for row in shares)
+    counts = ", ".join(f"{n:,} {name}" for name, n in labels.most_common(12))
     text = f"{done:,} messages: {counts}."
     if done < num_rows:
         text = f"stopped after {done:,} of {num_rows:,} messages, which can be downloaded. {text}"
@@ -55,26 +56,21 @@ def status(job: Job, threshold: float) -> str:
 
 
 def first_rows(job: Job, threshold: float) -> list[list[Any]]:
-    table = next(job.pieces(threshold), None)
-    if table is None:
-        return []
-    table = table[:ROWS_SHOWN]
-    texts = as_strings(table[job.survey.text_column]).map(beginning)
-    numbers = range(1, len(table) + 1)
-    sure = (100 * table.probability).round(1)
-    return [list(row) for row in zip(numbers, texts, table.predicted_label, sure)]
+    rows = zip(job.texts[:ROWS_SHOWN], job.probabilities)
+    return [
+        [i, beginning(text), decide(row, job.opened.names, threshold), round(100 * row.max(), 1)]
+        for i, (text, row) in enumerate(rows, start=1)
+    ]
 
 
 def worst_errors(job: Job, labels: np.ndarray, threshold: float) -> list[list[Any]]:
     """Wrong answers, the surest first: row, message, true label, answer with its probability."""
-    shares, names = np.concatenate(job.probabilities), job.opened.names
-    sure, answers = shares.max(axis=1), shares.argmax(axis=1)
+    sure, answers = job.probabilities.max(axis=1), job.probabilities.argmax(axis=1)
     wrong = np.flatnonzero((labels >= 0) & (answers != labels) & (sure >= threshold))
-    worst = wrong[np.argsort(-sure[wrong], kind="stable")][:ERRORS_SHOWN]
-    texts = job.texts({int(i) for i in worst})
+    name = job.opened.names
     return [
-        [str(i + 1), beginning(texts[i]), names[labels[i]], f"{names[answers[i]]} {sure[i]:.1%}"]
-        for i in worst
+        [str(i + 1), beginning(job.texts[i]), name[labels[i]], f"{name[answers[i]]} {sure[i]:.1%}"]
+        for i in wrong[np.argsort(-sure[wrong], kind="stable")][:ERRORS_SHOWN]
     ]
 
 
@@ -84,7 +80,7 @@ def report(job: Job, threshold: float) -> list[Any]:
     known = labels >= 0
     if not known.any():
         return [gr.Column(visible=False), "", "", "", gr.Dataset(samples=[])]
-    shares, names = np.concatenate(job.probabilities)[known], job.opened.names
+    shares, names = job.probabilities[known], job.opened.names
     matrix = confusion_matrix(labels[known], shares.argmax(axis=1), len(names))
     return [
         gr.Column(visible=True),
@@ -160,8 +156,7 @@ def many_messages_tab(
         return [status(job, threshold), *tables, usable, usable, timer, now]
 
     def pick(key: str, row: list) -> tuple[str, gr.Tabs]:
-        number = int(row[0]) - 1
-        return jobs[key].texts({number})[number], gr.Tabs(selected="one")
+        return jobs[key].texts[int(row[0]) - 1], gr.Tabs(selected="one")
 
     def pick_answer(key: str, event: gr.SelectData) -> tuple[str, gr.Tabs]:
         return pick(key, event.row_value)

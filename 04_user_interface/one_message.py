@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 import pandas as pd
-from explanations import Explanation, attention
+from explanations import Attention, Explanation, attention
 from gradio.events import Dependency
 from html_parts import (
     QUIET,
@@ -93,6 +93,12 @@ def strongest_words(found: Explanation, label_name: str) -> str:
     return table(pd.DataFrame(columns), "Strongest words")
 
 
+def attention_map(seen: Attention) -> str:
+    tokens = seen.tokens[-MAX_TOKENS_SHOWN:]
+    shades = seen.weights[-len(tokens) :, -len(tokens) :].sqrt().numpy()
+    return heat_table("map", np.full(shades.shape, ""), shades / shades.max(), tokens, tokens)
+
+
 def one_message_tab(
     opened: Opened, second: Opened | None, threshold: gr.Slider, page: gr.Blocks
 ) -> tuple[gr.Textbox, Callable[[Dependency], None]]:
@@ -138,21 +144,11 @@ def one_message_tab(
     def show_attention(session: dict[str, Any], layer: int, head: int, wanted: bool, whole: bool):
         entry = opened_entry(session)
         if entry is None or not wanted:
-            return gr.Column(visible=wanted), None, gr.HTML("", visible=False)
+            return gr.Column(visible=wanted), None, ""
         seen = attention(opened.classifier, opened.tokenizer, entry["text"], layer, head)
         share = 0.7 * seen.decisive / seen.decisive.max()  # a full red would be hard to read on
-        marked = gr.HighlightedText(list(zip(seen.tokens, share.tolist())))
-        if not whole:
-            return gr.Column(visible=True), marked, gr.HTML("", visible=False)
-        tokens, weights = seen.tokens[-MAX_TOKENS_SHOWN:], seen.weights
-        shades = weights[-MAX_TOKENS_SHOWN:, -MAX_TOKENS_SHOWN:].sqrt().numpy()
-        shades = shades / shades.max()
-        blank = np.full(shades.shape, "")
-        return (
-            gr.Column(visible=True),
-            marked,
-            gr.HTML(heat_table("map", blank, shades, tokens, tokens), visible=True),
-        )
+        marked = list(zip(seen.tokens, share.tolist()))
+        return gr.Column(visible=True), marked, attention_map(seen) if whole else ""
 
     def classify(message: str) -> dict[str, Any]:
         """Classify one message: the likeliest label, and the probability of every label."""
@@ -204,7 +200,7 @@ def one_message_tab(
                     label=LOOKED_FROM[opened.config.pooling], elem_id="looked-at"
                 )
                 whole = gr.Checkbox(label="The map of all tokens (of a long text, the last ones)")
-                attention_map = gr.HTML(visible=False, elem_id="attention")
+                weights = gr.HTML(elem_id="attention")
     examples = opened.examples()
     if examples:
         example = gr.Dataset(
@@ -247,7 +243,7 @@ def one_message_tab(
         [session.change, layer.input, head.input, wanted.input, whole.input],
         show_attention,
         [session, layer, head, wanted, whole],
-        [looks, looked_at, attention_map],
+        [looks, looked_at, weights],
         **latest,
     )
     copy.click(None, judged, js=COPY)

@@ -15,30 +15,25 @@ MADE_UP_WARNING = (
     "had: it shows that the page works; its answers and metrics mean nothing."
 )
 
-# Only fonts that a device has already: nothing is fetched from anywhere.
-THEME = gr.themes.Default(
-    primary_hue="indigo",
-    font=["system-ui", "sans-serif"],
-    font_mono=["system-ui", "sans-serif"],  # of tables and bars
-).set(
+# The theme's own greys are too faint: those for light and dark pages.
+GREYS = {
+    "block_info_text_color": (600, 300),
+    "block_label_text_color": (700, 200),
+    "block_title_text_color": (700, 200),
+    "body_text_color_subdued": (600, 300),
+    "input_placeholder_color": (500, 400),
+    "input_border_color": (500, 500),
+    "checkbox_border_color": (500, 500),
+}
+FONT = ["system-ui", "sans-serif"]  # which a device has already: nothing is fetched from anywhere
+THEME = gr.themes.Default(primary_hue="indigo", font=FONT, font_mono=FONT).set(
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
     button_primary_background_fill_dark="*primary_600",
     button_primary_background_fill_hover_dark="*primary_700",
-    block_info_text_color="*neutral_600",  # the theme's own greys are too faint
-    block_info_text_color_dark="*neutral_300",
-    block_label_text_color="*neutral_700",
-    block_label_text_color_dark="*neutral_200",
-    block_title_text_color="*neutral_700",
-    body_text_color_subdued="*neutral_600",
-    body_text_color_subdued_dark="*neutral_300",
-    input_placeholder_color="*neutral_500",
-    input_placeholder_color_dark="*neutral_400",
-    input_border_color="*neutral_500",
-    input_border_color_dark="*neutral_500",
-    checkbox_border_color="*neutral_500",
-    checkbox_border_color_dark="*neutral_500",
     button_secondary_text_color="*neutral_800",
+    **{name: f"*neutral_{light}" for name, (light, _) in GREYS.items()},
+    **{f"{name}_dark": f"*neutral_{dark}" for name, (_, dark) in GREYS.items()},
 )
 HERE = Path(__file__).parent
 LAUNCH = {

@@ -99,7 +99,7 @@ def test_every_cell_comes_back_whole_from_csv_and_excel(classified, tmp_path):
     assert pd.read_csv(output, dtype=str, keep_default_na=False)["text"].tolist() == texts
     excel = pd.read_excel(job.write("xlsx", 0), dtype=str, keep_default_na=False)
     assert excel["text"].tolist()[:2] == texts[:2]
-    assert job.texts({1, 2}) == {1: texts[1], 2: texts[2]}
+    assert job.texts == texts
 
 
 def test_below_the_threshold_the_download_is_undecided(classified, tmp_path):
@@ -117,7 +117,7 @@ def test_a_hundred_thousand_rows_come_back_in_order(classified, tmp_path):
     result = pd.read_csv(output, dtype=str)
     assert result["id"].tolist() == [str(i) for i in range(100_000)]
     assert result["predicted_label"][:977].tolist() == result["predicted_label"][977:1954].tolist()
-    assert len(job.probabilities) > 20  # so often, the bar moves
+    assert job.num_done == 100_000
 
 
 def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path):
