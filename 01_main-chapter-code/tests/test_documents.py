@@ -14,7 +14,6 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median, quantiles
 
 import nbformat
 import pytest
@@ -170,6 +169,10 @@ def test_pictures_have_alt_text(document):
     alts = re.findall(r"!\[([^\]]*)\]\(", text)
     for tag in re.findall(r"<img\b[^>]*>", text):
         alts += re.findall(r'\balt="([^"]*)"', tag) or [""]
+    cells = code_of(document) if document in CHAPTER_NOTEBOOKS + FINDING_NOTEBOOKS else []
+    for output in (output for cell in cells for output in cell.outputs):
+        if "image/png" in output.get("data", {}):
+            alts.append(output.metadata.get("image/png", {}).get("alt", ""))
     for alt in alts:
         assert len(alt.split()) >= 4, f"{alt!r}: say what the picture shows"
 
@@ -192,28 +195,6 @@ def test_notebook_is_saved_from_one_clean_run(path):
         assert set(cell.metadata) <= {"tags"}, cell.source
 
 
-@for_each("path", NOTEBOOKS)
-def test_notebook_goes_in_small_steps(path):
-    lengths = [len(cell.source.splitlines()) for cell in code_of(path)]
-    assert median(lengths) <= 6
-    assert quantiles(lengths, n=10)[-1] <= 15
-    assert max(lengths) <= 26
-    kinds = "".join(cell.cell_type[0] for cell in read_notebook(path).cells)
-    assert "cccc" not in kinds, "four code cells without a word between them"
-
-
-@for_each("path", CHAPTER_NOTEBOOKS + FINDING_NOTEBOOKS)
-def test_every_figure_has_alt_text(path):
-    for output in (output for cell in code_of(path) for output in cell.outputs):
-        if "image/png" in output.get("data", {}):
-            assert len(output.metadata["image/png"]["alt"].split()) >= 4
-
-
-def test_chapter_is_read_in_an_hour():
-    essential = re.sub(r"<details>.*?</details>", "", prose_of(CHAPTER / "ch06.ipynb"), flags=re.S)
-    assert len(essential.split()) <= 6500
-
-
 @for_each("path", CHAPTER_NOTEBOOKS)
 def test_first_cell_is_the_same_everywhere(path):
     assert code_of(path)[0].source == code_of(CHAPTER / "ch06.ipynb")[0].source
@@ -230,12 +211,6 @@ def test_first_cell_finds_the_modules_or_says_what_to_install(folder, path, tmp_
     assert ("text_classifier" in says) == (folder is None)
     assert "torch" in says
     assert re.search(r"pip install -r \S*requirements\S*\.txt", says)
-
-
-@for_each("path", NOTEBOOKS)
-def test_every_question_has_an_answer(path):
-    prose = prose_of(path)
-    assert prose.count("**Check yourself.**") <= prose.count("<summary>Answer")
 
 
 def is_in(number: str, text: str) -> bool:
@@ -341,11 +316,13 @@ def test_replacing_what_the_notebook_defines_changes_the_training(name):
 # ---------------------------------------------------------------------------------------------
 
 
-def test_tables_are_those_that_the_raw_files_give(monkeypatch):
+def test_tables_are_those_that_the_raw_files_give(monkeypatch, tmp_path):
     assert several_seeds.make_table() in prose_of(CHAPTER / "README.md")
     folder = TOP / "03_bonus_imdb-classification"
     monkeypatch.syspath_prepend(folder)
-    assert importlib.import_module("make_table").make_table() in prose_of(folder / "README.md")
+    of_reviews = importlib.import_module("make_table")
+    assert of_reviews.make_table() in prose_of(folder / "README.md")
+    assert of_reviews.main(["--results", str(tmp_path)]) == 2
 
 
 def test_quoted_differences_are_those_of_the_raw_files():
@@ -393,19 +370,18 @@ def test_notebook_is_executed_in_its_folder(run_one):
 
 
 @pytest.mark.parametrize(
-    ("source", "complaint"),
+    ("source", "complaints"),
     [
-        ("1 / 0", "ZeroDivisionError"),
-        ("import sys; print('careful', file=sys.stderr)", "careful"),
-        ("import pathlib; print(pathlib.Path.home() / 'x', '/' + 'tmp/x')", "a private path"),
-        ("object()", "a private path"),
-        ("import os; os._exit(1)", "Kernel died"),
+        ("1 / 0", ["ZeroDivisionError"]),
+        ("import sys; print('careful', file=sys.stderr); object()", ["careful", " at 0x"]),
+        ("import os; os._exit(1)", ["Kernel died"]),
     ],
 )
-def test_notebook_that_is_not_clean_is_not_saved(run_one, capsys, source, complaint):
+def test_notebook_that_is_not_clean_is_not_saved(run_one, capsys, source, complaints):
     status, path = run_one("x = 6", source)
     assert status == "not saved: a.ipynb"
-    assert complaint in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert all(complaint in said for complaint in complaints)
     assert nbformat.read(path, as_version=4).cells[0].execution_count is None
 
 
@@ -414,6 +390,7 @@ def test_notebook_that_is_not_clean_is_not_saved(run_one, capsys, source, compla
     [
         ("saved in /" + "home/ann/x", True),
         (r"C:\Users\ann\x", True),
+        ("<object at 0x7f3a2b1c>", True),
         ("WindowsPath('C:/Users/ann/x')", True),
         ("https://example.org/home/ann", False),
         ("and/or/tmp/x", False),

@@ -30,10 +30,7 @@ TEXTS = [
     "a" * 500,
 ]
 SIZES = {"vocab_size": 4096, "context_length": 64, "emb_dim": 16, "n_heads": 4, "n_layers": 2}
-SHAPES = {
-    "gpt2": GPTConfig(**SIZES),
-    "llama": LlamaConfig(**SIZES, n_kv_heads=2, hidden_dim=24),
-}
+SHAPES = {"gpt2": GPTConfig(**SIZES), "llama": LlamaConfig(**SIZES, n_kv_heads=2, hidden_dim=24)}
 
 
 @pytest.fixture(scope="module")

@@ -85,11 +85,3 @@ def test_gpt2_s_tokenizer_comes_from_the_cache(monkeypatch, before):
     assert tokenizer.encode("Hello, I am") == [15496, 11, 314, 716]
     assert (tokenizer.n_vocab, tokenizer.eot_token) == (50257, 50256)
     assert os.environ.get("TIKTOKEN_CACHE_DIR") == before
-
-
-def test_smollm2_comes_from_the_cache_with_its_tokenizer():
-    if not is_intact(gpt_download.SMOLLM2_WEIGHTS):
-        pytest.skip("SmolLM2 is not here: gpt_download.py smollm2-135m fetches it")
-    decoder, tokenizer = gpt_download.load_pretrained("smollm2-135m")
-    assert decoder.cfg == MODEL_CONFIGS["smollm2-135m"]
-    assert tokenizer.decode(tokenizer.encode("Hello, I am")) == "Hello, I am"

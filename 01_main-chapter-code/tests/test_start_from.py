@@ -81,8 +81,3 @@ def test_a_run_is_gone_on_with_only_from_the_same_folder(first, tmp_path, capsys
 def test_what_contradicts_the_classifier_is_refused(first, tmp_path, capsys, options, says):
     arguments = ("--data", first[0], "--output", tmp_path / "out", *start_from(first[1]))
     assert says in fails(finetune, capsys, *arguments, *options)
-
-
-def test_a_folder_that_is_none_is_named(first, tmp_path, capsys):
-    arguments = ("--data", first[0], "--output", tmp_path / "out", *start_from(tmp_path / "none"))
-    assert "is not a classifier folder" in fails(finetune, capsys, *arguments)
