@@ -369,10 +369,3 @@ def test_data_that_cannot_be_used_is_named(tmp_path, capsys, relabel, parts):
     for part in ("bad.csv", *parts):
         assert part in said
     assert not output.exists()
-
-
-def test_a_process_that_fails_leaves_with_the_status_and_no_traceback(tmp_path):
-    done = run_command("finetune.py", "--data", tmp_path / "absent.csv")
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "absent.csv: there is no such file" in done.stderr

@@ -17,13 +17,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpt_download import SMOLLM2_WEIGHTS, SMS_SPAM_ZIP, is_intact
-from previous_chapters import (
-    calc_perplexity,
-    generate,
-    num_parameters,
-    text_to_token_ids,
-    token_ids_to_text,
-)
+from previous_chapters import calc_perplexity, generate, text_to_token_ids, token_ids_to_text
 from smollm2 import (
     SMOLLM2_CONFIG,
     LlamaConfig,
@@ -215,32 +209,6 @@ def twin(weights_path):
     return transformers.LlamaForCausalLM.from_pretrained(
         folder, gguf_file=name, dtype=torch.float32
     ).eval()
-
-
-def test_the_file_says_of_the_model_what_the_configuration_says(weights_path):
-    with weights_path.open("rb") as file:
-        entries, _ = read_metadata(file)
-    said = {
-        "vocab_size": entries["llama.vocab_size"],
-        "context_length": entries["llama.context_length"],
-        "emb_dim": entries["llama.embedding_length"],
-        "n_heads": entries["llama.attention.head_count"],
-        "n_kv_heads": entries["llama.attention.head_count_kv"],
-        "n_layers": entries["llama.block_count"],
-        "hidden_dim": entries["llama.feed_forward_length"],
-        "rope_base": entries["llama.rope.freq_base"],
-        "norm_eps": pytest.approx(entries["llama.attention.layer_norm_rms_epsilon"]),
-    }
-    assert dataclasses.asdict(SMOLLM2_CONFIG) == said | {"drop_rate": 0.0, "causal": True}
-
-
-def test_weights_equal_those_that_transformers_reads_from_the_file(smollm2, twin):
-    """Among them queries and keys, whose rows the file has in another order."""
-    theirs = twin.state_dict()
-    for name, tensor in twins_state_dict(smollm2).items():
-        assert torch.equal(tensor, theirs[name]), name
-    assert smollm2.out_head.weight is smollm2.tok_emb.weight
-    assert num_parameters(smollm2) == 134_515_008
 
 
 @torch.no_grad()

@@ -178,14 +178,6 @@ def test_wrong_answers_are_counted_and_never_guessed(ask, server):
     assert "11 answers were not a label" in printed
 
 
-def test_trouble_that_passes_costs_nothing_but_time(ask, server):
-    troubles = [(429, {}), (500, {}), (503, {}), reset, hang]
-    server.replies = {2 * i: trouble for i, trouble in enumerate(troubles)}
-    status, _, answers = ask("--timeout", 2)
-    assert (status, len(answers), len(server.requests)) == (0, 12, 12 + len(troubles))
-    assert not any(line["problem"] for line in answers)
-
-
 @pytest.mark.parametrize("trouble", [(401, {}), (404, {}), (429, {}), (500, {}), reset, hang])
 def test_trouble_that_stays_ends_the_run_and_the_same_command_goes_on(ask, server, trouble):
     server.replies = dict.fromkeys((4, 5), trouble)
