@@ -1,6 +1,7 @@
 """finetune.py --start-from: a training that goes on from a saved classifier."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,58 +17,53 @@ HARDLY = ("--learning-rate", "1e-12")  # what is trained stays what it was
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory):
-    """A file of messages, and the folder of a classifier that learned them."""
+    """A file of messages, the folder of a classifier that learned them, and its metrics."""
     folder = tmp_path_factory.mktemp("first")
-    data = write_csv(folder / "messages.csv", made_up_messages())
-    train(data, folder / "out", "--learning-rate", "1e-2", "--num-epochs", "3")
-    return data, folder / "out"
+    data, output = write_csv(folder / "messages.csv", made_up_messages()), folder / "out"
+    return data, output, train(data, output, "--learning-rate", "1e-2", "--num-epochs", "3")
+
+
+def start_from(first, output: Path, *options, data: Path | None = None) -> list[str]:
+    """The options of a run that starts from the first one's classifier, and names no model."""
+    quick = ("--data", data or first[0], "--output", output, *QUICK, "--start-from", first[1])
+    quick = [str(option) for option in (*quick, *options)]
+    model = quick.index("--model")
+    return [*quick[:model], *quick[model + 2 :]]
+
+
+def go_on(arguments: list[str]) -> dict:
+    """metrics.json of a run with these options."""
+    assert finetune.main(arguments) == 0
+    return json.loads((Path(arguments[3]) / "metrics.json").read_text(encoding="utf-8"))
 
 
 def probabilities(metrics: dict) -> np.ndarray:
     return np.array(metrics["test_predictions"]["probabilities"])
 
 
-def start_from(folder) -> tuple:
-    model = QUICK.index("--model")
-    options = [*QUICK[:model], *QUICK[model + 2 :]]
-    return (*options, "--start-from", folder)
-
-
 def test_with_the_same_labels_decoder_and_head_go_on(first, tmp_path):
-    data, folder = first
-    before = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    arguments = ("--data", data, "--output", tmp_path / "out", *start_from(folder), *HARDLY)
-    assert finetune.main(list(map(str, arguments))) == 0
-    after = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
+    before, after = first[2], go_on(start_from(first, tmp_path / "out", *HARDLY))
     np.testing.assert_allclose(probabilities(after), probabilities(before), atol=1e-5)
     assert after["model"] == "gpt-mini"
-    further = (*arguments[:3], tmp_path / "more", *start_from(folder), "--learning-rate", "1e-2")
-    assert finetune.main(list(map(str, further))) == 0
-    more = json.loads((tmp_path / "more" / "metrics.json").read_text(encoding="utf-8"))
+    more = go_on(start_from(first, tmp_path / "more", "--learning-rate", "1e-2"))
     assert more["history"]["step_losses"][0] < before["history"]["step_losses"][0]
 
 
 def test_with_other_labels_the_head_is_new(first, tmp_path, capsys):
     other = [(text, {"ham": "no", "spam": "yes"}[label]) for text, label in made_up_messages()]
     data = write_csv(tmp_path / "other.csv", other)
-    loud = [option for option in start_from(first[1]) if option != "--quiet"]
-    arguments = ("--data", data, "--output", tmp_path / "out", *loud, *HARDLY)
-    assert finetune.main(list(map(str, arguments))) == 0
+    arguments = start_from(first, tmp_path / "out", *HARDLY, data=data)
+    metrics = go_on([option for option in arguments if option != "--quiet"])
     assert "with a new head" in capsys.readouterr().out
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["labels"] == ["no", "yes"]
-    before = json.loads((first[1] / "metrics.json").read_text(encoding="utf-8"))
-    assert np.abs(probabilities(metrics) - probabilities(before)).max() > 0.1
+    assert np.abs(probabilities(metrics) - probabilities(first[2])).max() > 0.1
 
 
 def test_a_run_is_gone_on_with_only_from_the_same_folder(first, tmp_path, capsys):
-    data, folder = first
-    arguments = ("--data", data, "--output", tmp_path / "out", *start_from(folder))
-    assert finetune.main(list(map(str, arguments))) == 0
-    path = tmp_path / "out" / "metrics.json"
-    options = json.loads(path.read_text(encoding="utf-8"))["options"]
-    edit_json(path, options=options | {"start_from_sha256": "another"})
-    assert "other options or data" in fails(finetune, capsys, *arguments, "--resume")
+    options = go_on(start_from(first, tmp_path / "out"))["options"]
+    edit_json(tmp_path / "out" / "metrics.json", options=options | {"start_from_sha256": "another"})
+    arguments = start_from(first, tmp_path / "out", "--resume")
+    assert "other options or data" in fails(finetune, capsys, *arguments)
 
 
 @pytest.mark.parametrize(
@@ -79,5 +75,4 @@ def test_a_run_is_gone_on_with_only_from_the_same_folder(first, tmp_path, capsys
     ],
 )
 def test_what_contradicts_the_classifier_is_refused(first, tmp_path, capsys, options, says):
-    arguments = ("--data", first[0], "--output", tmp_path / "out", *start_from(first[1]))
-    assert says in fails(finetune, capsys, *arguments, *options)
+    assert says in fails(finetune, capsys, *start_from(first, tmp_path / "out", *options))
