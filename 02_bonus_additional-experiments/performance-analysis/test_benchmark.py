@@ -11,17 +11,15 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parent))
 
 import bench_common as bench
-import bench_infer
 import bench_memory
 import bench_train
 import benchmark
 import lower_bound
 import performance_tables
-from hugging_face import hugging_face_classifier
 
 from fast_paths import block_at_positions
 from gpt_download import MODEL_CONFIGS, DownloadError
-from previous_chapters import GPTConfig, num_parameters
+from previous_chapters import GPTConfig
 from text_classifier import GPTClassifier, calc_logits, freeze_all_but
 from text_data import SpamDataset
 
@@ -85,23 +83,6 @@ def test_result_has_its_command_and_can_be_shown(results, command):
     assert bench.as_markdown(result).startswith("|")
 
 
-@pytest.mark.parametrize("key", bench_train.PARTS)
-def test_training_seconds_add_up(results, key):
-    part, table = results("train")[key], rows_of(results("train"), "seconds")
-    # 60 messages in batches of 8, evaluated after the one epoch and at the end
-    expected = {"training": 8, "evaluation": 8 + 19 + 8 + 19 + 38}
-    assert part["batches"][bench_train.PLAIN] == expected
-    title, chapter = key.replace("_", " "), part["stages"]["the chapter's run, float32"]
-    for name, stages in part["stages"].items():
-        seconds = sum(stages[stage] for stage in bench_train.STAGES)
-        assert table[name][f"{title}, seconds"] == pytest.approx(seconds)
-        times = seconds / part["lower_bound"]
-        assert table[name][f"{title}, times the bound"] == pytest.approx(times)
-        cached = name in (bench_train.FROZEN_ONCE, bench_train.LAST_POSITION)
-        if name in part["batches"]:
-            assert stages["frozen_layers"] == (chapter["frozen_layers"] if cached else 0)
-
-
 def test_all_improvements_together_give_the_same_losses(results):
     differences = results("train")["largest_difference_of_losses"]
     assert max(differences["float32"].values()) < 1e-6
@@ -154,15 +135,6 @@ def test_quantised_weights_take_less_room(results):
 def test_wrong_options_exit_2_with_the_reason(arguments, message, tmp_path, capsys):
     assert benchmark.main([*arguments, "--output", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_way_that_fails_at_its_first_call_is_left_out():
-    def fail(number):
-        raise RuntimeError(f"no compiler\nfor {number}")
-
-    makers = {"works": lambda: lambda number: 2 * number, "fails": lambda: fail}
-    ways, first, unavailable = bench.try_each(makers, lambda way: way(3))
-    assert (list(ways), first, unavailable) == (["works"], {"works": 6}, {"fails": "no compiler"})
 
 
 def count_operations(function) -> int:
@@ -254,32 +226,6 @@ def test_sample_stands_for_all_batches_by_their_positions():
         timed = [positions[int((i + 0.5) * len(positions) / 3)] for i in range(3)]
         assert [bench_train.num_positions(batch) for batch in calls[stage][1:]] == timed
         assert sample.factor[stage] == pytest.approx(sum(positions) / sum(timed))
-
-
-def test_twin_trains_as_many_parameters_and_gives_the_same_logits():
-    pytest.importorskip("transformers", reason="needs performance-analysis/requirements-extra.txt")
-    classifier, dataset = tiny_classifier(), tiny_dataset(9)
-    freeze_all_but(classifier, "last_block")
-    twin = hugging_face_classifier(classifier)
-    assert num_parameters(twin, True) == num_parameters(classifier, True) - 2  # no bias
-    batch = dataset.collate(list(dataset))
-    ours = bench_infer.from_scratch(classifier)(batch)
-    torch.testing.assert_close(bench_infer.in_transformers(classifier)(batch), ours)
-
-
-def test_functions_take_turns_after_a_round_that_does_not_count():
-    calls = []
-    functions = {name: lambda name=name: calls.append(name) for name in "ab"}
-    seconds = bench.time_in_turns(functions, 2)
-    assert calls == list("ababab")
-    assert {len(values) for values in seconds.values()} == {2}
-
-
-def test_answers_come_in_the_order_of_the_messages():
-    dataset, calc = tiny_dataset(20), bench_infer.from_scratch(tiny_classifier())
-    loop, *others = (bench_infer.in_batches(calc, n, dataset, "cpu") for n in (1, 16, None))
-    for logits in others:
-        torch.testing.assert_close(logits, loop, atol=1e-5, rtol=0)
 
 
 def test_tables_are_those_that_the_raw_files_give():
