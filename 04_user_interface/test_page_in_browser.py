@@ -8,6 +8,8 @@ import os
 import random
 import re
 import shutil
+import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +42,11 @@ pytestmark = pytest.mark.skipif(
 )
 LOOKS = [(width, theme) for width in (1280, 390) for theme in ("light", "dark")]
 in_every_look = pytest.mark.parametrize("page", LOOKS, indirect=True)
+KINDS = ("two last", "two mean", "six last", "six mean")  # number of classes, pooling
 TABS = ("One message", "Many messages", "How good is it?", "About")
+QUESTIONS = ("how", "who", "when", "where", "why", "what")
 SPAM = "cash now free urgent 1"  # a message of the training
+EXAMPLE = "home mum dinner tonight 0"
 HOSTILE = (
     "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script> "
     "${document.title='taken'} {{this}} \x07 \u202eolleh مرحبا 👩‍👩‍👧 <b>claim</b> prize"
@@ -50,37 +55,35 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def spread(folder, tmp_path_factory) -> Path:
-    """The trained classifier with saved test predictions that are spread evenly, so that every
-    threshold counts differently."""
+    """The trained classifier with an example, and with saved test predictions that are spread
+    evenly, so that every threshold counts differently."""
     spread = tmp_path_factory.mktemp("browser") / "classifier"
     shutil.copytree(folder, spread)
     metrics = json.loads((spread / "metrics.json").read_text(encoding="utf-8"))
     scores = np.linspace(0.015, 0.985, metrics["test"]["num_examples"])
     metrics["test_predictions"]["probabilities"] = np.stack([1 - scores, scores], axis=1).tolist()
+    metrics["examples"] = [{"text": EXAMPLE, "label": "ham", "answer": "spam"}]
     (spread / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     return spread
 
 
 @pytest.fixture(scope="module")
-def address(spread):
-    with served(spread) as url:
-        yield url
+def folders(spread, make_tiny, tmp_path_factory) -> dict[str, Path]:
+    """Classifiers by the number of their classes and their pooling."""
+    found = {KINDS[0]: spread}
+    for kind in KINDS[1:]:
+        found[kind] = tmp_path_factory.mktemp("tiny")
+        names = QUESTIONS if kind.startswith("six") else ("ham", "spam")
+        classifier = make_tiny(names, max_length=32)
+        classifier.config = replace(classifier.config, pooling=kind.split()[1])
+        save_classifier(classifier, found[kind])
+    return found
 
 
 @pytest.fixture(scope="module")
-def six(make_tiny, tmp_path_factory) -> Path:
-    """A classifier with six classes, read from the mean of all tokens."""
-    folder = tmp_path_factory.mktemp("six")
-    classifier = make_tiny(("how", "who", "when", "where", "why", "what"), max_length=32)
-    classifier.config = replace(classifier.config, pooling="mean")
-    save_classifier(classifier, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def six_address(six):
-    with served(six) as url:
-        yield url
+def addresses(folders):
+    with ExitStack() as pages:
+        yield {kind: pages.enter_context(served(folder)) for kind, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +95,10 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, request):
+def page(browser, addresses, request):
     """A page that must ask no other host for anything, log no error, and not scroll sideways."""
-    width, theme, *six = getattr(request, "param", LOOKS[0])
-    address = request.getfixturevalue("six_address" if six else "address")
+    width, theme, *kind = getattr(request, "param", LOOKS[0])
+    address = addresses[kind[0] if kind else KINDS[0]]
     page = browser.new_page(viewport={"width": width, "height": 850})
     page.set_default_timeout(60_000)
     asked, errors = [], []
@@ -171,14 +174,16 @@ def test_one_message(page):
     check_accessibility(page)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    ("page", "place"), [(LOOKS[0], "spread"), ((*LOOKS[-1], "six"), "six")], indirect=["page"]
+    ("page", "kind"),
+    [((*look, kind), kind) for look, kind in zip(LOOKS, KINDS, strict=True)],
+    indirect=["page"],
 )
 def test_the_answer_belongs_to_the_text_whatever_is_done_in_whatever_order(
-    page, place, seed, request
+    page, kind, seed, folders
 ):
-    rng, opened = random.Random(seed), Opened(request.getfixturevalue(place))
+    rng, opened = random.Random(f"{kind} {seed}"), Opened(folders[kind])
     words = ["cash", "now", "mum", "home", "prize", "bus", "free", "dinner", "urgent", "later"]
     text, judged, threshold = "", "", 0.0
     for _ in range(7):
@@ -225,13 +230,45 @@ def test_lines_are_messages_and_the_right_label_is_collected(page):
     expect(box(page)).to_have_value("cash now free")
     page.locator("#right input").click()
     page.get_by_role("option", name="ham").click()
+    assert labelled(page) == [["cash now free", "ham"]]
+
+
+def labelled(page) -> list[list[str]]:
     with page.expect_download() as waiting:
         page.get_by_role("button", name="Download 1 labelled as CSV").click()
-    table = read_messages(waiting.value.path().rename(waiting.value.path().with_suffix(".csv")))
-    assert table.values.tolist() == [["cash now free", "ham"]]
+    path = waiting.value.path()
+    return read_messages(path.rename(path.with_suffix(".csv"))).values.tolist()
 
 
-def test_a_link_carries_the_text_in_its_fragment(page, address):
+def test_a_label_goes_to_the_message_on_the_screen_though_another_is_being_answered(
+    page, monkeypatch
+):
+    classify(page, SPAM)
+    expect(page.locator("#decision h2")).to_have_text("spam")
+    said, answer = threading.Event(), Opened.probabilities
+
+    def wait_for_the_label(self, texts):
+        assert said.wait(60)
+        return answer(self, texts)
+
+    monkeypatch.setattr(Opened, "probabilities", wait_for_the_label)
+    classify(page, "home mum dinner")
+    page.locator("#right input").click()
+    page.get_by_role("option", name="ham").click()
+    expect(page.get_by_role("button", name="Download 1 labelled as CSV")).to_be_enabled()
+    said.set()
+    expect(page.locator("#decision h2")).to_have_text("ham")
+    assert labelled(page) == [[SPAM, "ham"]]
+
+
+def test_a_click_on_an_example_of_the_folder_tries_it(page):
+    expect(page.locator("#examples")).to_contain_text("Answered")
+    page.locator("#examples").get_by_text(EXAMPLE).click()
+    expect(page.locator("#decision h2")).to_have_text("ham")
+    expect(box(page)).to_have_value(EXAMPLE)
+
+
+def test_a_link_carries_the_text_in_its_fragment(page):
     classify(page, SPAM)
     expect(page.locator("#decision h2")).to_have_text("spam")
     page.get_by_role("button", name="Copy a link to it").click()
@@ -296,13 +333,14 @@ def test_about(page):
     check_accessibility(page)
 
 
-@pytest.mark.parametrize("page", [(*LOOKS[-1], "six")], indirect=True)
+@pytest.mark.parametrize("page", [(*LOOKS[-1], "six mean")], indirect=True)
 def test_six_classes_and_the_mean_are_spoken_of_as_what_they_are(page):
     classify(page, "where is the bridge")
     expect(page.locator("#decision h2")).to_have_text(re.compile("h"))
     page.get_by_text("Show attention").click()
     expect(page.locator("#looked-at")).to_contain_text("the mean of all tokens")
     assert "spam" not in page.locator("body").inner_text()
+    expect(page.locator("#examples")).to_have_count(0)  # the folder keeps none
     check_accessibility(page)
 
 
