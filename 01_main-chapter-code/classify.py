@@ -9,6 +9,7 @@ time. `--resume` goes on with a run that was stopped.
 """
 
 import argparse
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -90,7 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.file} is a folder: --file takes a table, with a text a row")
     if args.texts and args.encoding is not None:
         parser.error("--encoding belongs to --file and standard input")
-    if args.output and args.output.resolve() == args.file.resolve():
+    if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):
         parser.error("--output is --file itself, which would be lost: name another file")
     if not args.output and (args.resume or args.overwrite or args.label_column):
         parser.error("--resume, --overwrite and --label-column belong to --file with --output")

@@ -6,6 +6,7 @@ Beside the model, the folder holds its tokenizer and `use.py`, which classifies 
 project. The folder is there only if that gives the probabilities that the classifier gives.
 """
 
+import os
 import runpy
 import shutil
 import sys
@@ -277,7 +278,7 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     with locked(output):
-        if output.exists():
+        if os.path.lexists(output):
             raise DataError(f"{output} is there already; name another folder with --output.")
         with whole_file(output) as partial:
             partial.mkdir()

@@ -145,7 +145,7 @@ def prepare(
         halves = (0.5,) * len(messages.label_names) if config.multi_label else None
         about = ClassifierConfig(name, messages.label_names, *reads, halves)
         datasets = make_datasets(messages, tokenizer, about)
-    identity = config.identity() | {"data_sha256": fingerprint(splits)}
+    identity = config.identity() | {"data_sha256": fingerprint(splits), **messages.columns}
     head = None
     if config.start_from:
         start = config.start_from / "config.json"

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -36,7 +37,7 @@ class GrowingFile:
 
     def __init__(self, path: Path, run: Mapping[str, str], resume: bool, overwrite: bool):
         self.path, self.run, self.resume, self.overwrite = path, dict(run), resume, overwrite
-        self.target = path.resolve()  # a link stays one
+        self.target = Path(os.path.realpath(path))  # a link stays one
         self.pieces = self.target.with_name(self.target.name + ".pieces")
         self.num_pieces = 0
         self._lock = ExitStack()

@@ -58,13 +58,15 @@ def read_messages(
 ) -> pd.DataFrame:
     """Labelled texts from a file, or from a folder of them; a set of labels may be empty.
 
-    Columns that are not named are guessed, and the guess is said, as are rows left out. Raises
-    ``DataError`` if the file cannot be read or holds no usable rows.
+    Columns that are not named are guessed, and the guess is said, as are rows left out; `attrs`
+    of the result name the columns. Raises ``DataError`` if there are no usable rows.
     """
     table = read_table(path, how)
     if is_guess := None in (text_column, label_column):
         text_column, label_column = guess_columns(table, path, text_column, label_column)
-        log(f"Reading texts from column {text_column!r}, labels from column {label_column!r}.")
+        others = ", ".join(repr(n) for n in table if n not in (text_column, label_column))
+        unread = f", nothing from {others[:200]}" if others else ""
+        log(f"Reading texts from column {text_column!r}, labels from {label_column!r}{unread}.")
     check_columns(table, path, [text_column, label_column])
     if text_column == label_column:
         raise DataError(f"{path}: text and label cannot both be column {text_column!r}.")
@@ -75,6 +77,7 @@ def read_messages(
     if is_guess:
         log(f"The first: {messages.text[0][:60]!r} is {messages.label[0]!r}.")
     has_label = (messages.label != "") | bool(how.label_sets)
+    messages.attrs = {"text_column": text_column, "label_column": label_column}
     usable = messages[(messages.text.str.strip() != "") & has_label]
     if len(usable) < len(messages):
         log(f"Left out {len(messages) - len(usable)} rows without a text or without a label.")
@@ -112,14 +115,14 @@ def read_table_in_pieces(
     if path.is_dir():
         yield _read_folder(path, how)
         return
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file.")
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if ending not in readers:
         raise DataError(
             f"{path}: the name must end in {', '.join(readers)}, or one with .gz; "
             f"finetune.py takes a folder of texts, too."
         )
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file.")
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty.")
     empty = True
@@ -152,8 +155,11 @@ def _is_nested(column: pd.Series) -> bool:
     return column.dtype == object and column.map(type).isin(NESTED).any()
 
 
-def _plain_cells(table: pd.DataFrame) -> pd.DataFrame:
-    return table.loc[:, [not _is_nested(table[name]) for name in table]].apply(as_strings)
+def _plain_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    is_nested = table.apply(_is_nested)
+    if is_nested.all():
+        check_columns(table, path, table.columns)
+    return table.loc[:, ~is_nested].apply(as_strings)
 
 
 def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None:
@@ -180,7 +186,7 @@ def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None
 def guess_columns(
     table: pd.DataFrame, path: Path, text_column: str | None, label_column: str | None
 ) -> tuple[str, str]:
-    """By the usual names; else the longest texts on average, and the fewest different values."""
+    """By the usual names; else the most text, and the fewest different values."""
     check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
     if len(table.columns) < 2:
         raise DataError(
@@ -196,10 +202,14 @@ def guess_columns(
 
 
 def guess_text_column(table: pd.DataFrame, path: Path) -> str:
-    """The column with a usual name, else that with the longest texts on average."""
+    """The column with a usual name, else that whose different cells hold the most text."""
     if (named := _named(table, path, TEXT_NAMES, "--text-column")) is not None:
         return named
-    guessed = _plain_cells(table).map(len).mean().idxmax()
+
+    def size(column: pd.Series) -> int:  # one plain word, such as a link, is hardly a text
+        return sum(len(c) if " " in c or not c.isascii() else 1 for c in column.unique())
+
+    guessed = _plain_cells(table, path).apply(size).idxmax()
     if len(table.columns) == 1 and len(guessed.split()) > 3:
         _complain_about_header(path, "--text-column")
     return guessed
@@ -208,7 +218,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
 def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
     if (named := _named(table, path, LABEL_NAMES, "--label-column")) is not None:
         return named
-    cells = _plain_cells(table)
+    cells = _plain_cells(table, path)
     counts = cells.nunique()
     counts = counts[counts > 1] if (counts > 1).any() else counts
     likeliest = counts[counts == counts.min()].index
@@ -283,12 +293,15 @@ def _lines(path: Path, how: TextFormat) -> Iterator[str]:
 
 
 def _read_csv(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
-    """Separated by commas; by semicolons where the header has no comma, as many spreadsheets do."""
+    """Separated by commas, or by semicolons where the header has only these, outside of quotes."""
     lines = _lines(path, how)
     header = next(lines, "")
     if declared := re.fullmatch(r"sep=(.)\s*", header):  # a line that Excel writes
         return _read_separated(path, lines, num_rows, how.separator or declared[1])
-    guessed = ";" if ";" in header and "," not in header else ","
+    found = {*re.sub('"[^"]*"', "", header)} & {",", ";"}
+    if len(found) == 2 and not how.separator:
+        raise DataError(f"{path}: the header has , and ; : name the --separator.")
+    guessed = found.pop() if found else ","
     return _read_separated(path, chain([header], lines), num_rows, how.separator or guessed)
 
 
@@ -358,13 +371,13 @@ def _read_json(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFr
     """An array of objects."""
     records = _parse_json("".join(_lines(path, how)), f"{path}")
     if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
-        raise DataError(f"{path} is not a JSON array of objects with named fields.")
+        raise DataError(f"{path} is not a JSON array of objects (.jsonl has an object a line).")
     for start in range(0, len(records), num_rows):
         yield pd.DataFrame(records[start : start + num_rows], dtype=object)
 
 
 def _read_json_object(line: str, where: str) -> dict:
-    record = _parse_json(line, where)
+    record = None if line.lstrip().startswith("[") else _parse_json(line, where)
     if not isinstance(record, dict):
         raise DataError(
             f"{where} is not a JSON object with named fields (a file that is one array is .json)."
@@ -377,7 +390,7 @@ def _parse_json(text: str, where: str) -> Any:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}.") from None
+        raise DataError(f"{where} is not JSON: {error}. An object a line is .jsonl.") from None
     return content
 
 

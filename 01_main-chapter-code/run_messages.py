@@ -1,7 +1,7 @@
 """The messages of one run: read, cleaned, balanced, split, augmented."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +36,8 @@ class Messages(NamedTuple):
     """Of the data, for reports."""
     unlabelled: list[str]
     """Texts for continued pretraining: the training messages and those that balancing left over."""
+    columns: Mapping[str, str] = {}
+    """The reader's own, named or guessed: `text_column`, `label_column`."""
 
 
 def read_run_messages(config: RunConfig, log: Callable = print) -> Messages:
@@ -80,7 +82,8 @@ def _read_and_split(config: RunConfig, log: Callable) -> Messages:
     splits = _with_own_parts(split(used, config.seed), config, log)
     elsewhere = [*used["text"], *splits.validation["text"], *splits.test["text"]]
     left_over = cleaned.loc[~_are_among(cleaned["text"], elsewhere), "text"]
-    return Messages(splits, label_names, name, [*splits.train["text"], *left_over])
+    unlabelled = [*splits.train["text"], *left_over]
+    return Messages(splits, label_names, name, unlabelled, messages.attrs)
 
 
 def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:

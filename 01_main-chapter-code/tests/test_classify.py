@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +11,13 @@ import helpers
 import pandas as pd
 import pytest
 import torch
-from helpers import CHAPTER, command_environment, file_size_limit
+from helpers import CHAPTER, command_environment, file_size_limit, made_up_messages, write_csv
 
 import classifier_folder
 import classify
 import gpt_download
-from classifier_folder import classify_texts, open_classifier, save_classifier
+from classifier_folder import classify_texts, open_classifier
+from fine_tuning import RunConfig, fine_tune
 
 fails = partial(helpers.fails, classify)
 
@@ -256,6 +256,8 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
     (tmp_path / "folder").mkdir()
     arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv", "--output")
     assert "folder" in fails(capsys, *arguments, tmp_path / "folder")
+    (tmp_path / "loop").symlink_to("loop")
+    fails(capsys, *arguments, tmp_path / "loop" / "out.csv", status=1)
     with file_size_limit(10):
         said = fails(capsys, *arguments, tmp_path / "out.csv", status=1)
     assert said.count("\n") <= 3
@@ -309,13 +311,11 @@ def test_true_labels_in_the_file_tell_how_good_the_answers_are(
     assert "'probability of ham'" in fails(capsys, *arguments)
 
 
-def test_the_column_that_a_classifier_was_trained_on_is_read(
-    tiny_classifier_folder, tmp_path, capsys
-):
-    classifier, _ = open_classifier(tiny_classifier_folder)
-    card = {"training": {"text_column": "short"}}
-    classifier.config = replace(classifier.config, card=card)
-    save_classifier(classifier, tmp_path / "folder")
+def test_the_column_that_a_classifier_was_trained_on_is_read(tmp_path, capsys):
+    data = write_csv(tmp_path / "data.csv", made_up_messages(10), "short,kind")  # a guess
+    tiny = {"model": "gpt-mini", "trainable": "head", "num_epochs": 1, "max_length": 8}
+    tiny |= {"continued_pretraining_epochs": 0, "quiet": True}
+    fine_tune(RunConfig(data=data, output=tmp_path / "folder", **tiny))
     path = tmp_path / "in.csv"
     path.write_text("short,long\nwin,see you at home tonight\n", encoding="utf-8")
     assert classify.main([str(tmp_path / "folder"), "--file", str(path)]) == 0

@@ -288,6 +288,13 @@ def test_usual_names_count_more_than_what_the_columns_hold(tmp_path, header):
     assert messages["label"].tolist() == ["0", "1", "2"] * 2
 
 
+def test_neither_long_links_nor_long_names_of_labels_are_taken_for_the_texts(tmp_path):
+    link, names = "https://a.very.long/link/to/a/page", ("a kind with a long name", "another kind")
+    rows = [(f"{link}/{i}", names[i % 2], f"short text {i}") for i in range(20)]
+    pd.DataFrame(rows, columns=["link", "kind", "body"]).to_csv(tmp_path / "m.csv", index=False)
+    assert pairs(read_messages(tmp_path / "m.csv")) == [(text, name) for _, name, text in rows]
+
+
 def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
     content = "subject,body,kind\n" + "".join(
         f"s{i},a rather long message {i},{i % 2}\n" for i in range(6)
@@ -367,16 +374,21 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.xlsx", "text,label\na,b\n", ["xlsx"]),
         ("m.tsv", "text\tlabel\na\tb\nc\td\te\n", ["line 3"]),
         ("m.csv", "text,label,text\na,b,c\n", ["'text'", "its own name"]),
+        ("m.csv", "text;price,eur;label\na;3,5;hot\nb;2,5;cold\n", ["--separator"]),
         ("m.csv", "text|label\nhello|ham\n", ["--separator"]),
         ("m.csv", "text|label\nhello, you|ham\n", ["line 2", "--separator"]),
         ("m.csv", "text,message,label\na,b,c\n", ["'text' or 'message'", "--text-column"]),
         ("m.csv", "body,kind,source\nlong text,a,x\nlonger text,b,y\n", ["'kind' or 'source'"]),
         ("m.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists"]),
         ("m.jsonl", '{"text": [{"role": "user"}], "label": "x"}\n', ["'text'", "lists"]),
+        ("m.jsonl", '{"text": "a", "tags": ["x", "y"]}\n', ["'tags'", "lists"]),
+        ("m.jsonl", '{"chat": [{"role": "user"}], "label": "x"}\n', ["'chat'", "lists"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ["line 2", "not JSON"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n\n["a", 1]\n', ["line 3", "JSON object"]),
         ("m.jsonl", '[{"text": "a", "label": 1}]\n', ["line 1", "JSON object"]),
-        ("m.jsonl", "[" * 100_000, ["line 1", "not JSON"]),
+        ("m.jsonl", '[\n{"text": "a", "label": 1}\n]\n', ["line 1", "one array is .json"]),
+        ("m.json", '{"text": "a", "label": 1}\n' * 2, ["An object a line is .jsonl"]),
+        ("m.jsonl", '{"a":' * 100_000, ["line 1", "not JSON"]),
         ("m.jsonl", '{"text": "half \\ud83d", "label": 1}', ["line 1", "surrogate"]),
         ("m.jsonl", '{"text": "a", "label": ' + "9" * 5000 + "}", ["line 1", "not JSON"]),
         ("m.jsonl", "{}\n{}\n", ["no rows"]),

@@ -102,7 +102,7 @@ def few_emails() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "text"])
 
 
-MINI = {"gpt-mini": GPTConfig(280, context_length=64, emb_dim=32, n_heads=2, n_layers=2)}
+MINI = {"gpt-mini": GPTConfig(280, context_length=128, emb_dim=32, n_heads=2, n_layers=2)}
 # What would take hours, in less: module-level names and their values.
 SMALLER = {
     "make_tables": {"comparisons.NUM_DRAWS": 10},
