@@ -242,6 +242,7 @@ def test_classify_names_what_is_wrong(
     Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
     Path("there.csv").write_text("mine", encoding="utf-8")
     Path("empty.csv").write_bytes(b"")
+    Path("in.doc").write_bytes(b"")
     Path("header.csv").write_text("id,body\n", encoding="utf-8")
     Path("latin1.csv").write_bytes("body\ncafé\n".encode("latin-1"))
     said = fails(capsys, tiny_classifier_folder, *arguments)
