@@ -33,7 +33,6 @@ from session import (
     new_session,
     opened_entry,
     say_right,
-    text_of_row,
 )
 from thresholds import UNDECIDED, decide
 
@@ -157,6 +156,9 @@ def one_message_tab(
         probabilities = opened.probabilities([str(message)])[0]
         answer = dict(zip(names, probabilities.tolist(), strict=True))
         return {"label": names[int(probabilities.argmax())], "probabilities": answer}
+
+    def text_of_row(row: int, session: dict[str, Any]) -> str:
+        return session["entries"][-1 - row]["text"]  # the latest is first
 
     session = gr.State(new_session())
     message = gr.Textbox(

@@ -55,17 +55,17 @@ class Opened:
         return classify_texts(self.classifier, self.tokenizer, stripped).numpy()
 
     @property
-    def test_predictions(self) -> TestPredictions | None:
-        if self.metrics is None:
-            return None
+    def test_predictions(self) -> TestPredictions:
         saved = self.metrics["test_predictions"]
         return TestPredictions(np.array(saved["labels"]), np.array(saved["probabilities"]))
 
     def examples(self) -> list[list[str]]:
         """Test messages, each with its label and the answer: those that the folder keeps, else
         such as are at hand."""
-        examples = (self.metrics or {}).get("examples", [])
-        if not examples and self.messages is not None and self.test_predictions is not None:
+        if self.metrics is None:
+            return []
+        examples = self.metrics.get("examples", [])
+        if not examples and self.messages is not None:
             texts = self.messages.splits.test["text"].tolist()
             examples = example_messages(texts, self.names, *self.test_predictions)
         return [[example[key] for key in ("text", "label", "answer")] for example in examples]
@@ -81,7 +81,7 @@ class Opened:
 
     @cached_property
     def _rival(self) -> Pipeline | None:
-        if self.messages is None or not (self.metrics or {}).get("ngram_baseline"):
+        if not (self.messages and self.metrics and self.metrics["ngram_baseline"]):
             return None
         train = self.messages.splits.train
         return ngram_baseline().fit(train["text"], train["label"])

@@ -27,23 +27,17 @@ def threshold_slider() -> gr.Slider:
 
 
 def quality_tab(opened: Opened, threshold: gr.Slider) -> None:
-    names, test = opened.names, opened.card.get("test")
-    if test is None:
+    if opened.metrics is None:
         threshold.render()
-        gr.Markdown("The folder holds no test metrics; finetune.py writes them.")
+        gr.Markdown("The folder has no metrics.json of this classifier; finetune.py writes it.")
         return
-    headline(test, opened.metrics)
-    predictions = opened.test_predictions
+    headline(opened.metrics)
     gr.Markdown("## Where to set the threshold")
-    if predictions is None:
-        threshold.render()
-        gr.Markdown("No curves: the folder has no metrics.json of this classifier.")
-    else:
-        threshold_section(opened, predictions, threshold)
+    threshold_section(opened, threshold)
     gr.Markdown("## Confusion matrix\nA row for each true class, a column for each predicted one.")
-    gr.HTML(confusion_table(np.array(test["confusion_matrix"]), names))
-    if predictions is not None:
-        calibration_section(predictions)
+    matrix = np.array(opened.metrics["test"]["confusion_matrix"])
+    gr.HTML(confusion_table(matrix, opened.names))
+    calibration_section(opened.test_predictions)
 
 
 def confusion_table(matrix: np.ndarray, names: tuple[str, ...]) -> str:
@@ -51,7 +45,8 @@ def confusion_table(matrix: np.ndarray, names: tuple[str, ...]) -> str:
     return heat_table("counts", matrix, shares, names, names)
 
 
-def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
+def headline(metrics: dict[str, Any]) -> None:
+    test = metrics["test"]
     low, high = test["accuracy_interval"]
     shown = {
         f"right, of {test['num_examples']:,} test messages": f"{test['accuracy']:.1%}",
@@ -59,13 +54,14 @@ def headline(test: dict[str, Any], metrics: dict[str, Any] | None) -> None:
         "macro F1": f"{test['macro_f1']:.3f}",
         "Matthews correlation": f"{test['mcc']:.3f}",
     }
-    if metrics and metrics.get("ngram_baseline"):
-        accuracy = metrics["ngram_baseline"]["accuracy"]
-        shown["right, by a linear model on n-grams"] = f"{accuracy:.1%}"
+    if baseline := metrics["ngram_baseline"]:
+        shown["right, by a linear model on n-grams"] = f"{baseline['accuracy']:.1%}"
     gr.HTML(tiles(shown))
 
 
-def threshold_section(opened: Opened, test: TestPredictions, threshold: gr.Slider) -> None:
+def threshold_section(opened: Opened, threshold: gr.Slider) -> None:
+    test = opened.test_predictions
+
     def show(value: float) -> tuple[str, str]:
         classes = by_class(opened.names, *test, value)
         return tiles(consequences(*test, value)), table(classes, "Each class at this threshold")

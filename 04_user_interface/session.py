@@ -112,10 +112,6 @@ def say_right(label: str, text: str, session: dict[str, Any]) -> dict[str, Any]:
     return session
 
 
-def text_of_row(row: int, session: dict[str, Any]) -> str:
-    return session["entries"][-1 - row]["text"]
-
-
 def history_rows(session: dict[str, Any], names: Sequence[str], threshold: float) -> list[list]:
     """A row for each message, the latest first."""
     rows = []

@@ -145,20 +145,18 @@ def test_a_folder_with_many_classes_and_no_metrics_opens(make_tiny, tmp_path):
     classifier = make_tiny(("<img src=x onerror=alert(1)>", "good", "bad"), max_length=32)
     save_classifier(classifier, tmp_path)
     texts = page_texts(tmp_path)
-    assert "no test metrics" in texts
+    assert "no metrics.json" in texts
     assert "<img" not in texts
     assert "&lt;img" in texts
 
 
-def test_without_the_predictions_the_metrics_stay_and_the_curves_are_missed(folder, tmp_path):
-    assert "No curves" not in page_texts(folder)
+def test_metrics_of_another_classifier_are_not_shown(folder, tmp_path):
+    assert "right, of 24 test messages" in page_texts(folder)
     for name in ("config.json", "model.safetensors"):
         shutil.copy(folder / name, tmp_path)
-    texts = page_texts(tmp_path)
-    assert "No curves" in texts
-    assert "right, of 24 test messages" in texts
+    assert "no metrics.json" in page_texts(tmp_path)
     (tmp_path / "metrics.json").write_text('{"test": "of another classifier"}', encoding="utf-8")
-    assert "No curves" in page_texts(tmp_path)
+    assert "no metrics.json" in page_texts(tmp_path)
 
 
 def test_made_up_data_is_said_to_mean_nothing(folder, make_tiny, tmp_path):
