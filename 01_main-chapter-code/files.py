@@ -52,6 +52,25 @@ def write_json(content: Any, path: Path) -> None:
     write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", path)
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises ``ValueError`` that names a damaged one."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from None
+
+
+@contextmanager
+def reading_results(folder: Path) -> Iterator[None]:
+    """Raises ``ValueError`` where result files in a folder do not hold what they should."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, zlib.error) as error:
+        raise ValueError(
+            f"a result file in {folder} is damaged, or of another command: {error!r}."
+        ) from error
+
+
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """A safetensors file; `metadata` should have one entry, since several change their order."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

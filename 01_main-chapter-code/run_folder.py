@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from classifier_folder import open_classifier, save_classifier
 from evaluation import plot_confusion_matrix, plot_values
-from files import locked, whole_file, write_json
+from files import locked, read_json, whole_file, write_json
 from message_files import DataError
 from text_classifier import GPTClassifier
 from training import Checkpoint, History
@@ -102,10 +102,7 @@ class RunFolder:
             )
 
     def metrics(self) -> dict[str, Any]:
-        try:
-            return json.loads((self.path / METRICS).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{self.path / METRICS} is damaged: {error}.") from None
+        return read_json(self.path / METRICS)
 
     def open(self, device: torch.device) -> tuple[GPTClassifier, Any]:
         return open_classifier(self.path, device)

@@ -11,7 +11,6 @@ difference between two of them, or between one and the n-grams.
 
 import argparse
 import dataclasses
-import json
 import shlex
 import statistics
 import sys
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from command_line import HelpFormatter, add_options, config_from, make_parser, run_command
 from features import LatestStore
-from files import write_json
+from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
 from message_files import DataError
 from run_config import RunConfig
@@ -80,6 +79,8 @@ def table_row(result: dict) -> dict[str, str]:
 def make_table(folder: Path = RESULTS) -> str:
     """The table of the README, in Markdown, from the result files in the order of their names."""
     names = sorted(path.stem for path in folder.glob("*.json"))
+    if not names:
+        raise DataError(f"there are no result files in {folder}.")
     rows = [{"setting": name} | table_row(read_result(name, folder)) for name in names]
     return pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
 
@@ -110,10 +111,7 @@ def read_result(name: str, folder: Path = RESULTS) -> dict:
     path = folder / f"{name}.json"
     if not path.is_file():
         raise DataError(f"{path}: there is no such result; `run {name}` makes it.")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}.") from None
+    return read_json(path)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,14 +140,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def compare(args: argparse.Namespace) -> str:
+    first = read_result(args.first, args.results)
+    second = read_result(args.second, args.results) if args.second else None
+    return f"{args.first} minus {args.second or 'n-grams'}: {paired_difference(first, second)}"
+
+
 def run(args: argparse.Namespace) -> None:
-    if args.command == "table":
-        print(make_table(args.results))
-        return
-    if args.command == "compare":
-        first = read_result(args.first, args.results)
-        second = read_result(args.second, args.results) if args.second else None
-        print(f"{args.first} minus {args.second or 'n-grams'}: {paired_difference(first, second)}")
+    if args.command != "run":
+        with reading_results(args.results):
+            print(make_table(args.results) if args.command == "table" else compare(args))
         return
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.name}.json"

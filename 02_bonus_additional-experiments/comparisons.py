@@ -1,7 +1,6 @@
 """Rows of experiments compared, from their result files: over seeds, on the same test messages."""
 
 import base64
-import json
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from experiment_config import RESULTS, ROWS
 from scipy.stats import binomtest
 
 from evaluation import roc_curve, test_metrics
+from files import read_json
 from several_seeds import mean_and_interval
 
 NUM_DRAWS = 10_000
@@ -85,7 +85,7 @@ def load(results: Path = RESULTS) -> dict[str, Runs]:
         paths = sorted((results / row).glob("seed-*.json"))
         if len(paths) < NUM_SEEDS:
             continue
-        files = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+        files = list(map(read_json, paths))
         predictions = [file["predictions"] for file in files]
         if "predicted" in predictions[0]:
             spam, predicted = None, digits(some["predicted"] for some in predictions)

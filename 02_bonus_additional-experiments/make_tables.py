@@ -22,7 +22,7 @@ from experiment_config import MAIN, RESULTS, ROWS
 from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
-from files import write_text
+from files import reading_results, write_text
 from gpt_download import SMS_SPAM_ZIP, fetch
 from message_files import DataError, normal_form
 from run_config import RunConfig
@@ -376,9 +376,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    if args.copies:
-        return run_command("make_tables.py", lambda: print(white_space_copies(load(args.results))))
-    return run_command("make_tables.py", lambda: write_all(args.results), output=args.results)
+
+    def command() -> None:
+        with reading_results(args.results):
+            if args.copies:
+                print(white_space_copies(load(args.results)))
+            else:
+                write_all(args.results)
+
+    output = None if args.copies else args.results
+    return run_command("make_tables.py", command, output=output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The README's table, in Markdown, from the raw result files."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from command_line import make_parser, run_command
+from files import read_json, reading_results
 from imdb_results import RESULTS
 from message_files import DataError
 
@@ -40,11 +40,12 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
 
 def make_table(folder: Path = RESULTS) -> str:
     """Measured models by test accuracy, the weakest first. Raises ``DataError`` without files."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    results = list(map(read_json, folder.glob("*.json")))
     if not results:
         raise DataError(f"there are no result files in {folder}.")
-    results.sort(key=lambda result: result["test"]["accuracy"])
-    table = pd.DataFrame(map(table_row, results))
+    with reading_results(folder):
+        results.sort(key=lambda result: result["test"]["accuracy"])
+        table = pd.DataFrame(map(table_row, results))
     return table.to_markdown(index=False, disable_numparse=True)
 
 

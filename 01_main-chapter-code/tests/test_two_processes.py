@@ -87,7 +87,7 @@ WRITING = {
         *("--output", "{out}/answers.jsonl"),
     ],
     "download_prepare_dataset": ["--source", "{archive}", "--output", "{out}/reviews", "--quiet"],
-    "train_linear": ["majority", "tfidf-words", "--data", "{reviews}", "--results", "{out}"],
+    "train_linear": ["majority", "--data", "{reviews}", "--results", "{out}"],
     "train_gpt": [*REVIEWS, *FEW_TOKENS],
     "train_encoder": [*REVIEWS, *FEW_TOKENS],
     "compare_cuts": [*REVIEWS, "--runs", "{before}/runs"],

@@ -10,7 +10,6 @@ stopped. `report` prints the accuracy lost.
 """
 
 import argparse
-import json
 import random
 import re
 import sys
@@ -24,7 +23,7 @@ import pandas as pd
 from classifier_folder import classify_texts
 from command_line import HelpFormatter, make_parser, run_command
 from evaluation import ngram_baseline
-from files import write_json
+from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch, resolve_model_name
 from message_files import DataError
@@ -120,7 +119,7 @@ def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
 def make_table(results: Path) -> str:
     """Points of accuracy lost, mean over seeds with the 95% interval of Student's t, by alteration
     and model. Raises ``DataError`` where nothing is measured."""
-    files = [json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*-seed-*.json"))]
+    files = list(map(read_json, sorted(results.glob("*-seed-*.json"))))
     lines = [
         {
             "model": file["model"],
@@ -148,6 +147,11 @@ def make_table(results: Path) -> str:
     return table.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
+def report(args: argparse.Namespace) -> None:
+    with reading_results(args.results):
+        print(make_table(args.results))
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("altered_messages.py", __doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -158,7 +162,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
     measuring.set_defaults(do=lambda args: run(args.models, args.seeds, args.results))
     reporting = commands.add_parser("report", help="print the table")
-    reporting.set_defaults(do=lambda args: print(make_table(args.results)))
+    reporting.set_defaults(do=report)
     for command in (measuring, reporting):
         command.add_argument("--results", type=Path, default=RESULTS, help="result files")
     return parser.parse_args(argv)

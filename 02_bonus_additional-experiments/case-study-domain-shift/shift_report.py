@@ -1,6 +1,5 @@
 """Tables and figures of the case study, from its result files."""
 
-import json
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from files import write_text
+from files import read_json, reading_results, write_text
 from message_files import DataError
 from several_seeds import mean_and_interval
 
@@ -37,7 +36,7 @@ METRICS = {
 
 def load(folder: Path) -> list[dict]:
     """All seeds that are measured."""
-    return [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("seed-*.json"))]
+    return list(map(read_json, sorted(folder.glob("seed-*.json"))))
 
 
 def learned(results: list[dict]) -> pd.DataFrame:
@@ -171,7 +170,8 @@ def write_report(folder: Path) -> None:
     results, output = load(folder), FOLDER if folder == RESULTS else folder
     if len(results) < 2:
         raise DataError(f"{folder} holds {len(results)} result files; `run` makes them.")
-    write_text(make_tables(results), output / "tables.md")
+    with reading_results(folder):
+        write_text(make_tables(results), output / "tables.md")
     (output / "figures").mkdir(exist_ok=True)
     for name, plot in PLOTS.items():
         figure = plot(results)

@@ -198,7 +198,8 @@ def plot_bars(
     the table's first columns."""
     (rows,) = map(pd.DataFrame, result["tables"].values())
     names = rows.iloc[:, :num_names].astype(str).agg(" x ".join, axis=1).str.partition(":")[0]
-    fig, axes = plt.subplots(1, len(columns), figsize=(12, 0.8 + 0.32 * len(rows)), sharey=True)
+    size, shape = (12, 0.8 + 0.32 * len(rows)), (1, len(columns))
+    fig, (axes,) = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False)
     for ax, column in zip(axes, columns, strict=True):
         rows.set_index(names)[column].plot.barh(ax=ax, color="#e6761b", xlabel=column, ylabel="")
         ax.bar_label(ax.containers[0], [shown(v).strip("-") for v in rows[column]], padding=3)
