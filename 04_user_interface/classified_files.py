@@ -30,6 +30,7 @@ ONE_AT_A_TIME = threading.Lock()  # a large file keeps one core busy; the other 
 # A spreadsheet runs a cell as a formula if it begins with one of these signs (the wide ones in
 # Japanese and Chinese programs); a plain number is harmless.
 FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
+OF_COMMANDS = re.compile(r", or [^,.]*--encoding [^.]*")  # advice that a page cannot follow
 NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
@@ -84,7 +85,8 @@ class Job:
             first = next(read_table_in_pieces(self.path, ROWS_AT_ONCE))
         except DataError as error:
             self.remove()
-            raise DataError(f"{file.name}: {str(error).partition(': ')[2]}") from None
+            said = OF_COMMANDS.sub("", str(error).partition(": ")[2])
+            raise DataError(f"{file.name}: {said}") from None
         others = first.drop(columns=self.survey.text_column)
         self.label_column = guess_label_column(others, opened.names)
 

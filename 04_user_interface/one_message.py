@@ -240,7 +240,8 @@ def one_message_tab(
     gr.on(
         [session.change, threshold.change], show, [session, threshold], [*shown, labelled], **latest
     )
-    gr.on([message.change, judged.change], None, [message, judged], js=MARK_STALE)
+    fit = [page.load, message.change, judged.change]
+    gr.on(fit, None, [message, judged], js=MARK_STALE)
     gr.on(
         [session.change, layer.input, head.input, wanted.input, whole.input],
         show_attention,

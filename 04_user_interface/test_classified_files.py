@@ -165,3 +165,4 @@ def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, 
     for part in parts:
         assert part in str(refused.value)
     assert str(refused.value).startswith(f"{name}: ")
+    assert "--" not in str(refused.value)  # an option that the page has not
