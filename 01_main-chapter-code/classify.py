@@ -9,6 +9,7 @@ time. `--resume` goes on with a run that was stopped.
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import os
 import sys
 from collections import Counter

@@ -6,6 +6,7 @@ Beside the model, the folder holds its tokenizer and `use.py`, which classifies 
 project. The folder is there only if that gives the probabilities that the classifier gives.
 """
 
+import ctrl_c  # noqa: F401
 import os
 import runpy
 import shutil

@@ -6,6 +6,7 @@ fetches a model's files beforehand. How files are fetched, checked and kept: `re
 """
 
 import base64
+import ctrl_c  # noqa: F401
 import dataclasses
 import os
 import sys

@@ -3,6 +3,7 @@
 python 01_main-chapter-code/run_notebooks.py
 """
 
+import ctrl_c  # noqa: F401
 import os
 import re
 import sys

@@ -10,6 +10,7 @@ difference between two of them, or between one and the n-grams.
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import dataclasses
 import shlex
 import statistics

@@ -11,6 +11,7 @@ on the same messages.
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import json
 import platform
 import shlex

@@ -7,6 +7,7 @@ repository, and fills in README.md and tables.md, between their marks, and figur
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import re
 import sys
 import zlib

@@ -6,6 +6,7 @@ opens the classifier that train_gpt.py left in `runs/NAME`, lets it read the hea
 ends, or all windows of the same reviews, and writes `my-results/cuts/NAME.json`.
 """
 
+import ctrl_c  # noqa: F401
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path

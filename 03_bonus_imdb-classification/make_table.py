@@ -1,5 +1,6 @@
 """The README's table, in Markdown, from the raw result files."""
 
+import ctrl_c  # noqa: F401
 import sys
 from pathlib import Path
 from typing import Any

@@ -6,6 +6,7 @@ The state of a run stands in `runs/NAME`, so that `--resume` goes on after a sto
 classifier is there too, and the metrics are in `my-results/NAME.json`.
 """
 
+import ctrl_c  # noqa: F401
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -7,6 +7,7 @@ The same command runs on a CPU or a GPU, and goes on from the last checkpoint if
 """
 
 import base64
+import ctrl_c  # noqa: F401
 import hashlib
 import math
 import sys

@@ -11,7 +11,14 @@ import helpers
 import pandas as pd
 import pytest
 import torch
-from helpers import CHAPTER, command_environment, file_size_limit, made_up_messages, write_csv
+from helpers import (
+    CHAPTER,
+    command_environment,
+    file_size_limit,
+    made_up_messages,
+    run_python,
+    write_csv,
+)
 
 import classifier_folder
 import classify
@@ -263,6 +270,20 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
         said = fails(capsys, *arguments, tmp_path / "out.csv", status=1)
     assert said.count("\n") <= 3
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_ctrl_c_while_libraries_are_imported_is_one_word():
+    stopped = run_python("-c", "import ctrl_c; raise KeyboardInterrupt", PYTHONPATH=str(CHAPTER))
+    assert stopped.stderr == "stopped.\n"
+    commands = [
+        p for p in CHAPTER.parent.glob("0[123]*/**/*.py") if "\ndef main(" in p.read_text("utf-8")
+    ]
+    assert len(commands) >= 20
+    for path in commands:
+        lines = path.read_text("utf-8").splitlines()
+        before = lines[: lines.index("import ctrl_c  # noqa: F401")]
+        imported = {line.split()[1] for line in before if line.startswith(("import ", "from "))}
+        assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names, path
 
 
 def test_ctrl_c_ends_classify_in_one_word(tiny_classifier_folder, capsys, monkeypatch):

@@ -18,6 +18,7 @@ from helpers import CHAPTER, fails, made_up_messages, write_csv
 from files import locked
 from gpt_download import SMS_SPAM_ZIP, is_intact
 from previous_chapters import GPTConfig
+from run_folder import CHECKPOINT
 
 TOP = CHAPTER.parent
 # By command: its arguments, and the output that it holds while it runs, both in a folder of ours.
@@ -182,7 +183,7 @@ def contents(folder: Path) -> dict:
             return [without_times(json.loads(line)) for line in path.read_bytes().splitlines()]
         return None if path.suffix == ".png" else path.read_bytes()
 
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKPOINT]
     return {str(path.relative_to(folder)): content(path) for path in files}
 
 

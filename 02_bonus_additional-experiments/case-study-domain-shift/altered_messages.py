@@ -10,6 +10,7 @@ stopped. `report` prints the accuracy lost.
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import random
 import re
 import sys

@@ -10,6 +10,7 @@ e-mails are those of real people.
 
 import argparse
 import copy
+import ctrl_c  # noqa: F401
 import math
 import platform
 import sys

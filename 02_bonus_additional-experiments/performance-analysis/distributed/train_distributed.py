@@ -10,6 +10,7 @@ Shapes in comments: C classes, N messages of a data set.
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import io
 import os
 import signal

@@ -7,6 +7,7 @@ Zero-shot or with examples from the training part, on the test messages of a cla
 finetune.py wrote; both are judged by the same metrics.
 """
 
+import ctrl_c  # noqa: F401
 import json
 import os
 import sys
