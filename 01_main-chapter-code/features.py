@@ -175,9 +175,9 @@ class FastClassifier(nn.Module):
                 x, start = decoder.embed(input_ids), 0
             else:
                 x, start = features, self.num_layers
-            num_layers = len(decoder.trf_blocks)
-            if pooling == "last" and start < num_layers:
-                x = decoder.run_blocks(x, attention_mask, start, num_layers - 1)
+            num_blocks = len(decoder.trf_blocks)
+            if pooling == "last" and start < num_blocks:
+                x = decoder.run_blocks(x, attention_mask, start, num_blocks - 1)
                 last_block, positions = decoder.trf_blocks[-1], last_positions(attention_mask)
                 x = block_at_positions(last_block, x, positions, attention_mask)  # (B, 1, D)
                 return decoder.out_head(decoder.final_norm(x)).squeeze(1).float()

@@ -264,7 +264,7 @@ def compute_frozen_layers(
 
 
 def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> dict[str, Any]:
-    """What metrics.json holds; takes the logits (N, C) of the three parts."""
+    """What metrics.json holds; takes the logits (K, C) of the parts' chunks."""
     config, messages, label_names = run.config, run.messages, run.about.label_names
     measured = measure(logits, run.datasets, run.about)
     with run.clock.stage("baseline"):

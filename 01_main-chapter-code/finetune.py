@@ -2,7 +2,7 @@
 
     python 01_main-chapter-code/finetune.py
 
-With no options it takes the SMS Spam Collection and the best model that can be had, prints the
+With no options it takes the SMS Spam Collection and the first model that can be had, prints the
 results, and writes the classifier's folder with `metrics.json` and plots. What it does is
 `fine_tune` in fine_tuning.py; its options are the fields of `RunConfig`.
 """
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(
         "finetune.py",
         lambda: run(args),
-        "stopped. Repeat the command with --resume to go on from the last finished epoch.",
+        "stopped. Repeat the command, with --resume if an epoch was finished.",
     )
 
 

@@ -136,7 +136,7 @@ class RunConfig(TrainConfig):
         "tokens, or those at its first token; default: what suits the model",
         group="model",
     )
-    causal: bool = option(True, "let tokens look at later ones, too", group="model")
+    causal: bool = option(True, "--no-causal lets tokens look at later ones, too", group="model")
 
     learning_rate: float | None = option(
         None, "AdamW's step size, at its peak; default: what suits the model", POSITIVE, "training"
@@ -166,9 +166,8 @@ class RunConfig(TrainConfig):
             "--lora-rank and --lora-alpha belong to --trainable lora and dora": (
                 self.trainable not in ("lora", "dora") and (self.lora_rank or self.lora_alpha)
             ),
-            "--balance weights acts among the messages of a batch: take a --batch-size and a "
-            "--micro-batch-size of at least 2": (
-                self.balance == "weights" and 1 in (self.batch_size, self.micro_batch_size)
+            "--balance weights acts among the messages of a batch: take a --batch-size above 1": (
+                self.balance == "weights" and self.batch_size == 1
             ),
             "--protocol published is a split of the SMS data: leave out --data": (
                 self.protocol == "published" and self.data is not None

@@ -141,7 +141,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def compare(args: argparse.Namespace) -> str:
+def comparison(args: argparse.Namespace) -> str:
     first = read_result(args.first, args.results)
     second = read_result(args.second, args.results) if args.second else None
     return f"{args.first} minus {args.second or 'n-grams'}: {paired_difference(first, second)}"
@@ -150,7 +150,7 @@ def compare(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.command != "run":
         with reading_results(args.results):
-            print(make_table(args.results) if args.command == "table" else compare(args))
+            print(make_table(args.results) if args.command == "table" else comparison(args))
         return
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.name}.json"

@@ -288,7 +288,7 @@ def calc_accuracy_loader(model: nn.Module, loader: DataLoader) -> float:
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, dataset: SpamDataset, progress: bool = False) -> Tensor:
-    """Logits (N, C) of all messages, in their order; batches hold messages of similar length."""
+    """Logits (K, C) of all items, in their order; batches hold items of similar length."""
     model.eval()
     device = next(model.parameters()).device
     logits: list[Tensor] = [torch.empty(0)] * len(dataset)

@@ -177,20 +177,26 @@ def update(
 
 
 def micro_batches(
-    batch: Mapping[str, Tensor], size: int | None
+    batch: Mapping[str, Tensor], size: int | None, class_weights: Tensor | None = None
 ) -> Iterator[tuple[dict[str, Tensor], float]]:
     """A batch in parts of `size` messages, each cut to its longest message, with its fraction of
-    the batch's messages."""
+    the batch's messages, weighed as their classes are."""
     num_messages = len(batch["labels"])
     if size is None or size >= num_messages:
         yield dict(batch), 1.0
         return
+    counts = message_weights(batch["labels"], class_weights)
     for start in range(0, num_messages, size):
         rows = slice(start, start + size)
         longest = int(batch["attention_mask"][rows].sum(dim=1).max())
         part = {name: t[rows] if t.dim() else t for name, t in batch.items()}
         part = {n: t[:, :longest] if t.dim() > 1 and n != "labels" else t for n, t in part.items()}
-        yield part, len(part["labels"]) / num_messages
+        yield part, (counts[rows].sum() / counts.sum()).item()
+
+
+def message_weights(labels: Tensor, class_weights: Tensor | None) -> Tensor:
+    """How much each message of a batch counts in its mean loss (B,)."""
+    return torch.ones(len(labels)) if class_weights is None else class_weights.cpu()[labels]
 
 
 def train_step(
@@ -203,7 +209,7 @@ def train_step(
     """One update of the trained parameters; returns the batch's loss."""
     losses = (
         fraction * calc_loss_batch(model, part, class_weights, config.label_smoothing)
-        for part, fraction in micro_batches(batch, config.micro_batch_size)
+        for part, fraction in micro_batches(batch, config.micro_batch_size, class_weights)
     )
     return update(optimizer, losses, config.max_grad_norm)
 

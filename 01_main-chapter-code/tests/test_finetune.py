@@ -314,7 +314,7 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(monkeypatch):
         (("--max-length", "513"), ["--max-length", "513", "512"]),
         (("--text-column", "txt"), ["messages.csv", "'txt'", "'text', 'label'"]),
         (("--dropout", "0.1", "--trainable", "head"), ["--dropout", "--trainable head"]),
-        (("--balance", "weights", "--batch-size", "1"), ["--balance", "at least 2"]),
+        (("--balance", "weights", "--batch-size", "1"), ["--balance", "above 1"]),
         (("--protocol", "published"), ["--protocol", "--data"]),
         (("--protocol", "published", "--balance", "none"), ["--data", "--balance none"]),
         (("--lora-rank", "4"), ["--lora-rank", "--trainable lora"]),

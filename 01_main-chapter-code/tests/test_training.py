@@ -75,13 +75,14 @@ def test_one_batch_can_be_overfitted():
     assert history.train_loss[-1] < 0.05
 
 
-def test_micro_batches_add_up_to_the_gradient_of_the_batch():
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 3.0])])
+def test_micro_batches_add_up_to_the_gradient_of_the_batch(weights):
     dataset, outcomes = tiny_dataset(10), []
     config = TrainConfig(1e-2, num_epochs=1, batch_size=10, warmup_ratio=0.0)
     for size in (None, 1, 3):
         classifier = tiny_classifier()
         how = dataclasses.replace(config, micro_batch_size=size)
-        history = train_classifier_simple(classifier, dataset, dataset, how)
+        history = train_classifier_simple(classifier, dataset, dataset, how, weights)
         outcomes.append((history.step_losses, classifier.decoder.out_head.weight.detach()))
     for losses, weight in outcomes[1:]:
         assert losses == pytest.approx(outcomes[0][0], abs=1e-5)

@@ -52,7 +52,15 @@ from text_classifier import (
     pick_device,
 )
 from text_data import SpamDataset, batches_by_length, make_loader
-from training import Checkpoint, History, TrainConfig, TrainingState, micro_batches, update
+from training import (
+    Checkpoint,
+    History,
+    TrainConfig,
+    TrainingState,
+    message_weights,
+    micro_batches,
+    update,
+)
 
 PROGRAM = Path(__file__).name
 TIMEOUT = timedelta(minutes=10)  # for a process that answers no more but has not ended either
@@ -72,9 +80,9 @@ def share_of_batch(batch: Batch, weights: Tensor | None) -> tuple[Batch, float]:
     A process that gets none takes one that counts nothing, since all others wait for it at the
     exchange of gradients.
     """
-    rank, size, labels = dist.get_rank(), dist.get_world_size(), batch["labels"]
-    counts = torch.ones(len(labels)) if weights is None else weights.cpu()[labels]
-    rows = slice(rank if rank < len(labels) else 0, None, size)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    counts = message_weights(batch["labels"], weights)
+    rows = slice(rank if rank < len(counts) else 0, None, size)
     own = {name: t[rows] if t.dim() else t for name, t in batch.items()}
     return own, (counts[rank::size].sum() / counts.sum()).item()
 
@@ -87,7 +95,7 @@ def share_of_losses(
     Every message weighs the same on whichever process it lands, which a mean of the processes'
     means would not achieve. DDP and FSDP take the mean of the gradients.
     """
-    for part, fraction in micro_batches(batch, config.micro_batch_size):
+    for part, fraction in micro_batches(batch, config.micro_batch_size, weights):
         own, own_fraction = share_of_batch(part, weights)
         loss = calc_loss_batch(model, own, weights, config.label_smoothing)
         yield dist.get_world_size() * fraction * own_fraction * loss
