@@ -35,7 +35,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial.mkdir(parents=True)  # its folder may have been removed since the work began
     try:
         yield partial / path.name
         (partial / path.name).replace(path)

@@ -94,7 +94,8 @@ class GrowingFile:
     def finish(self) -> None:
         """Put the pieces together; the file is whole, or what it was before."""
         with whole_file(self.target) as partial, partial.open("wb") as whole:
-            for number in range(self.num_pieces):
-                with self._piece(number).open("rb") as piece:
-                    shutil.copyfileobj(piece, whole)
+            for piece in map(self._piece, range(self.num_pieces)):
+                if not piece.exists():
+                    raise DataError(f"{piece} was removed before the others were there.")
+                whole.write(piece.read_bytes())
         shutil.rmtree(self.pieces)

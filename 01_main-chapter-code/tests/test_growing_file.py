@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from test_classify import fails
 
 import classify
 from growing_file import GrowingFile, as_csv
+from message_files import DataError
 
 
 @pytest.fixture
@@ -149,3 +151,22 @@ def test_a_wrong_last_row_is_found_before_the_work_begins(arguments, tmp_path, c
     arguments[2] = str(tmp_path / "in.jsonl")
     assert "line 26" in fails(capsys, *arguments)
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_that_is_removed_meanwhile_comes_back_or_is_named(tmp_path):
+    table, path = pd.DataFrame({"text": ["a"]}), tmp_path / "folder" / "out.csv"
+    for num_before in (0, 1):
+        path.parent.mkdir()
+        with GrowingFile(path, {}, resume=False, overwrite=False) as file:
+            for _ in range(num_before):
+                file.add(table)
+            shutil.rmtree(path.parent)
+            file.add(table)
+            if num_before:
+                with pytest.raises(DataError, match=r"0\.csv was removed"):
+                    file.finish()
+                assert not path.exists()
+            else:
+                file.finish()
+                assert path.read_text(encoding="utf-8") == "text\na\n"
+                shutil.rmtree(path.parent)
