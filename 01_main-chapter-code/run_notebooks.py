@@ -16,7 +16,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 
 from command_line import make_parser, run_command
-from files import write_text
+from files import locked, write_text
 from gpt_download import SMS_SPAM_ZIP, DownloadError, fetch
 
 CHAPTER = (
@@ -73,10 +73,11 @@ def run(paths: list[Path], output: Path | None) -> None:
         print(f"{path}: running", flush=True)
         target = (output or path.parent) / path.name
         try:
-            if problems := find_problems(notebook := execute(path)):
-                raise ValueError("\n".join(problems))
             target.parent.mkdir(parents=True, exist_ok=True)
-            write_text(nbformat.writes(notebook) + "\n", target)
+            with locked(target):
+                if problems := find_problems(notebook := execute(path)):
+                    raise ValueError("\n".join(problems))
+                write_text(nbformat.writes(notebook) + "\n", target)
         except (CellControlSignal, DeadKernelError, ValueError) as error:
             print(error, file=sys.stderr)
             failed.append(path.name)
