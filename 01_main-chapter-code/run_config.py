@@ -55,7 +55,7 @@ class RunConfig(TrainConfig):
     label_column: str | None = option(None, "column of the labels; default: guessed", group="data")
     multi_label: bool = option(
         False,
-        "a text may carry several labels, separated by | in their column, or none; each gets a "
+        "a text may carry several labels, a list or separated by |, or none; each gets a "
         "probability, and a threshold chosen on the validation messages",
         group="data",
     )
