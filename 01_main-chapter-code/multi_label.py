@@ -1,8 +1,8 @@
 """Several labels a message: all that is different then.
 
-In a file the labels stand in one cell, separated by `|` or as a list; an empty one carries none. Every label
-is decided by itself: the classifier gives a probability for each, and a threshold for each, chosen
-on the validation messages, says from where on a message carries it.
+In a file the labels stand in one cell, separated by `|` or as a list; an empty one has none. Every
+label is decided by itself: the classifier gives a probability for each, and a threshold for each,
+chosen on the validation messages, says from where on a message carries it.
 
 Shapes in comments: B messages in a batch, N messages of a data set, C labels.
 """
