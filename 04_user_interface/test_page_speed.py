@@ -20,4 +20,4 @@ def test_the_page_is_fast_enough(folder):
         assert time.perf_counter() - begin < 10
         messages = [f"claim your prize {i}" for i in range(50)]
         assert median(ask(client, message)[1] for message in messages[:20]) < 0.3
-        assert median(seconds for _, seconds in ask_together(client, messages)) < 1
+        assert max(seconds for _, seconds in ask_together(client, messages)) < 5
