@@ -4,6 +4,7 @@ python 04_user_interface/app.py [DIR [DIR]]
 """
 
 import argparse
+import ctrl_c  # noqa: F401
 import socket
 import sys
 from pathlib import Path
