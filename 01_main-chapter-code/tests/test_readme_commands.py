@@ -52,6 +52,8 @@ NOT_RUN = {
     "train_encoder.py": "needs an extra; its own tests run it",
     "compare_cuts.py": "needs a classifier that was trained for an hour",
     "classify_with_api.py": "needs a server; its own tests bring one",
+    "transformers serve": "serves until it is stopped",
+    "save_smollm2.py": "needs an extra; its own test runs it",
     "export OPENAI": "names a server",
     "app.py": "serves until it is stopped; its own tests do it in a browser",
     "url": "asks the page; its own tests do",
