@@ -66,6 +66,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--all-probabilities", action="store_true", help="a column for every label's probability"
     )
     parser.add_argument(
+        "--top", type=int, default=1, help="of texts: so many of the likeliest labels; default: 1"
+    )
+    parser.add_argument(
         "--output", type=Path, help="CSV file to write for --file; default: standard output"
     )
     parser.add_argument(
@@ -88,6 +91,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(
             "--output, --separator, --text-column and --all-probabilities belong to --file"
         )
+    if args.top < 1 or (args.file and args.top > 1):
+        parser.error("--top is a number of labels for texts; --file has --all-probabilities")
     if args.file and args.file.is_dir():
         parser.error(f"{args.file} is a folder: --file takes a table, with a text a row")
     if args.texts and args.encoding is not None:
@@ -99,13 +104,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def classify_lines(classifier: GPTClassifier, tokenizer, lines: Iterable[str]) -> Iterator[str]:
-    """A line `label <tab> probability <tab> text` for each text, a few hundred at a time."""
+def classify_lines(
+    classifier: GPTClassifier, tokenizer, lines: Iterable[str], top: int = 1
+) -> Iterator[str]:
+    """A line `label <tab> probability <tab> text` for each text, a few hundred at a time; with
+    `top`, the labels that come next stand before the text, with their probabilities."""
     lines = iter(lines)
     while texts := list(islice(lines, LINES_AT_ONCE)):
         for text, row in zip(texts, classify_texts(classifier, tokenizer, texts), strict=True):
-            label = printable(classifier.config.answer(row))
-            yield f"{label}\t{row.max():.4f}\t{printable(text)}"
+            cells = [classifier.config.answer(row), f"{row.max():.4f}"]
+            for i in row.argsort(descending=True)[1:top].tolist():
+                cells += [classifier.config.label_names[i], f"{row[i]:.4f}"]
+            yield "\t".join(map(printable, [*cells, text]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -215,7 +225,7 @@ def classify(args: argparse.Namespace) -> None:
     classifier, tokenizer = open_classifier(args.folder, pick_device(args.device))
     if not args.file:
         texts = args.texts or standard_input_lines(args.encoding)
-        for line in classify_lines(classifier, tokenizer, texts):
+        for line in classify_lines(classifier, tokenizer, texts, args.top):
             print(line)
         return
     trained_on = classifier.config.card.get("training", {}).get("text_column")

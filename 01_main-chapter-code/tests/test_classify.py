@@ -56,6 +56,16 @@ def test_arguments_and_lines_get_the_same_answers(tiny_classifier_folder, capsys
         assert float(probability) == pytest.approx(float(row.max()), abs=1e-4)
 
 
+def test_the_likeliest_labels_come_in_their_order(tiny_classifier_folder, capsys):
+    ((*cells, text),) = classified(capsys, tiny_classifier_folder, "free prize", "--top", 9)
+    assert text == "free prize"
+    assert cells[:2] == classified(capsys, tiny_classifier_folder, "free prize")[0][:2]
+    assert {*cells[::2]} == {*open_classifier(tiny_classifier_folder)[0].config.label_names}
+    probabilities = list(map(float, cells[1::2]))
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-3)
+
+
 def test_texts_may_follow_options(tiny_classifier_folder, capsys):
     expected = classified(capsys, tiny_classifier_folder, "one", "two", "--device", "cpu")
     assert classified(capsys, tiny_classifier_folder, "--device", "cpu", "one", "two") == expected
