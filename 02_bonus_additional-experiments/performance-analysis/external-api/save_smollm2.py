@@ -6,22 +6,27 @@ transformers serve smollm2
 
 import ctrl_c  # noqa: F401
 import sys
+from importlib.util import find_spec
 from pathlib import Path
-
-import torch
 
 from command_line import make_parser, run_command
 from export import shape_in_transformers
 from files import whole_file
 from gpt_download import SMOLLM2, load_pretrained, weights_file
+from message_files import DataError
 
 
 def save(folder: Path) -> None:
     """Write the weights as 32-bit numbers, and the tokenizer with its chat format, which
-    `transformers` reads from the same file."""
+    `transformers` reads from the same file. Raises ``DataError`` if the folder is there already, or
+    the library is not."""
+    if folder.exists():
+        raise DataError(f"{folder} is there already; name another folder.")
+    if not find_spec("transformers"):
+        raise DataError('this needs: python -m pip install "transformers[serving]"')
     import transformers
 
-    decoder, _ = load_pretrained(SMOLLM2, torch.device("cpu"))
+    decoder, _ = load_pretrained(SMOLLM2)
     _, sizes, weights = shape_in_transformers(decoder)
     source = weights_file(SMOLLM2)
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
