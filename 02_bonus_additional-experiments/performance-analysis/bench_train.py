@@ -226,7 +226,8 @@ def compare(
         functions = {"training": partial(step, way), "evaluation": partial(predict, way)}
         samples[name] = sample_of(batches, options["sample"], functions)
     epochs_run = num_epochs if num_frozen else 1
-    how = {"model": model, "weights": "random", "trainable": trainable, "num_epochs": epochs_run}
+    how = {"model": model, "weights": "random", "pooling": "last"}
+    how |= {"trainable": trainable, "num_epochs": epochs_run}
     data = {"protocol": "published", "train_size": len(parts[0])}
     config = RunConfig(**how, **data, device=device.type, quiet=True)
     runs = {name: partial(run_chapter, config, precision) for precision, name in CHAPTER.items()}

@@ -1,5 +1,6 @@
 """The same classifier in `transformers`: the measure of what a reader could use instead."""
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -8,45 +9,53 @@ import bench_common as bench
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from export import in_transformers, shape_in_transformers
-from previous_chapters import Decoder, GPTModel
+from export import shape_in_transformers
+from previous_chapters import Decoder
 from text_classifier import GPTClassifier
 
-
-def _require_gpt2(decoder: Decoder) -> None:
-    if not isinstance(decoder, GPTModel):
-        raise TypeError("the comparison is made for GPT-2's kind of decoder")
+LAST_LAYERS = {"gpt2": ("h", "ln_f"), "llama": ("layers", "norm")}  # blocks and final norm
 
 
-def hugging_face_generator(decoder: Decoder):
-    """A language model with the weights of ours. `<|endoftext|>` is every special token."""
+def _empty_twin(decoder: Decoder, task: str):
+    """A model of `transformers` in the decoder's shape, and the decoder's weights by its names."""
     import transformers
 
-    _require_gpt2(decoder)
-    _, sizes, weights = shape_in_transformers(decoder)
-    end_id = decoder.cfg.vocab_size - 1
-    config = transformers.GPT2Config(
+    kind, sizes, weights = shape_in_transformers(decoder)
+    # Every special token is `<|endoftext|>`: GPT-2's last token, SmolLM2's first.
+    end_id = decoder.cfg.vocab_size - 1 if kind == "GPT2" else 0
+    config = transformers.AutoConfig.for_model(
+        kind.lower(),
         vocab_size=decoder.cfg.vocab_size,
+        tie_word_embeddings=True,
         **sizes,
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end_id),
     )
-    twin = transformers.GPT2LMHeadModel(config).to(decoder.device).eval()
+    twin = getattr(transformers, f"AutoModelFor{task}").from_config(config)
+    return twin.to(decoder.device).eval(), weights
+
+
+def hugging_face_generator(decoder: Decoder):
+    """A language model with the weights of ours."""
+    twin, weights = _empty_twin(decoder, "CausalLM")
     twin.load_state_dict(weights | {"lm_head.weight": decoder.out_head.weight.detach()})
     return twin
 
 
 def hugging_face_classifier(classifier: GPTClassifier):
-    """A sequence classifier that gives the logits of ours; where the last block alone is trained,
-    so it is here.
+    """A sequence classifier that gives the logits of ours, read at the last token; where the last
+    block alone is trained, so it is here.
 
     It finds a message's last real token by looking for the padding token, for which it takes
     `<|endoftext|>`, which no message holds.
     """
     decoder = classifier.decoder
-    _require_gpt2(decoder)
-    twin = in_transformers(classifier, decoder.cfg.vocab_size - 1)
+    twin, weights = _empty_twin(decoder, "SequenceClassification")
+    twin.score = copy.deepcopy(decoder.out_head)  # the library's has no bias
+    head = {f"score.{name}": tensor for name, tensor in decoder.out_head.state_dict().items()}
+    twin.load_state_dict(weights | head)
     twin.requires_grad_(decoder.tok_emb.weight.requires_grad)
-    for part in (twin.transformer.h[-1], twin.transformer.ln_f, twin.score):
+    blocks, norm = (getattr(twin.base_model, n) for n in LAST_LAYERS[twin.config.model_type])
+    for part in (blocks[-1], norm, twin.score):
         part.requires_grad_(True)
     return twin
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,13 +17,16 @@ import bench_train
 import benchmark
 import lower_bound
 import performance_tables
+from hugging_face import hugging_face_classifier, hugging_face_generator, hugging_face_inputs
 
 from fast_paths import block_at_positions
-from gpt_download import MODEL_CONFIGS, DownloadError
-from previous_chapters import GPTConfig
+from gpt_download import MODEL_CONFIGS, DownloadError, build_decoder
+from previous_chapters import GPTConfig, num_parameters
+from smollm2 import LlamaConfig
 from text_classifier import GPTClassifier, calc_logits, freeze_all_but
 from text_data import SpamDataset
 
+TINY_LLAMA = LlamaConfig(64, 32, emb_dim=64, n_heads=4, n_kv_heads=2, n_layers=2, hidden_dim=96)
 CPU = torch.device("cpu")
 TINY_FORMS = {
     "train": "--num-epochs 1 --train-size 60 --sample 2 --check-steps 3 --repetitions 1",
@@ -42,7 +46,7 @@ def tiny_classifier() -> GPTClassifier:
 def tiny_dataset(size: int) -> SpamDataset:
     generator = torch.Generator().manual_seed(size)
     lengths = torch.randint(1, 30, (size,), generator=generator).tolist()
-    ids = [torch.randint(62, (n,), generator=generator) for n in lengths]
+    ids = [torch.randint(1, 62, (n,), generator=generator) for n in lengths]
     return SpamDataset(ids, [i % 2 for i in range(size)])
 
 
@@ -102,6 +106,22 @@ def test_all_ways_to_classify_give_the_same_but_for_rounding(results):
     for name, row in rows_of(results("infer")).items():
         limit = 0.05 if name.startswith(("bf16", "int8")) else 1e-4
         assert row["largest difference of probabilities"] < limit, name
+
+
+@pytest.mark.parametrize("shape", [bench.TINY, TINY_LLAMA])
+def test_transformers_gives_the_same_logits_of_texts_and_classes(shape, monkeypatch):
+    pytest.importorskip("transformers", reason="needs performance-analysis/requirements-extra.txt")
+    monkeypatch.setitem(bench.SHAPES, "tiny", shape)
+    classifier, dataset = tiny_classifier(), tiny_dataset(9)
+    nn.init.normal_(classifier.decoder.out_head.bias)
+    freeze_all_but(classifier, "last_block")
+    twin, batch = hugging_face_classifier(classifier), dataset.collate(list(dataset))
+    logits = twin(**hugging_face_inputs(batch, twin)).logits
+    torch.testing.assert_close(logits, calc_logits(classifier, batch))
+    assert num_parameters(twin, True) == num_parameters(classifier, True)
+    decoder = build_decoder(shape).eval()
+    generator = hugging_face_generator(decoder)
+    torch.testing.assert_close(generator(batch["input_ids"]).logits, decoder(batch["input_ids"]))
 
 
 def test_generated_tokens_are_the_same_with_and_without_cache(results):
@@ -196,8 +216,10 @@ def test_kept_numbers_are_those_that_pytorch_keeps(choice, monkeypatch):
     assert sum(kept.values()) == pytest.approx(4 * 4 * 500 * numbers, rel=0.1)
 
 
+@pytest.mark.parametrize("shape", [bench.TINY, TINY_LLAMA])
 @pytest.mark.parametrize("trainable", ["last_block", "all"])
-def test_every_way_gives_the_same_logits_of_all_messages(trainable, monkeypatch):
+def test_every_way_gives_the_same_logits_of_all_messages(trainable, shape, monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "tiny", shape)
     monkeypatch.setattr(bench_train, "PADDED_LENGTH", 31)
     classifier, parts = tiny_classifier(), [tiny_dataset(size) for size in (40, 9, 17)]
     num_frozen = freeze_all_but(classifier, trainable)
