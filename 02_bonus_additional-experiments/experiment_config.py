@@ -20,12 +20,13 @@ MAX_EPOCHS = 40
 
 def read_rows(path: Path) -> pd.DataFrame:
     """The rows of all tables. One with several sizes becomes one for each number of training
-    messages; a GPT then makes as many updates as with all messages, in at most 40 epochs."""
+    messages; a GPT then makes as many updates as with all messages, in at most 40 epochs, unless
+    the row has a number of its own."""
     rows = []
     for about in pd.read_csv(path, keep_default_na=False).to_dict("records"):
         for size in map(int, about["sizes"].split()):
             options = f"{about['options']} --train-size {size}"
-            if "--classifier" not in options:
+            if "--classifier" not in options and "--num-epochs" not in options:
                 options += f" --num-epochs {min(MAX_EPOCHS, round(UPDATES / size))}"
             sized = {"row": about["row"].format(size=size), "options": options.strip()}
             says = f"{about['description']}, {size} training messages"
@@ -46,7 +47,7 @@ def read_rows(path: Path) -> pd.DataFrame:
 # 37 stand in the training set, from the README of github.com/rasbt/LLMs-from-scratch,
 # ch06/02_bonus_additional-experiments (Apache 2.0).
 ROWS = read_rows(Path(__file__).parent / "rows.csv")
-MAIN = ROWS.index[~ROWS.suite.isin(["larger", "smollm2", "few-sms", "few-reviews", "few-stars"])]
+MAIN = ROWS.index[~ROWS.suite.str.match("larger|smollm2|few-")]
 
 REVIEWS = ("reviews", "stars")
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
