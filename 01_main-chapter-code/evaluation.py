@@ -1,8 +1,7 @@
 """How good is it? Metrics, intervals, a baseline to beat, and the chapter's pictures.
 
-Shapes in comments: N messages, C classes. A binary score is the probability of the class in
-question; `positive` (N,) says which messages truly belong to it. Every metric is computed by
-hand here, and a test compares it with scikit-learn's.
+Shapes in comments: N messages, C classes. What the chapter teaches is computed by hand, and a test
+compares it with scikit-learn's; the rest is scikit-learn's.
 """
 
 import math
@@ -12,6 +11,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from sklearn import metrics
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -57,17 +57,6 @@ def macro_f1(matrix: np.ndarray) -> float:
     return float(precision_recall_f1(matrix)[2].mean())
 
 
-def matthews_correlation(matrix: np.ndarray) -> float:
-    """MCC between -1 and 1, where guessing scores 0 (Matthews 1975; for more classes, Gorodkin
-    2004): the correlation of true and predicted class. 0 where only one class occurs."""
-    total, correct = matrix.sum(), np.trace(matrix)
-    actual = matrix.sum(axis=1).astype(float)
-    predicted = matrix.sum(axis=0).astype(float)
-    covariance = correct * total - actual @ predicted
-    spread = (total**2 - actual @ actual) * (total**2 - predicted @ predicted)
-    return float(covariance / math.sqrt(spread)) if spread > 0 else 0.0
-
-
 def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
     """95% interval of a share (Wilson 1927): honest for few messages and near 0 and 1.
 
@@ -88,48 +77,8 @@ def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
 
 
 # ---------------------------------------------------------------------------------------------
-# From scores: curves over all thresholds
+# From probabilities
 # ---------------------------------------------------------------------------------------------
-
-
-class Curve(NamedTuple):
-    """A curve over thresholds, with the area below it."""
-
-    x: np.ndarray
-    y: np.ndarray
-    thresholds: np.ndarray
-    area: float
-
-
-def _counts_at_thresholds(positive: Sequence[bool], scores: Sequence[float]):
-    """For each different score, from the largest down: how many true and false positives a
-    threshold at that score would let through."""
-    positive, scores = np.asarray(positive, dtype=bool), np.asarray(scores, dtype=float)
-    if positive.all() or not positive.any():
-        raise ValueError("A curve needs messages of the class and messages outside it.")
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))  # last of each run of ties
-    true_positives = np.cumsum(positive[order])[ends]
-    return scores[order][ends], true_positives, ends + 1 - true_positives
-
-
-def roc_curve(positive: Sequence[bool], scores: Sequence[float]) -> Curve:
-    """False positive rate (x) against true positive rate (y); area = the chance that a random
-    positive message scores above a random negative one."""
-    thresholds, true_positives, false_positives = _counts_at_thresholds(positive, scores)
-    x = np.concatenate([[0], false_positives / false_positives[-1]])
-    y = np.concatenate([[0], true_positives / true_positives[-1]])
-    return Curve(x, y, np.concatenate([[np.inf], thresholds]), float(np.trapezoid(y, x)))
-
-
-def precision_recall_curve(positive: Sequence[bool], scores: Sequence[float]) -> Curve:
-    """Recall (x) against precision (y); area = average precision, the mean precision over the
-    steps of recall, without interpolation."""
-    thresholds, true_positives, false_positives = _counts_at_thresholds(positive, scores)
-    recall = true_positives / true_positives[-1]
-    precision = true_positives / (true_positives + false_positives)
-    area = float(np.sum(np.diff(recall, prepend=0) * precision))
-    return Curve(recall, precision, thresholds, area)
 
 
 class Calibration(NamedTuple):
@@ -160,14 +109,16 @@ def calibration(probabilities: np.ndarray, labels: Sequence[int], num_bins: int 
 
 
 def test_metrics(probabilities: np.ndarray, labels: Sequence[int]) -> dict:
-    """What a report on a test set needs: accuracy with interval, macro F1, MCC, the matrix."""
-    matrix = confusion_matrix(labels, probabilities.argmax(axis=1), probabilities.shape[1])
+    """What a report on a test set needs: accuracy with interval, macro F1, Matthews' correlation
+    coefficient (-1 to 1, where guessing scores 0), the confusion matrix."""
+    predicted = probabilities.argmax(axis=1)
+    matrix = confusion_matrix(labels, predicted, probabilities.shape[1])
     return {
         "num_examples": len(labels),
         "accuracy": accuracy(matrix),
         "accuracy_interval": list(wilson_interval(int(np.trace(matrix)), len(labels))),
         "macro_f1": macro_f1(matrix),
-        "mcc": matthews_correlation(matrix),
+        "mcc": float(metrics.matthews_corrcoef(labels, predicted)),
         "confusion_matrix": matrix.tolist(),
     }
 
@@ -262,12 +213,15 @@ def plot_confusion_matrix(matrix: np.ndarray, label_names: Sequence[str]) -> Fig
 
 def plot_roc_and_precision_recall(positive: Sequence[bool], scores: Sequence[float]) -> Figure:
     """Both curves side by side."""
-    roc, pr = roc_curve(positive, scores), precision_recall_curve(positive, scores)
+    false_positives, true_positives, _ = metrics.roc_curve(positive, scores)
+    precision, recall, _ = metrics.precision_recall_curve(positive, scores)
+    mean_precision = metrics.average_precision_score(positive, scores)
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4))
-    left.plot(roc.x, roc.y, label=f"area {roc.area:.3f}")
+    area = metrics.auc(false_positives, true_positives)
+    left.plot(false_positives, true_positives, label=f"area {area:.3f}")
     left.plot([0, 1], [0, 1], ":", color="gray", label="guessing")
     left.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC")
-    right.step(pr.x, pr.y, where="pre", label=f"average precision {pr.area:.3f}")
+    right.step(recall, precision, where="post", label=f"average precision {mean_precision:.3f}")
     right.axhline(np.mean(positive), ls=":", color="gray", label="guessing")
     right.set(xlabel="recall", ylabel="precision", title="precision and recall", ylim=(0, 1.03))
     for ax in (left, right):

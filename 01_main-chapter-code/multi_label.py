@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, precision_recall_curve
 from sklearn.multiclass import OneVsRestClassifier
 from torch import Tensor, nn
 
-from evaluation import ngram_baseline, precision_recall_curve, wilson_interval
+from evaluation import ngram_baseline, wilson_interval
 from message_files import normal_form
 from text_data import Splits, split_messages
 
@@ -67,9 +67,10 @@ def best_thresholds(probabilities: np.ndarray, labels: np.ndarray) -> list[float
         if positive.all() or not positive.any():
             thresholds.append(0.5)
             continue
-        curve = precision_recall_curve(positive, scores)
-        f1 = 2 * curve.x * curve.y / np.maximum(curve.x + curve.y, 1e-9)
-        thresholds.append(float(curve.thresholds[f1.argmax()]))
+        *rates, candidates = precision_recall_curve(positive, scores)
+        precision, recall = (rate[-2::-1] for rate in rates)  # from the largest threshold down
+        f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+        thresholds.append(float(candidates[::-1][f1.argmax()]))
     return thresholds
 
 

@@ -26,6 +26,7 @@ import pandas as pd
 import torch
 from shift_report import FILTERS, RESULTS, load, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
+from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
@@ -35,7 +36,7 @@ from continued_pretraining import (
     continue_pretraining,
     encode_for_pretraining,
 )
-from evaluation import calibration, ngram_baseline, roc_curve, test_metrics
+from evaluation import calibration, ngram_baseline, test_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
 from files import reading_results, tar_members, write_json
 from fine_tuning import make_classifier
@@ -174,7 +175,7 @@ def filter_metrics(probabilities: np.ndarray, truth: pd.Series) -> dict[str, flo
     (passed, blocked), (missed, caught) = metrics["confusion_matrix"]
     return {
         "accuracy": metrics["accuracy"],
-        "roc_area": roc_curve(labels == 1, probabilities[:, 1]).area,
+        "roc_area": float(roc_auc_score(labels, probabilities[:, 1])),
         "calibration_error": calibration(probabilities, labels).expected_error,
         "confidence": float(probabilities.max(axis=1).mean()),
         "ham_blocked": blocked / (passed + blocked),
