@@ -9,6 +9,7 @@ import torch
 from helpers import made_up_messages, write_csv
 from hypothesis import settings
 from matplotlib.figure import Figure
+from tiny import GPT
 
 from classifier_folder import save_classifier
 from gpt_download import load_mini_tokenizer
@@ -64,3 +65,16 @@ def no_pictures(monkeypatch) -> None:
     """Pictures are empty files: to draw them takes longer than to train on a few messages."""
     monkeypatch.setattr(Figure, "tight_layout", lambda _: None)
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **how: Path(path).touch())
+
+
+@pytest.fixture(scope="session")
+def transformers():
+    return pytest.importorskip(
+        "transformers", reason="needs 01_main-chapter-code/requirements-extra.txt"
+    )
+
+
+@pytest.fixture
+def input_ids() -> torch.Tensor:
+    """(3, 12) tokens of the small decoders' vocabulary."""
+    return torch.randint(GPT.vocab_size, (3, 12), generator=torch.Generator().manual_seed(1))

@@ -9,13 +9,12 @@ import torch
 from helpers import fails, run_python
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tiny import DECODERS, randomise
 
 import export
 from export import in_tokenizers, largest_difference
 from gpt_download import SMOLLM2, SMOLLM2_WEIGHTS, build_decoder, is_intact, load_tokenizer
 from message_files import DataError
-from previous_chapters import GPTConfig
-from smollm2 import LlamaConfig
 from text_classifier import ClassifierConfig, GPTClassifier
 
 pytestmark = pytest.mark.skipif(
@@ -29,8 +28,6 @@ TEXTS = [
     "\r\n\t\0",
     "a" * 500,
 ]
-SIZES = {"vocab_size": 4096, "context_length": 64, "emb_dim": 16, "n_heads": 4, "n_layers": 2}
-SHAPES = {"gpt2": GPTConfig(**SIZES), "llama": LlamaConfig(**SIZES, n_kv_heads=2, hidden_dim=24)}
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +39,15 @@ def classifier_of(shape: str, pooling: str, **changes) -> GPTClassifier:
     """Three classes; all parameters random, those that start at zero or one, too."""
     torch.manual_seed(0)
     about = ClassifierConfig("gpt-mini", ("a", "b", "c"), 50, pooling, **changes)
-    classifier = GPTClassifier(build_decoder(SHAPES[shape]), about).eval()
-    with torch.no_grad():
-        for parameter in classifier.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return classifier
+    cfg = dataclasses.replace(DECODERS[shape], vocab_size=4096, context_length=64)
+    return randomise(GPTClassifier(build_decoder(cfg), about), std=0.2)
 
 
 @pytest.mark.parametrize(
     ("shape", "pooling", "kind", "model_class"),
     [
-        ("gpt2", "last", "transformers", "GPT2ForSequenceClassification"),
-        ("gpt2", "mean", "transformers", "GPT2ForTokenClassification"),
+        ("gpt", "last", "transformers", "GPT2ForSequenceClassification"),
+        ("gpt", "mean", "transformers", "GPT2ForTokenClassification"),
         ("llama", "last", "transformers", "LlamaForTokenClassification"),
         ("llama", "mean", "transformers", "LlamaForTokenClassification"),
         ("llama", "mean", "onnx", None),
@@ -75,7 +69,7 @@ def test_an_exported_folder_gives_the_classifiers_probabilities(
 
 
 def test_several_labels_a_text_are_exported(tmp_path, tokenizer):
-    classifier = classifier_of("gpt2", "last", thresholds=(0.5, 0.2, 0.4))
+    classifier = classifier_of("gpt", "last", thresholds=(0.5, 0.2, 0.4))
     export.export(classifier, tokenizer, "transformers", tmp_path / "out")
     assert largest_difference(classifier, tokenizer, tmp_path / "out", TEXTS) < 1e-5
 
@@ -125,7 +119,7 @@ def test_other_probabilities_leave_nothing_behind(
 
 @pytest.mark.parametrize("change", [{"pad_to": 50}, {"pooling": "first"}, {"cut": "windows"}])
 def test_what_no_other_program_has_is_refused(tmp_path, tokenizer, change):
-    classifier = classifier_of("gpt2", "last")
+    classifier = classifier_of("gpt", "last")
     classifier.config = dataclasses.replace(classifier.config, **change)
     with pytest.raises(DataError, match="there is no export"):
         export.export(classifier, tokenizer, "onnx", tmp_path / "out")

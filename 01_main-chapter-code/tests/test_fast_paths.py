@@ -5,52 +5,23 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import DECODERS, GPT, random_decoder, randomise
 
 from fast_paths import KeyValueCache, Uninitialised, block_at_positions, select_positions
-from previous_chapters import GPTConfig, GPTModel, TransformerBlock, generate, generate_text_simple
-from smollm2 import LlamaConfig, LlamaModel
+from previous_chapters import GPTModel, TransformerBlock, generate, generate_text_simple
 
-SHAPE = {"vocab_size": 100, "context_length": 16, "emb_dim": 32, "n_heads": 4, "n_layers": 3}
-TINY = GPTConfig(**SHAPE)
-DECODERS = {
-    "gpt": lambda **changes: GPTModel(dataclasses.replace(TINY, **changes)),
-    "llama": lambda **changes: LlamaModel(
-        LlamaConfig(**SHAPE, n_kv_heads=2, hidden_dim=48, **changes)
-    ),
-}
 POSITIONS = torch.tensor([8, 0, 4])
+each_decoder = pytest.mark.parametrize("cfg", DECODERS.values(), ids=DECODERS)
 
 
 @pytest.fixture
 def x():
-    return torch.randn(3, 9, TINY.emb_dim, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture
-def input_ids():
-    return torch.randint(TINY.vocab_size, (3, 12), generator=torch.Generator().manual_seed(1))
+    return torch.randn(3, 9, GPT.emb_dim, generator=torch.Generator().manual_seed(1))
 
 
 def random_block(**changes) -> TransformerBlock:
     torch.manual_seed(0)
-    block = TransformerBlock(dataclasses.replace(TINY, **changes)).eval()
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    return block
-
-
-@pytest.fixture(params=DECODERS)
-def random_model(request):
-    """Makes a decoder whose every parameter, norms included, is random."""
-
-    def make(**changes):
-        torch.manual_seed(0)
-        model = DECODERS[request.param](**changes).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
-        return model
-
-    return make
+    return randomise(TransformerBlock(dataclasses.replace(GPT, **changes)), std=0.2)
 
 
 # --- one position -----------------------------------------------------------------------------
@@ -89,12 +60,13 @@ def test_outputs_gradients_and_dropout_at_one_position_equal_the_plain_way(x, dr
             torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
+@each_decoder
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lengths", [(9, 9, 9), (9, 1, 5)])
 def test_outputs_and_gradients_at_one_position_of_a_padded_batch_equal_the_plain_block(
-    random_model, x, causal, lengths
+    cfg, x, causal, lengths
 ):
-    block, x = random_model(causal=causal).trf_blocks[-1], x.requires_grad_()
+    block, x = random_decoder(cfg, causal=causal).trf_blocks[-1], x.requires_grad_()
     attention_mask = torch.arange(9) < torch.tensor(lengths).unsqueeze(1)
     plain = select_positions(block(x, attention_mask), POSITIONS)
     fast = block_at_positions(block, x, POSITIONS, attention_mask)
@@ -109,29 +81,28 @@ def test_an_adapted_layer_makes_keys_and_values_itself(x):
     block = random_block()
     block.att.W_value = torch.nn.Sequential(block.att.W_value, torch.nn.Tanh())
     expected = select_positions(block(x), POSITIONS)
-    torch.testing.assert_close(
-        block_at_positions(block, x, POSITIONS), expected, atol=1e-5, rtol=1e-5
-    )
+    found = block_at_positions(block, x, POSITIONS)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 # --- the cache --------------------------------------------------------------------------------
 
 
+@each_decoder
 @pytest.mark.parametrize("num_given", [1, 12])
 def test_generation_with_and_without_cache_is_the_same_even_beyond_the_context(
-    random_model, input_ids, num_given
+    cfg, input_ids, num_given
 ):
-    model, prompts = random_model(), input_ids[:, :num_given]
-    plain = generate_text_simple(model, prompts, 20, TINY.context_length)
-    assert plain.shape[1] > TINY.context_length
+    model, prompts = random_decoder(cfg), input_ids[:, :num_given]
+    plain = generate_text_simple(model, prompts, 20, cfg.context_length)
+    assert plain.shape[1] > cfg.context_length
     assert torch.equal(generate(model, prompts, 20), plain)
     assert torch.equal(generate(model, prompts, 20, use_cache=False), plain)
 
 
-def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(
-    random_model, input_ids
-):
-    model = random_model()
+@each_decoder
+def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(cfg, input_ids):
+    model = random_decoder(cfg)
     caches = [KeyValueCache() for _ in model.trf_blocks]
     computed = []
     model.trf_blocks[0].att.W_key.register_forward_hook(
@@ -149,9 +120,9 @@ def test_cached_steps_give_the_logits_of_one_pass_and_compute_no_token_twice(
 def test_a_model_that_is_not_initialised_has_its_shapes_and_draws_nothing():
     before = torch.get_rng_state()
     with torch.device("meta"), Uninitialised():
-        model = GPTModel(TINY)
+        model = GPTModel(GPT)
     with Uninitialised():
-        other = GPTModel(TINY)
+        other = GPTModel(GPT)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.tok_emb.weight.is_meta
     for weight, expected in zip(model.parameters(), other.parameters(), strict=True):

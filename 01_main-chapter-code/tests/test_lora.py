@@ -1,30 +1,27 @@
 """LoRA and DoRA: nothing changes at first, the corrections alone are trained, merging is exact."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny import DECODERS, tiny_dataset
 from torch import nn
 
+from gpt_download import build_decoder
 from lora import DoRALinear, LoRALinear, add_lora, merge_lora
-from previous_chapters import GPTConfig, GPTModel, num_parameters
-from smollm2 import LlamaConfig, LlamaModel
+from previous_chapters import num_parameters
 from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but, predict_logits
-from text_data import SpamDataset
 from training import TrainConfig, train_classifier_simple
 
-SHAPE = {"vocab_size": 40, "context_length": 16, "emb_dim": 16, "n_heads": 2, "n_layers": 2}
-DECODERS = {
-    "gpt": lambda: GPTModel(GPTConfig(**SHAPE)),
-    "llama": lambda: LlamaModel(LlamaConfig(**SHAPE, n_kv_heads=1, hidden_dim=24)),
-}
+MESSAGES = tiny_dataset(24)
 
 
 @pytest.fixture(params=DECODERS)
 def classifier(request) -> GPTClassifier:
     torch.manual_seed(0)
-    config = ClassifierConfig(request.param, ("ham", "spam"), max_length=16)
-    classifier = GPTClassifier(DECODERS[request.param](), config)
+    decoder = build_decoder(replace(DECODERS[request.param], context_length=32))
+    classifier = GPTClassifier(decoder, ClassifierConfig("gpt-mini", ("ham", "spam"), 32))
     freeze_all_but(classifier, "head")
     return classifier
 
@@ -34,31 +31,17 @@ def kind(request) -> type[LoRALinear]:
     return request.param
 
 
-@pytest.fixture
-def messages() -> SpamDataset:
-    generator = torch.Generator().manual_seed(0)
-    lengths = torch.randint(2, 16, (24,), generator=generator).tolist()
-    sequences = [torch.randint(0, 40, (n,), generator=generator) for n in lengths]
-    return SpamDataset(sequences, [i % 2 for i in range(24)])
-
-
-def train(classifier: GPTClassifier, messages: SpamDataset) -> None:
+def train(classifier: GPTClassifier) -> None:
     config = TrainConfig(learning_rate=1e-2, num_epochs=2)
-    train_classifier_simple(classifier, messages, messages, config)
+    train_classifier_simple(classifier, MESSAGES, MESSAGES, config)
 
 
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
     return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
 
 
-def test_a_new_correction_changes_nothing(classifier, messages, kind):
-    before = predict_logits(classifier, messages)
-    add_lora(classifier.decoder, rank=2, alpha=4, kind=kind)
-    torch.testing.assert_close(predict_logits(classifier, messages), before, rtol=0, atol=1e-6)
-
-
 def test_every_linear_layer_of_a_block_is_corrected_and_nothing_else_but_the_head_is_trained(
-    classifier, messages, kind
+    classifier, kind
 ):
     frozen = copy.deepcopy(classifier.decoder)
     add_lora(classifier.decoder, rank=2, alpha=4, kind=kind)
@@ -68,8 +51,8 @@ def test_every_linear_layer_of_a_block_is_corrected_and_nothing_else_but_the_hea
     corrections = sum(2 * (outputs + inputs) for outputs, inputs in shapes)
     if kind is DoRALinear:
         corrections += sum(outputs for outputs, _ in shapes)
-    assert num_parameters(classifier, trainable_only=True) == corrections + 2 * 16 + 2
-    train(classifier, messages)
+    assert num_parameters(classifier, trainable_only=True) == corrections + 2 * 32 + 2
+    train(classifier)
     for old, block in zip(frozen.trf_blocks, classifier.decoder.trf_blocks, strict=True):
         for name, linear in linears(old).items():
             layer = block.get_submodule(name)
@@ -80,15 +63,16 @@ def test_every_linear_layer_of_a_block_is_corrected_and_nothing_else_but_the_hea
     assert torch.equal(classifier.decoder.tok_emb.weight, frozen.tok_emb.weight)
 
 
-def test_merged_and_unmerged_are_equal(classifier, messages, kind):
+def test_a_new_correction_changes_nothing_and_a_merged_one_what_the_unmerged_did(classifier, kind):
     plain = set(classifier.state_dict())
-    untrained = predict_logits(classifier, messages)
+    before = predict_logits(classifier, MESSAGES)
     add_lora(classifier.decoder, rank=2, alpha=4, kind=kind)
-    train(classifier, messages)
-    unmerged = predict_logits(classifier, messages)
-    assert (unmerged - untrained).abs().max() > 0.1
+    torch.testing.assert_close(predict_logits(classifier, MESSAGES), before, rtol=0, atol=1e-6)
+    train(classifier)
+    unmerged = predict_logits(classifier, MESSAGES)
+    assert (unmerged - before).abs().max() > 0.1
     merge_lora(classifier.decoder)
-    merged = predict_logits(classifier, messages)
+    merged = predict_logits(classifier, MESSAGES)
     torch.testing.assert_close(merged, unmerged, rtol=1e-4, atol=1e-5)
     assert set(classifier.state_dict()) == plain
 

@@ -6,11 +6,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import DECODERS, GPT, random_decoder
 
 from gpt_download import GPT2_WEIGHTS, MODEL_CONFIGS, load_mini_tokenizer
 from previous_chapters import (
     GELU,
-    GPTConfig,
     GPTModel,
     LayerNorm,
     MultiHeadAttention,
@@ -24,24 +24,6 @@ from previous_chapters import (
     text_to_token_ids,
     token_ids_to_text,
 )
-
-TINY = GPTConfig(vocab_size=100, context_length=16, emb_dim=32, n_heads=4, n_layers=3)
-
-
-def random_model(cfg: GPTConfig = TINY, seed: int = 0) -> GPTModel:
-    """A model whose every parameter, biases and norms included, is random."""
-    torch.manual_seed(seed)
-    model = GPTModel(cfg).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-@pytest.fixture
-def input_ids():
-    return torch.randint(TINY.vocab_size, (3, 12), generator=torch.Generator().manual_seed(1))
-
 
 # --- parts ------------------------------------------------------------------------------------
 
@@ -82,78 +64,54 @@ def test_fused_norm_and_activation_equal_those_by_hand():
 
 def test_heads_must_divide_the_embedding():
     with pytest.raises(ValueError, match="n_heads=4 must divide emb_dim=30"):
-        dataclasses.replace(TINY, emb_dim=30)
+        dataclasses.replace(GPT, emb_dim=30)
 
 
 # --- the whole model --------------------------------------------------------------------------
 
 
-def test_later_tokens_never_change_earlier_logits(input_ids):
-    model = random_model()
-    changed = input_ids.clone()
-    changed[:, 7:] = (changed[:, 7:] + 1) % TINY.vocab_size
+@pytest.mark.parametrize("kind", DECODERS)
+def test_later_tokens_never_change_earlier_logits(input_ids, kind):
+    model, changed = random_decoder(DECODERS[kind]), input_ids.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % GPT.vocab_size
     before, after = model(input_ids), model(changed)
     torch.testing.assert_close(before[:, :7], after[:, :7], atol=1e-6, rtol=0)
-    assert (before[:, 7:] - after[:, 7:]).abs().min(dim=-1).values.max() > 1e-3
+    assert (before[:, 7:] - after[:, 7:]).abs().amax(-1).min() > 1e-3
 
 
 def test_too_long_an_input_is_refused():
     with pytest.raises(ValueError, match=r"17 tokens .* context of 16"):
-        random_model()(torch.zeros(1, 17, dtype=torch.long))
+        random_decoder()(torch.zeros(1, 17, dtype=torch.long))
 
 
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [
-        ("gpt2-small (124M)", 124.44),
-        ("gpt2-medium (355M)", 354.82),
-        ("gpt2-large (774M)", 774.03),
-        ("gpt2-xl (1558M)", 1557.61),
-        ("gpt-mini", 5.92),
-    ],
-)
-def test_number_of_parameters(name, millions):
-    with torch.device("meta"):
-        model = GPTModel(MODEL_CONFIGS[name])
-    assert num_parameters(model) == pytest.approx(millions * 1e6, abs=1e4)
-
-
-def hugging_face_twin(model: GPTModel):
-    """`transformers`' GPT-2 with the weights of ours."""
-    transformers = pytest.importorskip(
-        "transformers", reason="needs 01_main-chapter-code/requirements-extra.txt"
-    )
-    cfg = model.cfg
-    twin = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=cfg.vocab_size,
-            n_positions=cfg.context_length,
-            n_embd=cfg.emb_dim,
-            n_layer=cfg.n_layers,
-            n_head=cfg.n_heads,
-        )
-    ).eval()
-    tensors = gpt2_state_dict(model)
-    missing, unexpected = twin.transformer.load_state_dict(tensors, strict=False)
-    assert not unexpected
-    assert not [name for name in missing if not name.endswith((".attn.bias", "masked_bias"))]
-    twin.tie_weights()
-    return twin
+def test_number_of_parameters():
+    millions = {"small (124M)": 124.44, "medium (355M)": 354.82, "large (774M)": 774.03}
+    millions = {f"gpt2-{size}": number for size, number in millions.items()}
+    for name, number in (millions | {"gpt2-xl (1558M)": 1557.61, "gpt-mini": 5.92}).items():
+        with torch.device("meta"):
+            model = GPTModel(MODEL_CONFIGS[name])
+        assert num_parameters(model) == pytest.approx(number * 1e6, abs=1e4)
 
 
 @pytest.mark.parametrize("name", GPT2_WEIGHTS)
-def test_logits_and_attention_maps_equal_those_of_an_independent_gpt2(name):
+def test_logits_and_attention_maps_equal_those_of_an_independent_gpt2(transformers, name):
     """The structure of each configuration (layers, heads) at a small width."""
     shape = MODEL_CONFIGS[name]
     cfg = dataclasses.replace(shape, vocab_size=211, context_length=40, emb_dim=4 * shape.n_heads)
-    model = random_model(cfg)
-    twin = hugging_face_twin(model)
-    ids = torch.randint(cfg.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
+    model = random_decoder(cfg)
+    theirs = transformers.GPT2Config(
+        vocab_size=211, n_positions=40, n_embd=cfg.emb_dim, n_layer=cfg.n_layers, n_head=cfg.n_heads
+    )
+    twin = transformers.GPT2LMHeadModel(theirs).eval()
+    missing, unexpected = twin.transformer.load_state_dict(gpt2_state_dict(model), strict=False)
+    assert not unexpected
+    assert not [name for name in missing if not name.endswith(".attn.bias")]  # the causal mask
     twin.set_attn_implementation("eager")
+    ids = torch.randint(cfg.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        theirs = twin(ids, output_attentions=True)
-    torch.testing.assert_close(model(ids), theirs.logits, atol=1e-4, rtol=0)
-    maps = torch.stack(theirs.attentions)
+        expected = twin(ids, output_attentions=True)
+    torch.testing.assert_close(model(ids), expected.logits, atol=1e-4, rtol=0)
+    maps = torch.stack(expected.attentions)
     torch.testing.assert_close(model.attention_maps(ids), maps, atol=1e-5, rtol=0)
 
 
@@ -161,7 +119,7 @@ def test_logits_and_attention_maps_equal_those_of_an_independent_gpt2(name):
 
 
 def state_with(prefix: str = "", **extra) -> dict[str, torch.Tensor]:
-    tensors = gpt2_state_dict(random_model(seed=5))
+    tensors = gpt2_state_dict(random_decoder(seed=5))
     return {prefix + name: tensor for name, tensor in tensors.items()} | extra
 
 
@@ -171,20 +129,20 @@ def test_weights_load_with_and_without_prefix_and_in_half_precision(prefix, inpu
     tensors[f"{prefix}h.0.attn.bias"] = torch.ones(1, 1, 16, 16)
     tensors[f"{prefix}h.0.attn.masked_bias"] = torch.tensor(-1e4)
     tensors["lm_head.weight"] = tensors[f"{prefix}wte.weight"].clone()
-    model = GPTModel(TINY).eval()
+    model = GPTModel(GPT).eval()
     load_weights_into_gpt(model, tensors)
     assert model.out_head.weight is model.tok_emb.weight
     assert model.tok_emb.weight.dtype == torch.float32
-    expected = random_model(seed=5)(input_ids)
+    expected = random_decoder(seed=5)(input_ids)
     torch.testing.assert_close(model(input_ids), expected, atol=0.05, rtol=0)
 
 
-UNTIED = dataclasses.replace(TINY, tied_head=False, qkv_bias=False)
+UNTIED = dataclasses.replace(GPT, tied_head=False, qkv_bias=False)
 
 
-@pytest.mark.parametrize("cfg", [TINY, UNTIED], ids=["tied", "its own head, no biases"])
+@pytest.mark.parametrize("cfg", [GPT, UNTIED], ids=["tied", "its own head, no biases"])
 def test_weights_survive_the_round_trip_exactly(input_ids, cfg):
-    original, model = random_model(cfg), GPTModel(dataclasses.asdict(cfg)).eval()
+    original, model = random_decoder(cfg), GPTModel(dataclasses.asdict(cfg)).eval()
     assert torch.equal(original.out_head.weight, original.tok_emb.weight) == cfg.tied_head
     load_weights_into_gpt(model, gpt2_state_dict(original))
     assert torch.equal(model(input_ids), original(input_ids))
@@ -192,66 +150,64 @@ def test_weights_survive_the_round_trip_exactly(input_ids, cfg):
 
 def test_every_wrong_tensor_is_named_at_once_and_nothing_is_changed():
     tensors = state_with()
-    del tensors["h.1.ln_1.weight"]
-    del tensors["wpe.weight"]
+    del tensors["h.1.ln_1.weight"], tensors["wpe.weight"]
     tensors["h.2.mlp.c_fc.weight"] = torch.zeros(5, 7)
     tensors["h.3.surprise"] = torch.zeros(1)
     tensors["lm_head.weight"] = torch.zeros(100, 32)
-    model = random_model()
+    model = random_decoder()
     before = {name: p.clone() for name, p in model.named_parameters()}
     with pytest.raises(ValueError, match="5 problems") as caught:
         load_weights_into_gpt(model, tensors)
-    message = str(caught.value)
-    assert "missing: h.1.ln_1.weight (32,)" in message
-    assert "missing: wpe.weight (16, 32)" in message
-    assert "wrong shape: h.2.mlp.c_fc.weight is (5, 7), expected (32, 128)" in message
-    assert "unexpected: h.3.surprise" in message
-    assert "unexpected: lm_head.weight (differs from wte.weight)" in message
+    for problem in (
+        "missing: h.1.ln_1.weight (32,)",
+        "missing: wpe.weight (16, 32)",
+        "wrong shape: h.2.mlp.c_fc.weight is (5, 7), expected (32, 128)",
+        "unexpected: h.3.surprise",
+        "unexpected: lm_head.weight (differs from wte.weight)",
+    ):
+        assert problem in str(caught.value)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 def nested(params: dict[str, torch.Tensor]) -> dict:
     """GPT-2's tensors as nested dictionaries of arrays, as its first checkpoints are read."""
-    leaves = {"weight": "w", "bias": "b"}
-    tree = {"blocks": [{} for _ in range(TINY.n_layers)]}
+    tree = {"blocks": [{} for _ in range(GPT.n_layers)]}
     for name, tensor in params.items():
         *path, leaf = name.split(".")
-        if path == ["ln_f"]:
-            tree["g" if leaf == "weight" else "b"] = tensor.numpy()
-        elif path in (["wte"], ["wpe"]):
-            tree[path[0]] = tensor.numpy()
-        else:
+        is_norm = path[-1].startswith("ln_")
+        leaf = "b" if leaf == "bias" else "g" if is_norm else "w"
+        node = tree
+        if path[0] == "h":
             node = tree["blocks"][int(path[1])]
             for part in path[2:]:
                 node = node.setdefault(part, {})
-            is_norm = path[-1].startswith("ln_")
-            node["g" if is_norm and leaf == "weight" else leaves[leaf]] = tensor.numpy()
+        node[leaf if path[0] in ("h", "ln_f") else path[0]] = tensor.numpy()
     return tree
 
 
 def test_a_nested_dictionary_of_arrays_loads_too(input_ids):
-    model = GPTModel(TINY).eval()
+    model = GPTModel(GPT).eval()
     load_weights_into_gpt(model, nested(state_with()))
-    assert torch.equal(model(input_ids), random_model(seed=5)(input_ids))
+    assert torch.equal(model(input_ids), random_decoder(seed=5)(input_ids))
 
 
 def test_an_untied_head_starts_as_the_token_embedding_where_the_weights_have_none():
-    model = GPTModel(dataclasses.replace(TINY, tied_head=False))
+    model = GPTModel(dataclasses.replace(GPT, tied_head=False))
     load_weights_into_gpt(model, state_with())
     assert torch.equal(model.out_head.weight, model.tok_emb.weight)
     assert model.out_head.weight is not model.tok_emb.weight
 
 
 def test_a_head_of_its_own_is_never_silently_tied():
-    state = random_model(dataclasses.replace(TINY, tied_head=False)).state_dict()
+    state = random_decoder(dataclasses.replace(GPT, tied_head=False)).state_dict()
     with pytest.raises(ValueError, match="tied_head=False"):
-        GPTModel(TINY).load_state_dict(state)
+        GPTModel(GPT).load_state_dict(state)
     state["out_head.weight"] = state["tok_emb.weight"].clone()
-    GPTModel(TINY).load_state_dict(state)
+    GPTModel(GPT).load_state_dict(state)
 
 
 def test_weights_are_not_loaded_under_a_new_head():
-    model = GPTModel(TINY)
+    model = GPTModel(GPT)
     model.out_head = torch.nn.Linear(32, 2)
     with pytest.raises(ValueError, match="before the output head is replaced"):
         load_weights_into_gpt(model, state_with())
@@ -261,7 +217,7 @@ def test_weights_are_not_loaded_under_a_new_head():
 
 
 def test_greedy_generation_takes_the_likeliest_token_each_time(input_ids):
-    model = random_model()
+    model = random_decoder().train()
     expected = input_ids[:, :3]
     for _ in range(5):
         logits = model(expected)[:, -1]
@@ -269,10 +225,11 @@ def test_greedy_generation_takes_the_likeliest_token_each_time(input_ids):
     assert torch.equal(generate(model, input_ids[:, :3], 5), expected)
     assert torch.equal(generate_text_simple(model, input_ids[:, :3], 5, 16), expected)
     assert torch.equal(generate(model, input_ids[:, :3], 5, temperature=2.0, top_k=1), expected)
+    assert model.training  # as it was
 
 
 def test_each_sequence_ends_at_its_own_end_of_text(input_ids):
-    model = random_model()
+    model = random_decoder()
     free = generate(model, input_ids, 12)[:, 12:]
     eos = free[0, 2].item()  # a token that the first sequence produces early
     stopped = generate(model, input_ids, 12, eos_id=eos)[:, 12:]
@@ -285,11 +242,12 @@ def test_each_sequence_ends_at_its_own_end_of_text(input_ids):
 
 
 def test_sampling_is_seeded_and_follows_temperature_and_top_k():
-    model = random_model()
+    model = random_decoder()
     ids = torch.zeros(2000, 1, dtype=torch.long)
-    sample = lambda seed, **kw: generate(  # noqa: E731
-        model, ids, 1, generator=torch.Generator().manual_seed(seed), **kw
-    )[:, 1]
+
+    def sample(seed: int, **how) -> torch.Tensor:
+        return generate(model, ids, 1, generator=torch.manual_seed(seed), **how)[:, 1]
+
     assert torch.equal(sample(1, temperature=1.0), sample(1, temperature=1.0))
     assert not torch.equal(sample(1, temperature=1.0), sample(2, temperature=1.0))
     logits = model(ids[:1])[0, -1]
@@ -303,19 +261,13 @@ def test_sampling_is_seeded_and_follows_temperature_and_top_k():
 
 def test_nothing_is_generated_from_nothing():
     with pytest.raises(ValueError, match="The prompt is empty"):
-        generate(random_model(), torch.empty(1, 0, dtype=torch.long), 3)
-
-
-def test_generation_leaves_the_training_mode_as_it_was(input_ids):
-    model = random_model().train()
-    generate(model, input_ids, 1)
-    assert model.training
+        generate(random_decoder(), torch.empty(1, 0, dtype=torch.long), 3)
 
 
 def test_text_loss_predicts_every_token_once():
     tokenizer = load_mini_tokenizer()
     cfg = dataclasses.replace(MODEL_CONFIGS["gpt-mini"], context_length=8, n_layers=1)
-    model = random_model(cfg)
+    model = random_decoder(cfg)
     text = "The quick brown fox jumps over the lazy dog, and then sleeps the whole day long."
     ids = text_to_token_ids(text, tokenizer)[0]
     assert (len(ids) - 1) % 8  # the last window is not full

@@ -1,22 +1,36 @@
 """Models and data so small that a test of training takes a moment."""
 
+from dataclasses import replace
+
 import torch
 
-from previous_chapters import GPTConfig, GPTModel
+from gpt_download import build_decoder
+from previous_chapters import Decoder, GPTConfig, GPTModel
+from smollm2 import LlamaConfig
 from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but
 from text_data import SpamDataset
 
+GPT = GPTConfig(vocab_size=100, context_length=16, emb_dim=32, n_heads=4, n_layers=3)
+LLAMA = LlamaConfig(100, 16, 32, 4, n_kv_heads=2, n_layers=3, hidden_dim=48, rope_base=100.0)
+DECODERS = {"gpt": GPT, "llama": LLAMA}
 SHAPE = GPTConfig(vocab_size=50, context_length=40, emb_dim=16, n_heads=2, n_layers=3)
 
 
-def tiny_decoder(seed: int = 0, **shape) -> GPTModel:
-    """Random weights, also where GPT-2 starts at zero."""
-    torch.manual_seed(seed)
-    decoder = GPTModel({**vars(SHAPE), **shape}).eval()
+def randomise(module: torch.nn.Module, std: float = 0.1) -> torch.nn.Module:
+    """Change every parameter, biases and norms included, which start at zero or one."""
     with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    return decoder
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * std)
+    return module.eval()
+
+
+def random_decoder(cfg: GPTConfig | LlamaConfig = GPT, seed: int = 0, **changes) -> Decoder:
+    torch.manual_seed(seed)
+    return randomise(build_decoder(replace(cfg, **changes)))
+
+
+def tiny_decoder(seed: int = 0, **shape) -> GPTModel:
+    return random_decoder(SHAPE, seed, **shape)
 
 
 def tiny_classifier(
