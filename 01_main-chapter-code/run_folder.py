@@ -20,7 +20,7 @@ from message_files import DataError
 from text_classifier import GPTClassifier
 from training import Checkpoint, History
 
-CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.json"
+CHECKPOINT, METRICS = "checkpoint.pt", "metrics.json"
 MAX_LABELS_DRAWN = 20  # in a confusion matrix
 
 

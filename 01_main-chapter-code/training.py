@@ -3,20 +3,19 @@
 Shapes in comments: B messages in a batch, C classes.
 """
 
-import hashlib
 import json
 import math
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from files import save_tensors
+from files import whole_file
 from options import AT_LEAST_0, AT_LEAST_1, FRACTION, POSITIVE, SEED, Options, option
 from text_classifier import calc_loss_batch, evaluate_model, set_dropout, train_mode
 from text_data import SpamDataset, make_loader
@@ -272,37 +271,41 @@ class Checkpoint:
 
     `run` is whatever must be the same then: options, and a fingerprint of the data. A checkpoint
     of another run, or a damaged one, is refused with a ``ValueError``. Instead of a
-    `TrainingState` it takes anything with its `model`, `parameters`, `best_weights`, `optimizer`
-    and `history`.
+    `TrainingState` it takes anything with its `parameters`, `best_weights`, `optimizer` and
+    `history`.
     """
 
     def __init__(self, path: Path, run: Mapping[str, Any]):
         self.path, self.run = path, json.loads(json.dumps(run))
 
     def save(self, state: TrainingState) -> None:
-        tensors = {f"weight.{name}": p for name, p in state.parameters.items()}
-        tensors |= {f"best.{name}": p for name, p in state.best_weights.items()}
-        for i, entries in state.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{key}": t for key, t in entries.items()}
-        about = {"history": asdict(state.history), "run": self.run}
-        checked = about | {"checksum": _checksum(tensors, about)}
-        save_tensors(tensors, self.path, {"state": json.dumps(checked)})
+        content = {
+            "run": self.run,
+            "history": asdict(state.history),
+            "parameters": {name: p.detach() for name, p in state.parameters.items()},
+            "best_weights": state.best_weights,
+            "optimizer": state.optimizer.state_dict()["state"],
+        }
+        with whole_file(self.path) as partial, partial.open("wb") as file:
+            torch.save(content, file)
 
     @torch.no_grad()
     def load(self, state: TrainingState) -> None:
         """Put `state` where the saved one was; without a file it stays at its beginning."""
         if not self.path.exists():
             return
-        tensors, about = self._read(type(state.history))
-        then = about["run"]
-        names = [*self.run, *(name for name in then if name not in self.run)]
+        saved = self._read(next(iter(state.parameters.values())).device)
+        then = saved["run"]
         changed = [
             f"{name}: {then.get(name)} then, {self.run.get(name)} now"
-            for name in names
+            for name in self.run | then
             if then.get(name) != self.run.get(name)
         ]
-        saved = {name: t.shape for name, t in tensors.items() if name.startswith("weight.")}
-        if saved != {f"weight.{name}": p.shape for name, p in state.parameters.items()}:
+        shapes, saved_shapes = (
+            {name: tensor.shape for name, tensor in tensors.items()}
+            for tensors in (state.parameters, saved["parameters"])
+        )
+        if shapes != saved_shapes:
             changed.append("other layers were trained, or of another size")
         if changed:
             raise ValueError(
@@ -310,44 +313,21 @@ class Checkpoint:
                 f"or start anew in another folder."
             )
         for name, parameter in state.parameters.items():
-            parameter.copy_(tensors[f"weight.{name}"])
-        device = next(state.model.parameters()).device
-        state.best_weights = {
-            name: tensors[f"best.{name}"].to(device)
-            for name in state.parameters
-            if f"best.{name}" in tensors
-        }
-        optimizer_state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".", 2)
-                optimizer_state.setdefault(int(index), {})[key] = tensor
-        whole = state.optimizer.state_dict() | {"state": optimizer_state}
+            parameter.copy_(saved["parameters"][name])
+        state.best_weights = saved["best_weights"]
+        whole = state.optimizer.state_dict() | {"state": saved["optimizer"]}
         state.optimizer.load_state_dict(whole)
-        state.history = about["history"]
+        state.history = type(state.history)(**saved["history"])
 
-    def _read(self, history_class: type) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _read(self, device: torch.device) -> dict[str, Any]:
         try:
-            # In memory of their own: Windows would not replace a file that tensors are mapped on.
-            with safe_open(self.path, "pt") as file:
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                about = json.loads(file.metadata()["state"])
-            if about.pop("checksum") != _checksum(tensors, about):
-                raise ValueError("its checksum is another")
-            about["history"] = history_class(**about["history"])
-        except (SafetensorError, KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"{self.path} is damaged ({error}); start anew.") from None
-        return tensors, about
+            with zipfile.ZipFile(self.path) as archive:
+                if damaged := archive.testzip():  # torch.load checks no checksums
+                    raise ValueError(f"the checksum of {damaged} is another")
+            return torch.load(self.path, device, weights_only=True)
+        except Exception as error:  # those of zipfile, pickle and PyTorch share no class
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.path} is damaged ({reason}); start anew.") from None
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
-
-
-def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """SHA-256 over tensors and what is said about them."""
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(tensors):
-        values = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(f"{name} {tensors[name].dtype} {[*tensors[name].shape]}".encode())
-        digest.update(values.numpy())
-    return digest.hexdigest()

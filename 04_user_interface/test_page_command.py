@@ -81,7 +81,7 @@ def test_train_makes_a_classifier_goes_on_with_one_and_leaves_one_alone(tmp_path
     seen = []
     monkeypatch.setattr(app, "fine_tune", seen.append)
     app.train_if_missing(tmp_path / "new")
-    (tmp_path / "checkpoint.safetensors").touch()
+    (tmp_path / "checkpoint.pt").touch()
     app.train_if_missing(tmp_path)
     (tmp_path / "config.json").touch()
     app.train_if_missing(tmp_path)

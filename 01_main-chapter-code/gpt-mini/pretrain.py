@@ -201,7 +201,6 @@ def pretrain(config: PretrainingConfig) -> None:
     torch.manual_seed(config.seed)
     model = GPTModel(MODEL_CONFIGS[GPT_MINI]).to(device)
     state = SimpleNamespace(  # what a checkpoint keeps
-        model=model,
         parameters=dict(model.named_parameters()),
         optimizer=MuonAndAdamW(model, config.learning_rate),
         history=Progress(),
@@ -209,7 +208,7 @@ def pretrain(config: PretrainingConfig) -> None:
     )
     run = {name: getattr(config, name) for name in ("num_tokens", "learning_rate", "seed")}
     run["corpus and vocabulary"] = hashlib.sha256(torch.cat([train, valid]).numpy()).hexdigest()
-    checkpoint = Checkpoint(config.output / "checkpoint.safetensors", run)
+    checkpoint = Checkpoint(config.output / "checkpoint.pt", run)
     checkpoint.load(state)
     done, num_steps = state.history, max(1, config.num_tokens // TOKENS_PER_STEP)
     print(f"{num_parameters(model):,} parameters, {len(train):,} tokens, on {device}.")

@@ -76,13 +76,13 @@ DATASET = tiny_dataset(8)
 
 
 def write_checkpoint(folder: Path) -> None:
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", {"data": "a"})
+    checkpoint = Checkpoint(folder / "checkpoint.pt", {"data": "a"})
     train_classifier_simple(tiny_classifier(), DATASET, DATASET, CONFIG, checkpoint=checkpoint)
 
 
 def read_checkpoint(folder: Path) -> list:
     state = TrainingState(tiny_classifier(), DATASET, CONFIG)
-    Checkpoint(folder / "checkpoint.safetensors", {"data": "a"}).load(state)
+    Checkpoint(folder / "checkpoint.pt", {"data": "a"}).load(state)
     moments = state.optimizer.state_dict()["state"]
     tensors = [*state.parameters.values(), *(t for m in moments.values() for t in m.values())]
     tensors += state.best_weights.values()

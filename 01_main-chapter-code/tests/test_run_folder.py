@@ -37,6 +37,8 @@ def check_folder_is_whole(folder: Path) -> None:
             assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict), path
         elif path.suffix == ".safetensors":
             assert load_file(path), path
+        elif path.suffix == ".pt":
+            assert torch.load(path, weights_only=True), path
         elif path.suffix == ".png":
             raw = path.read_bytes()
             assert raw.startswith(b"\x89PNG"), path
@@ -139,7 +141,7 @@ def resume(data: Path, output: Path) -> dict:
 @pytest.mark.parametrize(
     ("name", "moment", "count"),
     [
-        ("checkpoint.safetensors", "before", 2),
+        ("checkpoint.pt", "before", 2),
         ("metrics.json", "after", 1),
         ("model.safetensors", "after", 1),
         ("config.json", "after", 1),
@@ -171,7 +173,7 @@ def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_pa
         stdout=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 600
-    while not (output / "checkpoint.safetensors").exists() and process.poll() is None:
+    while not (output / "checkpoint.pt").exists() and process.poll() is None:
         assert time.monotonic() < deadline
         time.sleep(0.002)
     time.sleep(random.Random(seed).uniform(0, 2))
@@ -239,7 +241,7 @@ def test_resuming_where_nothing_is_says_so(messages_csv, tmp_path, capsys):
     assert "no run to go on with" in fails(capsys, *arguments)
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "checkpoint.safetensors"])
+@pytest.mark.parametrize("name", ["metrics.json", "checkpoint.pt"])
 def test_resuming_from_a_damaged_file_names_it(finished, capsys, name):
     (finished[3] / name).write_bytes(b'{"options": ')  # cut off
     assert str(finished[3]) in fails(capsys, *finished, "--resume")

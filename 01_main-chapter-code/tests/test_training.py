@@ -137,7 +137,7 @@ def test_resumed_training_equals_undisturbed_training(tmp_path, monkeypatch, sto
     config = TrainConfig(num_epochs=4, learning_rate=1e-2, dropout=0.2, patience=2)
     undisturbed = tiny_classifier()
     expected = train_classifier_simple(undisturbed, dataset, validation, config)
-    checkpoint = Checkpoint(tmp_path / "checkpoint.safetensors", {"data": "tiny"})
+    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", {"data": "tiny"})
     real, calls = training.train_epoch, []
 
     def dies(*arguments):
@@ -161,7 +161,7 @@ def test_resumed_training_equals_undisturbed_training(tmp_path, monkeypatch, sto
 
 
 def test_checkpoints_of_another_run_and_damaged_ones_are_refused(tmp_path):
-    path, dataset, config = tmp_path / "c.safetensors", tiny_dataset(), TrainConfig(num_epochs=1)
+    path, dataset, config = tmp_path / "c.pt", tiny_dataset(), TrainConfig(num_epochs=1)
 
     def go_on(trainable: str = "last_block", **run) -> None:
         checkpoint = Checkpoint(path, {"batch_size": 8, "data": "a"} | run)

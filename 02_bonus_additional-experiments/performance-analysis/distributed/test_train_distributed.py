@@ -78,7 +78,7 @@ def work(folder: Path) -> None:
     for strategy in ("ddp", "fsdp"):
         for case in CASES:
             key, results = f"{strategy}, {case}", []
-            checkpoint = FirstEpochOnly(folder / f"{key}.safetensors", {"case": case})
+            checkpoint = FirstEpochOnly(folder / f"{key}.pt", {"case": case})
             for _ in range(2):  # the second time from the checkpoint of the first
                 features = compute_features_together if strategy == "ddp" else None
                 model, train, validation, config, weights = prepare(case, features)
@@ -140,7 +140,7 @@ def test_two_processes_train_and_predict_as_one_does(strategy, case, found):
 
     # One process goes on from the checkpoint that two wrote.
     model, train, validation, config, weights = prepare(case, FeatureDataset.from_classifier)
-    checkpoint = FirstEpochOnly(folder / f"{key}.safetensors", {"case": case})
+    checkpoint = FirstEpochOnly(folder / f"{key}.pt", {"case": case})
     resumed = train_classifier_simple(model, train, validation, config, weights, checkpoint)
     assert_alike(asdict(resumed), expected)
 
@@ -181,7 +181,7 @@ def options_for(messages_csv: Path, output: Path) -> list[str]:
 
 def kill_one_process_after_an_epoch(torchrun_process: subprocess.Popen, output: Path) -> None:
     deadline = time.monotonic() + 300
-    while not (output / "checkpoint.safetensors").exists() and time.monotonic() < deadline:
+    while not (output / "checkpoint.pt").exists() and time.monotonic() < deadline:
         assert torchrun_process.poll() is None, torchrun_process.communicate()[1]
         time.sleep(0.01)
     list_children = ["ps", "-o", "pid=", "--ppid", str(torchrun_process.pid)]
@@ -214,12 +214,12 @@ def test_a_killed_run_ends_with_one_sentence_and_goes_on_as_if_nothing_happened(
     assert not (output / "metrics.json").exists()
 
     options = [*options_for(messages_csv, output), "--resume", "--strategy", "fsdp"]
-    before = (output / "checkpoint.safetensors").read_bytes()
+    before = (output / "checkpoint.pt").read_bytes()
     assert train_distributed.main([*options, "--seed", "7"]) == 2  # another run
-    assert (output / "checkpoint.safetensors").read_bytes() == before
+    assert (output / "checkpoint.pt").read_bytes() == before
     assert train_distributed.main(options) == 0  # on one process, with the other strategy
     assert_ends_as_finetune_does(output, messages_csv)
-    assert not (output / "checkpoint.safetensors").exists()
+    assert not (output / "checkpoint.pt").exists()
     assert train_distributed.main(options) == 0  # finished already
 
 
