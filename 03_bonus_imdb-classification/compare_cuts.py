@@ -8,23 +8,20 @@ ends, or all windows of the same reviews, and writes `my-results/cuts/NAME.json`
 
 import ctrl_c  # noqa: F401
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
-
-from classifier_folder import open_classifier
+from classifier_folder import classify_texts, open_classifier
 from command_line import add_options, config_from, make_parser, run_command
 from download_prepare_dataset import read_parts
 from evaluation import wilson_interval
-from features import FastClassifier
 from imdb_results import Measurement, draw, label_numbers, machine, write_result
 from message_files import DataError
 from options import AT_LEAST_1, option
 from text_classifier import pick_device
-from text_data import WHOLE, ChunkDataset, Cut, cut_tokens, encode_messages
-from training_runs import RUNS, predict_positive
+from text_data import WHOLE, Cut, encode_messages
+from training_runs import RUNS
 
 
 @dataclass(frozen=True)
@@ -38,43 +35,33 @@ class CutsConfig(Measurement):
     runs: Path = option(RUNS, "folder of the runs' states and trained models", group="run")
 
 
-def compare(right: np.ndarray, as_trained: np.ndarray) -> dict[str, Any]:
-    """How often a cut is right, and where it differs from the cut trained with: both (N,)."""
-    return {
-        "accuracy": right.mean().item(),
-        "accuracy_interval": list(wilson_interval(int(right.sum()), len(right))),
-        "only_this_right": int((right & ~as_trained).sum()),
-        "only_trained_right": int((~right & as_trained).sum()),
-    }
-
-
 def run(config: CutsConfig) -> None:
     """Everything from opening the classifier to writing and printing the result."""
     device = pick_device(config.device)
     classifier, tokenizer = open_classifier(config.runs / config.name, device)
-    about, options = classifier.config, classifier.config.card["training"]
-    model = FastClassifier(classifier, precision=options["precision"])
+    about = classifier.config
     test = read_parts(config.data, ["test"])["test"]
     encoded = encode_messages(list(test["text"]), tokenizer, WHOLE)
     long = test[[len(ids) > about.max_length for ids in encoded]]
     if long.empty:
         raise DataError(f"No test review is longer than {about.max_length} tokens.")
     drawn = draw(long, min(config.num_reviews, len(long)), config.seed)
-    labels, whole = label_numbers(drawn), [encoded[i] for i in drawn.index]
-    datasets = {
-        cut: ChunkDataset(
-            [cut_tokens(ids, about.max_length, cut) for ids in whole], labels.tolist()
-        )
-        for cut in get_args(Cut)
-    }
-    right = {
-        cut: (predict_positive(model, dataset, not config.quiet) > 0.5) == labels
-        for cut, dataset in datasets.items()
-    }
-    by_cut = {
-        cut: {"chunks": len(datasets[cut]), **compare(values, right[about.cut])}
-        for cut, values in right.items()
-    }
+    texts, labels = list(drawn["text"]), label_numbers(drawn)
+    right, by_cut = {}, {}
+    for cut in get_args(Cut):
+        classifier.config = replace(about, cut=cut)
+        probabilities = classify_texts(classifier, tokenizer, texts, not config.quiet)  # (N, C)
+        right[cut] = probabilities.argmax(dim=1).numpy() == labels
+        interval = wilson_interval(int(right[cut].sum()), len(labels))
+        by_cut[cut] = {
+            "chunks": sum(map(len, classifier.config.chunks(texts, tokenizer))),
+            "accuracy": right[cut].mean().item(),
+            "accuracy_interval": list(interval),
+        }
+        print("{:<9}{:.2%} [{:.2%}, {:.2%}]".format(cut, right[cut].mean(), *interval))
+    for cut, metrics in by_cut.items():
+        metrics["only_this_right"] = int((right[cut] & ~right[about.cut]).sum())
+        metrics["only_trained_right"] = int((~right[cut] & right[about.cut]).sum())
     result = {
         "model": about.model_name,
         "seed": config.seed,
@@ -87,9 +74,6 @@ def run(config: CutsConfig) -> None:
         "command": config.command("compare_cuts.py", config.name),
     }
     write_result(config.name, result, None, config.results / "cuts")
-    for cut, metrics in by_cut.items():
-        low, high = metrics["accuracy_interval"]
-        print(f"{cut:<9}{metrics['accuracy']:.2%} [{low:.2%}, {high:.2%}]")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from options import SEED, Options, option
 RESULTS = Path(__file__).parent / "results"  # those that the README reports
 MY_RESULTS = Path(__file__).parent / "my-results"  # those of a reader's own runs
 # Options that do not shape a result.
-BESIDE = ("name", "data", "runs", "results", "resume", "overwrite", "quiet")
+BESIDE = ("name", "data", "runs", "results", "feature_store", "resume", "overwrite", "quiet")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def metrics(positive: np.ndarray, part: pd.DataFrame) -> dict[str, Any]:
     return test_metrics(np.stack([1 - positive, positive], axis=1), label_numbers(part))
 
 
-def kind_of_run(train_size: int | None, is_trial: bool) -> str:
+def kind_of_run(curve_size: int | None, is_trial: bool) -> str:
     """The subfolder of a result: main ones, learning curves, or trials to choose options by."""
-    return "trials" if is_trial else "" if train_size is None else "curve"
+    return "trials" if is_trial else "" if curve_size is None else "curve"
 
 
 def draw(reviews: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:

@@ -12,6 +12,8 @@ from files import read_json, reading_results
 from imdb_results import RESULTS
 from message_files import DataError
 
+TRAINING = ("pretraining", "frozen_layers", "training")  # stages before the test reviews are read
+
 
 def method(result: dict[str, Any]) -> str:
     """What was trained, and how where it is not the plain way."""
@@ -33,8 +35,9 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
     return {
         "model": result["model"],
         "trained layers, or C": method(result),
+        "reviews": f"{result['num_train']:,}",
         "test accuracy, 95% interval": f"{test['accuracy']:.2%} [{low:.2%}, {high:.2%}]",
-        "training, s": f"{seconds['training'] + seconds.get('pretraining', 0):,.0f}",
+        "training, s": f"{sum(seconds.get(stage, 0) for stage in TRAINING):,.0f}",
         "memory, MB": "-" if memory is None else f"{memory:,.0f}",
     }
 

@@ -18,13 +18,14 @@ from torch import Tensor
 from classifier_folder import save_classifier
 from command_line import config_from, run_command
 from download_prepare_dataset import LABELS
-from features import FastClassifier
+from feature_store import FeatureStore
+from features import FastClassifier, FeatureDataset
 from fine_tuning import Clock, load_decoder, make_classifier, pretrain_on_texts
 from imdb_results import result_lines
 from lora import merge_lora
 from options import AT_LEAST_0, option
 from text_classifier import ClassifierConfig, Trainable, pick_device
-from text_data import WHOLE, encode_messages
+from text_data import WHOLE, ChunkDataset, SpamDataset, encode_messages
 from training_runs import STOPPED, Learner, ReviewsConfig, chapters, parse_run, train
 
 
@@ -41,6 +42,20 @@ class GPTRunConfig(ReviewsConfig):
         "model",
     )
     trainable: Trainable | Literal["lora", "dora"] | int = chapters("trainable", "all")
+    feature_store: Path | None = option(
+        None,
+        "folder that keeps what the frozen layers made of each review, for other runs and after a "
+        "stop: 2 bytes for each token and embedding dimension",
+        group="run",
+    )
+
+    def problems(self) -> list[str]:
+        nothing_to_keep = self.trainable in ("all", "lora", "dora") or self.word_dropout
+        sentence = (
+            "--feature-store keeps what frozen layers make of whole reviews: choose --trainable "
+            "head, last_block, last_two_blocks or a number, and no --word-dropout"
+        )
+        return super().problems() + [sentence] * bool(self.feature_store and nothing_to_keep)
 
 
 class GPTLearner(Learner):
@@ -67,8 +82,15 @@ class GPTLearner(Learner):
             with clock.stage("pretraining"):
                 how = (config.max_length, config)
                 pretrain_on_texts(self.decoder, self.tokenizer, texts, *how)
-        self.classifier, _ = make_classifier(self.decoder, self.about, config)
-        return FastClassifier(self.classifier, precision=config.precision)
+        self.classifier, self.num_frozen = make_classifier(self.decoder, self.about, config)
+        return FastClassifier(self.classifier, self.num_frozen, config.precision)
+
+    def compute_frozen_layers(self, dataset: ChunkDataset) -> SpamDataset:
+        if self.config.feature_store is None:
+            return dataset
+        how = (self.num_frozen, self.config.precision, not self.config.quiet)
+        with FeatureStore(self.config.feature_store) as store:
+            return FeatureDataset.from_classifier(self.classifier, dataset, *how, store)
 
     def save(self, folder: Path, options: dict[str, Any]) -> None:
         merge_lora(self.decoder)

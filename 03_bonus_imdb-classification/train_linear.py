@@ -5,12 +5,12 @@
 measures a majority vote, two TF-IDF regressions and an NB-SVM (Wang and Manning 2012) on the
 official test half, and writes a result file for each. They learn from the training and the
 validation part together; their strength of regularisation was chosen with `--choose`, which learns
-import ctrl_c  # noqa: F401
 from the one and measures on the other.
 
 Shapes in comments: N reviews, V n-grams.
 """
 
+import ctrl_c  # noqa: F401
 import re
 import sys
 from collections.abc import Sequence

@@ -9,6 +9,7 @@ Shapes in comments: N reviews.
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,7 +44,7 @@ from training import Checkpoint, History, TrainingState, train_epoch
 RUNS = Path(__file__).parent / "runs"
 ROUND_REVIEWS = 6000  # a checkpoint is saved each time so many reviews were trained on
 PROBE_REVIEWS = 500  # classified after each round, to see how it goes
-STOPPED = "stopped. Repeat the command with --resume to go on."
+STOPPED = "stopped. Repeat the command to go on, with --resume if the training had begun."
 BY_ROUND = ("train_accuracy", "validation_accuracy", "validation_loss")
 
 
@@ -76,9 +77,12 @@ class ReviewsConfig(Measurement, RunConfig):
         FRACTION,
         "training",
     )
+    validation_size: int | None = option(
+        None, "random validation reviews, alike for every seed; default: all", AT_LEAST_1, "data"
+    )
     test_size: int | None = option(
         None,
-        "for learning curves: random test reviews measured on; default: all",
+        "random test reviews, alike for every seed, for learning curves; default: all",
         AT_LEAST_1,
         "data",
     )
@@ -89,8 +93,8 @@ class ReviewsConfig(Measurement, RunConfig):
 
     @property
     def kind(self) -> str:
-        """Apart, so that a small run does not take the place of the whole one."""
-        return kind_of_run(self.train_size, self.validation_only)
+        """Apart, so that what was not measured on all test reviews is not taken for it."""
+        return kind_of_run(self.test_size, self.validation_only)
 
     @property
     def folder(self) -> Path:
@@ -99,8 +103,8 @@ class ReviewsConfig(Measurement, RunConfig):
     def problems(self) -> list[str]:
         wrong = {
             f"{self.name!r} cannot name a file": not re.fullmatch(r"\w[\w.-]*", self.name),
-            "--test-size is for learning curves: with --train-size, and a test": (
-                self.test_size and self.kind != "curve"
+            "--validation-only leaves the test half unread: leave out --test-size": (
+                self.validation_only and self.test_size
             ),
         }
         return super().problems() + [text for text, holds in wrong.items() if holds]
@@ -119,9 +123,19 @@ class Learner:
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids (T,) of each text as a whole."""
 
+    def read(self, reviews: pd.DataFrame) -> ChunkDataset:
+        """The reviews as the model is to read them, a chunk or several of each."""
+        how = (self.config.max_length, self.config.cut, self.is_marked)
+        chunks = [cut_tokens(ids, *how) for ids in self.encode(list(reviews["text"]))]
+        return ChunkDataset(chunks, label_numbers(reviews).tolist())
+
     def make_model(self, texts: Sequence[str], clock: Clock, is_under_way: bool) -> nn.Module:
         """The model with a new head, from token ids and mask to logits (B, 2). `texts` are the
         training reviews; `is_under_way` if a checkpoint will be loaded into it."""
+
+    def compute_frozen_layers(self, dataset: ChunkDataset) -> SpamDataset:
+        """What the model takes of a data set: the chunks themselves, or their hidden states."""
+        return dataset
 
     def save(self, folder: Path, options: dict[str, Any]) -> None:
         """Write what was trained."""
@@ -130,10 +144,12 @@ class Learner:
 def read_reviews_of(config: ReviewsConfig) -> dict[str, pd.DataFrame]:
     """The reviews that a run learns from and is measured on. Raises ``DataError``."""
     parts = read_parts(config.data, PARTS[:2] if config.validation_only else PARTS)
-    parts["train"] = draw(parts["train"], config.train_size, config.seed)
-    if config.test_size:
-        parts["test"] = draw(parts["test"], config.test_size, seed=0)  # alike for every seed
-    return parts
+    drawn = {
+        "train": (config.train_size, config.seed),
+        "validation": (config.validation_size, 0),
+        "test": (config.test_size, 0),
+    }
+    return {part: draw(reviews, *drawn[part]) for part, reviews in parts.items()}
 
 
 def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> dict[str, Any]:
@@ -152,16 +168,18 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> di
         num_trained = num_parameters(model, trainable_only=True)
         if not config.quiet:
             print(f"{config.model}: {len(parts['train']):,} reviews, {num_trained:,} parameters.")
-        datasets, positive = {}, {}
+        chunks, datasets, positive = {}, {}, {}
         for part, reviews in parts.items():
             with clock.stage("inference" if part == "test" else "preparation"):
-                how = (config.max_length, config.cut, learner.is_marked)
-                chunks = [cut_tokens(ids, *how) for ids in learner.encode(list(reviews["text"]))]
-                datasets[part] = ChunkDataset(chunks, label_numbers(reviews).tolist())
+                chunks[part] = learner.read(reviews)
+            with clock.stage("inference" if part == "test" else "frozen_layers"):
+                datasets[part] = learner.compute_frozen_layers(chunks[part])
         history = train_in_rounds(model, datasets, config, folder.checkpoint, clock)
         for part in [part for part in parts if part != "train"]:
             with clock.stage("inference" if part == "test" else "validation"):
-                positive[part] = predict_positive(model, datasets[part], not config.quiet)
+                logits = predict_logits(model, datasets[part], not config.quiet)
+                probabilities = chunks[part].mean(torch.softmax(logits, dim=-1).double())  # (N, 2)
+                positive[part] = probabilities[:, 1].numpy()
         learner.save(folder.path, options)
         all_layers = isinstance(config.trainable, str)
         result = {
@@ -179,7 +197,7 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> di
             "resumed": config.resume,  # the seconds are then those after the stop
             **machine(str(next(model.parameters()).device)),
         }
-        probabilities = positive.get("test") if config.train_size is None else None
+        probabilities = None if config.kind else positive["test"]
         write_result(config.name, result, probabilities, config.results / config.kind)
         write_json(result, folder.path / METRICS)
         folder.checkpoint.remove()
@@ -231,9 +249,12 @@ def train_in_rounds(
 
 
 def subset(dataset: SpamDataset, indices: np.ndarray) -> SpamDataset:
-    return SpamDataset(
-        *([values[i] for i in indices] for values in (dataset.sequences, dataset.labels))
-    )
+    """Some of the items, of a data set of the same kind."""
+    some = copy(dataset)
+    for name in ("sequences", "labels", "lengths"):
+        values = getattr(dataset, name)
+        setattr(some, name, [values[i] for i in indices])
+    return some
 
 
 def drop_tokens(dataset: SpamDataset, fraction: float, seed: int) -> SpamDataset:
@@ -251,12 +272,6 @@ def drop_tokens(dataset: SpamDataset, fraction: float, seed: int) -> SpamDataset
         kept[-1] = True
         sequences.append(ids[kept])
     return SpamDataset(sequences, dataset.labels)
-
-
-def predict_positive(model: nn.Module, dataset: ChunkDataset, progress: bool = False) -> np.ndarray:
-    """Each review's probability of being positive (N,)."""
-    probabilities = torch.softmax(predict_logits(model, dataset, progress), dim=-1)
-    return dataset.mean(probabilities.double())[:, 1].numpy()
 
 
 def parse_run(

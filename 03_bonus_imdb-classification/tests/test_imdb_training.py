@@ -17,6 +17,7 @@ import train_linear
 import training_runs
 from classifier_folder import open_classifier
 from imdb_results import read_positive, read_result
+from previous_chapters import Decoder
 from text_data import SpamDataset
 from train_gpt import GPTLearner, GPTRunConfig
 
@@ -78,13 +79,44 @@ def default_losses(tmp_path_factory, parts) -> list[float]:
 def test_trial_reads_no_test_review_and_small_runs_stand_apart(tmp_path):
     parts = write_sample_parts(tmp_path / "parts")
     run(tmp_path, parts, "curve-8", train_size=8, test_size=6)
+    assert run(tmp_path, parts, "few", train_size=8, validation_size=9)["num_train"] == 8
     (parts / "test.parquet").unlink()
     run(tmp_path, parts, "trial", validation_only=True)
     results = tmp_path / "results"
     assert "test" not in read_result("trial", results / "trials")
     curve = read_result("curve-8", results / "curve")
     assert (curve["num_train"], curve["test"]["num_examples"]) == (8, 6)
-    assert not list(results.glob("*.json"))
+    few = read_result("few", results)  # of all test reviews
+    assert [few[part]["num_examples"] for part in ("validation", "test")] == [9, 24]
+    assert len(read_positive("few", results)) == 24
+    assert len(list(results.glob("*.json"))) == 1
+
+
+def test_stored_states_give_the_same_result_and_none_is_computed_twice(
+    tmp_path, parts, monkeypatch
+):
+    options = {"trainable": 2, "pooling": "mean", "num_epochs": 2, "batch_size": 4}
+    plain = run(tmp_path, parts, "plain", **options)
+    computed, run_blocks = [], Decoder.run_blocks
+
+    def compute(decoder, x, *given, **named):
+        if "stop" in named:  # the frozen layers alone
+            computed.append(len(x))
+            if len(computed) == 3:
+                raise KeyboardInterrupt
+        return run_blocks(decoder, x, *given, **named)
+
+    monkeypatch.setattr(Decoder, "run_blocks", compute)
+    monkeypatch.setattr("features.TOKENS_AT_ONCE", {"cpu": 40})
+    options |= {"feature_store": tmp_path / "states"}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, parts, "stored", **options)
+    stored = run(tmp_path, parts, "stored", **options)
+    assert sum(computed) - computed[2] == 3 * 24  # every review once, but for the batch stopped
+    for name, values in stored["history"].items():
+        assert values == pytest.approx(plain["history"][name], abs=1e-4)
+    positive = (read_positive(name, tmp_path / "results") for name in ("stored", "plain"))
+    np.testing.assert_allclose(*positive, atol=1 / 255)
 
 
 def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
@@ -167,7 +199,8 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, monkeypatch, 
         (["--max-length", "513"], "gpt-mini's context of 512"),
         (["--dropout", "0.1", "--trainable", "lora"], "--dropout acts in trained blocks"),
         (["--train-size", "1000"], "only 24"),
-        (["--test-size", "5"], "with --train-size"),
+        (["--test-size", "5", "--validation-only"], "leave out --test-size"),
+        (["--feature-store", "x"], "choose --trainable head"),
         (["--resume"], "no run to go on with"),
         (["--data", "nowhere"], "train.parquet is missing"),
     ],
