@@ -4,7 +4,6 @@ Whatever is wrong is said in one sentence: the file, what was found and what to 
 repaired by guessing: a row that does not fit is an error, not a loss.
 """
 
-import codecs
 import csv
 import gzip
 import io
@@ -110,8 +109,8 @@ def read_table_in_pieces(
     What is wrong with a row is found when the row is reached.
     """
     path = Path(path)
-    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".parquet": _read_parquet}
-    readers |= {".jsonl": _read_json_lines, ".json": _read_json, ".xlsx": _read_excel}
+    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".json": _read_json, ".jsonl": _read_json}
+    readers |= {".parquet": _read_parquet, ".xlsx": _read_excel}
     if path.is_dir():
         yield _read_folder(path, how)
         return
@@ -249,35 +248,22 @@ def _complain_about_header(path: Path, option: str) -> None:
 # --- formats -----------------------------------------------------------------------------------
 
 
-def utf8_lines(file: BinaryIO, name: str) -> Iterator[str]:
-    """The lines of a text, with their ends. Raises ``DataError`` naming one that is no UTF-8."""
-    for number, line in enumerate(file, start=1):
-        if number == 1:
-            if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-                raise DataError(
-                    f"{name}: the text is in UTF-16; save it as UTF-8, or say --encoding utf-16."
-                )
-            line = line.removeprefix(codecs.BOM_UTF8)
-        if b"\0" in line:
-            raise DataError(
-                f"{name}: line {number} holds NUL bytes: binary data, or --encoding utf-16-le."
-            )
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DataError(
-                f"{name}: line {number} is not UTF-8 (byte 0x{line[error.start]:02x}); save it as "
-                f"UTF-8, or name its encoding: --encoding windows-1252 or latin-1, perhaps."
-            ) from None
+def text_lines(file: BinaryIO, name: str, encoding: str | None = None) -> Iterator[str]:
+    """The lines of a text, with their ends; UTF-8 if no other encoding is named.
 
-
-def text_lines(file: BinaryIO, name: str, encoding: str | None) -> Iterator[str]:
-    """The lines of a text in any encoding; None is UTF-8. In a named one, NULs are characters."""
+    Raises ``DataError``: for UTF-8, with the line that is none; NULs are a sign of binary data.
+    """
+    errors = "surrogateescape" if encoding is None else "strict"  # bytes that are no UTF-8 are kept
     try:
-        if encoding is None:
-            yield from utf8_lines(file, name)
-        else:
-            yield from io.TextIOWrapper(file, encoding, newline="\n")
+        lines = io.TextIOWrapper(file, encoding or "utf-8-sig", errors, newline="\n")
+        for number, line in enumerate(lines, start=1):
+            if encoding is None and (wrong := re.search("[\0\udc80-\udcff]", line)):
+                raise DataError(
+                    f"{name}: line {number} is not UTF-8 (byte 0x{ord(wrong[0]) % 256:02x}); save "
+                    f"it as UTF-8, or name its encoding: --encoding utf-16, windows-1252 or "
+                    f"latin-1, perhaps."
+                )
+            yield line
     except LookupError:
         raise DataError(f"--encoding {encoding}: no encoding is called so.") from None
     except UnicodeError as error:
@@ -360,29 +346,25 @@ def _rows(
         ) from None
 
 
-def _read_json_lines(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
+def _read_json(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
+    """An object a line, or one array of objects."""
     numbered = enumerate(_lines(path, how), start=1)
-    records = (_read_json_object(line, f"{path}: line {i}") for i, line in numbered if line.strip())
+    numbered = ((f"{path}: line {i}", line) for i, line in numbered if line.strip())
+    where, first = next(numbered, ("", ""))
+    if first.lstrip().startswith("["):
+        text = first + "".join(line for _, line in numbered)
+        records = (_json_object(entry, f"{path}") for entry in _parse_json(text, f"{path}"))
+    else:
+        lines = chain([(where, first)] if first else [], numbered)
+        records = (_json_object(_parse_json(line, where), where) for where, line in lines)
     while piece := list(islice(records, num_rows)):
         yield pd.DataFrame(piece, dtype=object)  # so that whole numbers stay whole
 
 
-def _read_json(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
-    """An array of objects."""
-    records = _parse_json("".join(_lines(path, how)), f"{path}")
-    if not isinstance(records, list) or not all(isinstance(entry, dict) for entry in records):
-        raise DataError(f"{path} is not a JSON array of objects (.jsonl has an object a line).")
-    for start in range(0, len(records), num_rows):
-        yield pd.DataFrame(records[start : start + num_rows], dtype=object)
-
-
-def _read_json_object(line: str, where: str) -> dict:
-    record = None if line.lstrip().startswith("[") else _parse_json(line, where)
-    if not isinstance(record, dict):
-        raise DataError(
-            f"{where} is not a JSON object with named fields (a file that is one array is .json)."
-        )
-    return record
+def _json_object(entry: Any, where: str) -> dict:
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: {str(entry)[:60]} is not a JSON object with named fields.")
+    return entry
 
 
 def _parse_json(text: str, where: str) -> Any:
@@ -390,7 +372,7 @@ def _parse_json(text: str, where: str) -> Any:
         content = json.loads(text)
         json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}. An object a line is .jsonl.") from None
+        raise DataError(f"{where} is not JSON: {error}.") from None
     return content
 
 

@@ -19,7 +19,7 @@ from opened import Opened
 from thresholds import decide
 
 from classify import ROWS_AT_ONCE, Survey, survey_file
-from message_files import DataError, as_strings, read_table_in_pieces, utf8_lines
+from message_files import DataError, as_strings, read_table_in_pieces, text_lines
 
 FILE_TYPES = [".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".gz"]
 ROWS_SHOWN = 500  # in the browser; the download holds all
@@ -51,7 +51,7 @@ def as_table_file(path: Path, folder: Path) -> Path:
     if path.suffix.lower() != ".txt":
         return path
     with path.open("rb") as file:
-        lines = [line.rstrip("\r\n") for line in utf8_lines(file, str(path))]
+        lines = [line.rstrip("\r\n") for line in text_lines(file, str(path))]
     rows = [json.dumps({"text": line}) + "\n" for line in lines if line.strip()]
     path = folder / f"{path.name}.jsonl"
     path.write_text("".join(rows), encoding="utf-8")
