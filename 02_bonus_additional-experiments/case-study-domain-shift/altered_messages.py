@@ -24,7 +24,7 @@ import pandas as pd
 from classifier_folder import classify_texts
 from command_line import HelpFormatter, make_parser, run_command
 from evaluation import ngram_baseline
-from files import read_json, reading_results, write_json
+from files import read_json, write_json
 from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch, resolve_model_name
 from message_files import DataError
@@ -34,7 +34,7 @@ from several_seeds import mean_and_interval
 from text_data import write_look_alikes
 
 RESULTS = Path(__file__).parent / "results-altered"
-NGRAMS = "ngrams"
+NGRAMS, PLAIN = "ngrams", "as they are"
 
 # What a sender writes today, for what one wrote in 2005: patterns, and what takes their place.
 TODAY = {
@@ -68,7 +68,7 @@ def keep_first_half(text: str) -> str:
 
 
 ALTERATIONS: dict[str, Callable[[str, random.Random], str]] = {
-    "as they are": lambda text, rng: text,
+    PLAIN: lambda text, rng: text,
     "every digit a 5": lambda text, rng: re.sub(r"\d", "5", text),
     "digits left out": lambda text, rng: re.sub(r"\d", "", text),
     "lower case": lambda text, rng: text.lower(),
@@ -79,7 +79,7 @@ ALTERATIONS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def measure(model: str, seed: int) -> dict[str, Any]:
-    """Accuracy on the test messages of a seed, and recall of ham and spam, by alteration.
+    """Accuracy on the test messages of a seed, by alteration.
 
     Raises ``DownloadError`` where messages or weights cannot be had.
     """
@@ -96,13 +96,12 @@ def measure(model: str, seed: int) -> dict[str, Any]:
             probabilities = classify_texts(result.classifier, result.tokenizer, texts)
             return np.array(messages.label_names)[probabilities.argmax(dim=1)]
 
-    truth, altered = test["label"].to_numpy(), {}
+    accuracy = {}
     for name, alter in ALTERATIONS.items():
         rng = random.Random(seed)
-        correct = predict([alter(text, rng) for text in test["text"]]) == truth
-        by_label = {label: float(correct[truth == label].mean()) for label in messages.label_names}
-        altered[name] = {"accuracy": float(correct.mean()), "recall": by_label}
-    return {"model": model, "seed": seed, "num_examples": len(test), "altered": altered}
+        predicted = predict([alter(text, rng) for text in test["text"]])
+        accuracy[name] = float((predicted == test["label"]).mean())
+    return {"model": model, "seed": seed, "num_examples": len(test), "accuracy": accuracy}
 
 
 def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
@@ -117,40 +116,24 @@ def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
                 print(f"{name}, seed {seed}: {path}")
 
 
-def make_table(results: Path) -> str:
-    """Points of accuracy lost, mean over seeds with the 95% interval of Student's t, by alteration
-    and model. Raises ``DataError`` where nothing is measured."""
+def make_table(results: Path = RESULTS) -> str:
+    """Accuracy on the messages as they are, and points lost by each alteration: mean over seeds
+    with the 95% interval of Student's t. Raises ``DataError`` where too little is measured."""
     files = list(map(read_json, sorted(results.glob("*-seed-*.json"))))
-    lines = [
-        {
-            "model": file["model"],
-            "": name,
-            "value": values["accuracy"]
-            if name == "as they are"
-            else values["accuracy"] - file["altered"]["as they are"]["accuracy"],
-        }
-        for file in files
-        for name, values in file["altered"].items()
-    ]
     if len({file["seed"] for file in files}) < 2:
         raise DataError(f"{results} holds less than two seeds; `run` makes them.")
+    table = pd.DataFrame([{"model": file["model"], **file["accuracy"]} for file in files])
+    table = table.set_index("model")[[*ALTERATIONS]]
+    changes = table.sub(table[PLAIN], axis=0).assign(**{PLAIN: table[PLAIN]})
 
     def cell(values: pd.Series) -> str:
         mean, _, low, high = mean_and_interval(list(values))
-        if values.name[0] == "as they are":
+        if values.name == PLAIN:
             return f"{mean:.1%} ({100 * low:.1f} to {min(100, 100 * high):.1f})"
-        shown = f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        return shown.replace("-", "−")
+        return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
 
-    groups = pd.DataFrame(lines).groupby(["", "model"], sort=False)["value"]
-    table = pd.Series({key: cell(values.rename(key)) for key, values in groups})
-    table = table.unstack().loc[[*ALTERATIONS]].rename_axis("the test messages")
-    return table.reset_index().to_markdown(index=False, disable_numparse=True)
-
-
-def report(args: argparse.Namespace) -> None:
-    with reading_results(args.results):
-        print(make_table(args.results))
+    cells = changes.groupby("model").agg(cell).T.rename_axis("the test messages")
+    return cells.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -163,7 +146,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
     measuring.set_defaults(do=lambda args: run(args.models, args.seeds, args.results))
     reporting = commands.add_parser("report", help="print the table")
-    reporting.set_defaults(do=report)
+    reporting.set_defaults(do=lambda args: print(make_table(args.results)))
     for command in (measuring, reporting):
         command.add_argument("--results", type=Path, default=RESULTS, help="result files")
     return parser.parse_args(argv)
