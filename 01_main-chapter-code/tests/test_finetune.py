@@ -2,7 +2,9 @@
 
 import io
 import json
+import operator
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -54,9 +56,6 @@ def outcome(metrics: dict, output: Path) -> dict:
 fails = partial(helpers.fails, finetune)
 
 
-# --- from start to finish ----------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def as_in_the_readme(tmp_path_factory):
     """What finetune.py prints with its own defaults, in a process as a reader starts it, the folder
@@ -100,14 +99,17 @@ def test_peak_memory_is_that_of_the_process_and_not_of_its_parent(as_in_the_read
     assert 50 < metrics["peak_memory_mb"] < ours
 
 
-def test_the_baseline_is_compared_with_what_so_few_messages_can_tell():
-    metrics = {"model": "m", "ngram_baseline": {"accuracy": 0.9}}
-    test = {"num_examples": 262, "accuracy": 0.92, "accuracy_interval": [0.88, 0.95]}
-    said = finetune.compared_with_baseline(metrics | {"test": test})
-    assert said == "m is 2.0 points above the n-gram baseline: 262 messages cannot tell them apart."
-    test = {"num_examples": 262, "accuracy": 0.80, "accuracy_interval": [0.75, 0.85]}
-    said = finetune.compared_with_baseline(metrics | {"test": test})
-    assert said == "m is 10.0 points below the n-gram baseline."
+@pytest.mark.parametrize(
+    ("accuracy", "interval", "sentence"),
+    [
+        (0.92, [0.88, 0.95], "2.0 points above the n-gram baseline: 262 messages cannot tell"),
+        (0.80, [0.75, 0.85], "10.0 points below the n-gram baseline."),
+    ],
+)
+def test_the_baseline_is_compared_with_what_so_few_messages_can_tell(accuracy, interval, sentence):
+    test = {"num_examples": 262, "accuracy": accuracy, "accuracy_interval": interval}
+    metrics = {"model": "m", "ngram_baseline": {"accuracy": 0.9}, "test": test}
+    assert finetune.compared_with_baseline(metrics).startswith(f"m is {sentence}")
 
 
 def test_metrics_agree_with_the_predictions_and_the_data(messages_csv, tmp_path):
@@ -117,12 +119,10 @@ def test_metrics_agree_with_the_predictions_and_the_data(messages_csv, tmp_path)
     assert sizes == [42, 6, 12]
     test, predictions = metrics["test"], metrics["test_predictions"]
     assert [sum(row) for row in predictions["probabilities"]] == pytest.approx([1] * 12, abs=1e-5)
-    right = [
-        row.index(max(row)) == label
-        for row, label in zip(predictions["probabilities"], predictions["labels"], strict=True)
-    ]
+    answers = [row.index(max(row)) for row in predictions["probabilities"]]
+    num_right = sum(map(operator.eq, answers, predictions["labels"]))
     matrix = test["confusion_matrix"]
-    assert test["accuracy"] * 12 == pytest.approx(sum(right)) == matrix[0][0] + matrix[1][1]
+    assert test["accuracy"] * 12 == pytest.approx(num_right) == matrix[0][0] + matrix[1][1]
     low, high = test["accuracy_interval"]
     assert low < test["accuracy"] < high
     assert {"data", "model", "frozen_layers", "training"} <= metrics["seconds"].keys()
@@ -210,8 +210,6 @@ def test_without_data_or_network_made_up_messages_are_marked(tmp_path, monkeypat
     assert config["card"]["made_up_data"] is True
 
 
-# --- every option acts -------------------------------------------------------------------------
-
 BASE = ("--trainable", "last_block", "--num-epochs", "2", "--balance", "none")
 
 
@@ -248,14 +246,6 @@ def test_an_option_acts(base_run, unbalanced_csv, tmp_path, options):
     assert changed["history"] != base_run["history"]
 
 
-def test_each_cut_reads_something_else_of_a_long_message(base_run, unbalanced_csv, tmp_path):
-    losses = {base_run["history"]["train_loss"][-1]}
-    for cut in ("head", "tail", "windows"):
-        options = ("--max-length", "4", "--cut", cut)
-        losses.add(observe(unbalanced_csv, tmp_path / cut, *options)["history"]["train_loss"][-1])
-    assert len(losses) == 4
-
-
 def test_padding_that_counts_as_text_is_read_at_the_last_position():
     config = RunConfig(padding="training")
     assert config.for_model("smollm2-135m").pooling == "last"
@@ -276,13 +266,12 @@ def test_what_suits_a_model_fills_in_what_is_not_given():
 
 
 def test_quiet_prints_the_results_only(messages_csv, tmp_path, capsys):
-    arguments = ["--data", messages_csv, "--text-column", "text", "--label-column", "label"]
-    arguments += ["--output", tmp_path / "out", *QUICK]
-    assert finetune.main(list(map(str, arguments))) == 0
+    columns = ("--text-column", "text", "--label-column", "label")
+    train(messages_csv, tmp_path / "out", *columns)
     quiet = capsys.readouterr()
     assert "test, n-gram baseline" in quiet.out
     assert quiet.err == ""
-    arguments[-1] = "--overwrite"
+    arguments = ("--data", messages_csv, "--output", tmp_path / "out", *QUICK[:-1], "--overwrite")
     assert finetune.main(list(map(str, arguments))) == 0
     assert len(capsys.readouterr().out) > len(quiet.out)
 
@@ -293,9 +282,6 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(monkeypatch):
     for model, times in (("gpt-mini", 0), ("auto", 1)):
         name = fine_tuning.load_decoder(RunConfig(model=model), torch.device("cpu"))[2]
         assert (name, len(asked)) == ("gpt-mini", times)
-
-
-# --- wrong options -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -309,13 +295,9 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(monkeypatch):
         (("--num-epochs", "1.5"), ["--num-epochs", "'1.5'", "whole number"]),
         (("--learning-rate", "nan"), ["--learning-rate", "nan", "above 0"]),
         (("--learning-rate", "1e30"), ["--learning-rate", "diverged", "smaller"]),
-        (("--warmup-ratio", "1"), ["--warmup-ratio", "below 1"]),
-        (("--seed", "4294967296"), ["--seed", "between 0 and"]),
         (("--max-length", "513"), ["--max-length", "513", "512"]),
-        (("--text-column", "txt"), ["messages.csv", "'txt'", "'text', 'label'"]),
         (("--dropout", "0.1", "--trainable", "head"), ["--dropout", "--trainable head"]),
         (("--balance", "weights", "--batch-size", "1"), ["--balance", "above 1"]),
-        (("--protocol", "published"), ["--protocol", "--data"]),
         (("--protocol", "published", "--balance", "none"), ["--data", "--balance none"]),
         (("--lora-rank", "4"), ["--lora-rank", "--trainable lora"]),
         (("--resume", "--overwrite"), ["--resume", "--overwrite"]),
@@ -340,13 +322,8 @@ def test_help_shows_defaults(capsys):
     with pytest.raises(SystemExit):
         finetune.main(["--help"])
     said = capsys.readouterr().out
-    for part in ("default: 5", "default: classifier", "--text-column", "gpt2-small", "last_block"):
-        assert part in said
-    for part in ("None", "default: False", "default: True"):
-        assert part not in said
-
-
-# --- wrong data --------------------------------------------------------------------------------
+    assert "default: 5" in said
+    assert not re.search("None|default: False|default: True", said)
 
 
 @pytest.mark.parametrize(

@@ -52,16 +52,12 @@ def test_a_stopped_run_goes_on_to_the_same_file_with_the_rows_that_are_left(
     stop_after(num_pieces, arguments)
     assert "--resume" in capsys.readouterr().err
     assert not output.exists()
-    seen, classify_texts = [], classify.classify_texts
-    monkeypatch.setattr(
-        classify,
-        "classify_texts",
-        lambda c, t, texts: seen.extend(texts) or classify_texts(c, t, texts),
-    )
+    seen, real = [], classify.classify_texts
+    spy = lambda c, t, texts: seen.extend(texts) or real(c, t, texts)  # noqa: E731
+    monkeypatch.setattr(classify, "classify_texts", spy)
     assert classify.main([*arguments, "--resume"]) == 0
     assert [text.split()[1] for text in seen] == [str(i) for i in range(10 * num_pieces, 35)]
     assert output.read_bytes() == undisturbed
-    assert pd.read_csv(output)["id"].tolist() == list(range(35))
     assert [path.name for path in tmp_path.glob("out*")] == ["out.csv"]
 
 
@@ -72,9 +68,7 @@ def test_a_killed_process_can_be_gone_on_with(tiny_classifier_folder, tmp_path):
     kill_at_a_rename("classify", *arguments, name="00000001.csv")
     assert not output.exists()
     assert classify.main([*arguments, "--resume"]) == 0
-    result = pd.read_csv(output)
-    assert result["id"].tolist() == list(range(2500))
-    assert result["predicted_label"].isin(["ham", "spam"]).all()
+    assert pd.read_csv(output)["id"].tolist() == list(range(2500))
 
 
 @pytest.mark.parametrize("what", ["--file", "classifier", "--text-column"])
@@ -153,20 +147,13 @@ def test_a_wrong_last_row_is_found_before_the_work_begins(arguments, tmp_path, c
     assert not list(tmp_path.glob("out*"))
 
 
-def test_a_folder_that_is_removed_meanwhile_comes_back_or_is_named(tmp_path):
+def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path):
     table, path = pd.DataFrame({"text": ["a"]}), tmp_path / "folder" / "out.csv"
-    for num_before in (0, 1):
-        path.parent.mkdir()
-        with GrowingFile(path, {}, resume=False, overwrite=False) as file:
-            for _ in range(num_before):
-                file.add(table)
-            shutil.rmtree(path.parent)
-            file.add(table)
-            if num_before:
-                with pytest.raises(DataError, match=r"0\.csv was removed"):
-                    file.finish()
-                assert not path.exists()
-            else:
-                file.finish()
-                assert path.read_text(encoding="utf-8") == "text\na\n"
-                shutil.rmtree(path.parent)
+    path.parent.mkdir()
+    with GrowingFile(path, {}, resume=False, overwrite=False) as file:
+        file.add(table)
+        shutil.rmtree(path.parent)
+        file.add(table)
+        with pytest.raises(DataError, match=r"0\.csv was removed"):
+            file.finish()
+    assert not path.exists()
