@@ -12,7 +12,6 @@ on the same messages.
 
 import argparse
 import ctrl_c  # noqa: F401
-import json
 import platform
 import shlex
 import sys
@@ -40,11 +39,11 @@ from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
 from feature_store import FeatureStore
 from features import LatestStore, Store
-from files import write_json
+from files import read_json, write_json
 from fine_tuning import fine_tune, in_fresh_process, peak_memory_mb
 from gpt_download import SMS_SPAM_ZIP, fetch
 from message_files import DataError
-from run_messages import Messages, read_run_messages, take_some
+from run_messages import Messages, read_run_messages, sort_labels, take_some
 from text_data import Splits, balance_classes, read_sms_spam
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
@@ -104,20 +103,19 @@ def review_messages(config: ExperimentConfig) -> Messages:
         path = REVIEWS_FOLDER / f"{part}.parquet"
         if not path.exists():
             raise DataError(f"{path} is missing; run {path.parts[-3]}/download_prepare_dataset.py.")
-        drawn = pd.read_parquet(path).sample(size, random_state=0)
+        drawn = pd.read_parquet(path).sample(size, random_state=0, ignore_index=True)
         long = drawn["text"].str.len() > REVIEW_CHARACTERS
-        head, tail = drawn["text"].str[:250], drawn["text"].str[250 - REVIEW_CHARACTERS :]
-        texts = drawn["text"].where(~long, head + " … " + tail)
+        ends = drawn["text"].str[:250] + " … " + drawn["text"].str[250 - REVIEW_CHARACTERS :]
+        texts = drawn["text"].where(~long, ends)
         return pd.DataFrame({"text": texts, "label": drawn[column].astype(str)})
 
-    pool, validation, test = read("train", 2000), read("validation", 130), read("test", 1000)
-    train = pool.sample(914, random_state=config.seed).reset_index(drop=True)
-    names = sorted(set(pool["label"]), key=lambda name: (len(name), name))
-    texts = list(train["text"])
+    pool = read("train", 2000)
+    train = everything = pool.sample(914, random_state=config.seed, ignore_index=True)
     if config.train_size:
         train = take_some(train, config.train_size, config.seed)
-    splits = Splits(train, *(part.reset_index(drop=True) for part in (validation, test)))
-    return Messages(splits, names, f"film reviews, {column}", texts)
+    splits = Splits(train, read("validation", 130), read("test", 1000))
+    names = sort_labels(set(pool["label"]))
+    return Messages(splits, names, f"film reviews, {column}", list(everything["text"]))
 
 
 def is_repeated(splits: Splits) -> np.ndarray:
@@ -196,12 +194,11 @@ def is_kept(config: ExperimentConfig) -> bool:
     """Whether the run's file is there. Raises ``DataError`` if other options made it."""
     if not (config.row and config.path.exists()):
         return False
-    command = json.loads(config.path.read_text(encoding="utf-8"))["command"]
-    made = config_from(make_options().parse_args(shlex.split(command)[1:]), ExperimentConfig)
-    if made.identity() == config.identity():
+    kept, wanted = read_json(config.path), config.identity()
+    if {name: kept["configuration"].get(name) for name in wanted} == wanted:
         return True
     raise DataError(
-        f"{config.path} is there already, made by\n  {command}\nand not by\n"
+        f"{config.path} is there already, made by\n  {kept['command']}\nand not by\n"
         f"  {config.command}\nName another folder with --results, or another --row."
     )
 

@@ -10,56 +10,41 @@ import argparse
 import ctrl_c  # noqa: F401
 import re
 import sys
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from comparisons import NUM_SEEDS, Runs, average, compare, load
+from comparisons import NUM_SEEDS, Comparison, Runs, average, compare, load
 from experiment_config import MAIN, RESULTS, ROWS
 from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
-from files import reading_results, write_text
-from gpt_download import SMS_SPAM_ZIP, fetch
-from message_files import DataError, normal_form
-from run_config import RunConfig
-from run_messages import read_run_messages
+from files import write_text
+from message_files import DataError
 from several_seeds import mean_and_interval
-from text_data import clean_messages, read_sms_spam
 
 FOLDER = Path(__file__).parent
 DOCUMENTS, FIGURES = (FOLDER / "README.md", FOLDER / "tables.md"), FOLDER / "figures"
 ROW_1, NGRAMS, ALMEIDA_NGRAMS = "last-block", "char-ngrams", "almeida-char-ngrams-weighted"
 BLOCKS = ("head", ROW_1, "two-blocks", *(f"blocks-{n}" for n in range(3, 7)), "all-layers")
 SMS, TWO_CLASSES, STARS = "text messages", "reviews, two classes", "reviews, eight star ratings"
-LEARNERS = {  # of the learning curves, by task: pattern of the rows' names
-    SMS: {
-        "character n-grams": r"ngrams-\d+|char-ngrams",
-        "gpt-mini's shape, random weights": r"random-\d+|random-last-block",
-        "gpt-mini, last block": r"pretrained-\d+|last-block",
-        "MiniLM, a regression on its embeddings": r"minilm-\d+",
-        "MiniLM, contrastive fine-tuning": r"contrastive-\d+",
-        "SmolLM2, examples in the prompt": r"prompt-\d+",
-        "SmolLM2, a regression on frozen features": r"smollm2-frozen(-\d+)?",
-        "SmolLM2, LoRA": r"smollm2-lora-\d+",
-        "SmolLM2, DoRA": r"smollm2-dora-\d+",
-        "SmolLM2, last block": r"smollm2-last-block(-\d+)?",
-    },
-    **{
-        task: {
-            "character n-grams": rf"{name}-ngrams-\d+",
-            "MiniLM, a regression on its embeddings": rf"{name}-minilm-\d+",
-            "MiniLM, contrastive fine-tuning": rf"{name}-contrastive-\d+",
-            "SmolLM2, examples in the prompt": rf"{name}-prompt-\d+",
-            "SmolLM2, a regression on frozen features": rf"{name}-smollm2-frozen-\d+",
-            "SmolLM2, last block": rf"{name}-smollm2-last-block-\d+",
-        }
-        for task, name in ((TWO_CLASSES, "reviews"), (STARS, "stars"))
-    },
+TASKS = {SMS: "", TWO_CLASSES: "reviews-", STARS: "stars-"}  # how the names of its rows begin
+CHARACTERS = "character n-grams"
+LEARNERS = {  # of the learning curves: pattern of how the names of its rows end
+    CHARACTERS: r"ngrams-\d+|char-ngrams",
+    "gpt-mini's shape, random weights": r"random-\d+|random-last-block",
+    "gpt-mini, last block": r"pretrained-\d+|last-block",
+    "MiniLM, a regression on its embeddings": r"minilm-\d+",
+    "MiniLM, contrastive fine-tuning": r"contrastive-\d+",
+    "SmolLM2, examples in the prompt": r"prompt-\d+",
+    "SmolLM2, a regression on frozen features": r"smollm2-frozen(-\d+)?",
+    "SmolLM2, LoRA": r"smollm2-lora-\d+",
+    "SmolLM2, DoRA": r"smollm2-dora-\d+",
+    "SmolLM2, last block": r"smollm2-last-block(-\d+)?",
 }
 
 Measured = dict[str, Runs]
@@ -77,17 +62,16 @@ def candidates(measured: Measured) -> list[Runs]:
     return rows + [average(runs, measured[NGRAMS]) for runs in rows]
 
 
-def curve(measured: Measured, pattern: str) -> dict[int, Runs]:
-    """A learning curve: the rows whose names match, by the number of labelled examples."""
-    rows = [runs for row, runs in measured.items() if re.fullmatch(pattern, row)]
-    by_size = ((runs.files[0]["train"]["num_examples"], runs) for runs in rows)
-    return dict(sorted(by_size, key=lambda pair: pair[0]))
-
-
 def curves(measured: Measured, task: str) -> dict[str, dict[int, Runs]]:
-    """The learning curves of a task, by learner; those that were not measured are left out."""
-    found = {name: curve(measured, pattern) for name, pattern in LEARNERS[task].items()}
-    return {name: by_size for name, by_size in found.items() if by_size}
+    """The learning curves of a task, by learner and number of labelled examples; what was not
+    measured is left out."""
+    found: dict[str, dict[int, Runs]] = {}
+    for learner, pattern in LEARNERS.items():
+        rows = [row for row in measured if re.fullmatch(f"{TASKS[task]}({pattern})", row)]
+        sizes = {measured[row].files[0]["train"]["num_examples"]: measured[row] for row in rows}
+        if sizes:
+            found[learner] = dict(sorted(sizes.items()))
+    return found
 
 
 # ---------------------------------------------------------------------------------------------
@@ -97,15 +81,21 @@ def curves(measured: Measured, task: str) -> dict[str, dict[int, Runs]]:
 
 def markdown(lines: Iterable[dict[str, str]] | pd.DataFrame) -> str:
     """A table of lines {column: cell}; a cell that is missing stays empty."""
-    return (
-        pd.DataFrame(lines).fillna("").astype(str).to_markdown(index=False, disable_numparse=True)
-    )
+    table = pd.DataFrame(lines).fillna("").astype(str)
+    if table.empty:
+        return "Not measured."
+    return table.to_markdown(index=False, disable_numparse=True)
 
 
 def points(fraction: float) -> str:
     """A fraction as percentage points with its sign; no minus before a zero."""
     rounded = round(100 * fraction, 1) + 0.0
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
+
+
+def in_points(c: Comparison) -> str:
+    """A difference with its 95% interval."""
+    return f"{points(c.difference)} ({points(c.low)} to {points(c.high)})"
 
 
 def line(runs: Runs, reference: Runs | None = None, against: str = "against row 1") -> dict:
@@ -121,9 +111,8 @@ def line(runs: Runs, reference: Runs | None = None, against: str = "against row 
         cells |= {against: "", "won : lost, p": ""}
     if reference and runs is not reference:
         c = compare(runs, reference)
-        cells[against] = f"{points(c.difference)} ({points(c.low)} to {points(c.high)})"
         p_value = f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001"
-        cells["won : lost, p"] = f"{c.gained} : {c.lost}, {p_value}"
+        cells |= {against: in_points(c), "won : lost, p": f"{c.gained} : {c.lost}, {p_value}"}
     cells |= {"CPU seconds": "", "MB": ""}
     if timed := timed_run(runs):
         cells["CPU seconds"] = f"{timed['processor_seconds']:,.0f}"
@@ -136,8 +125,14 @@ def timed_run(runs: Runs) -> dict | None:
     return next((file for file in runs.files if file["from_scratch"]), None)
 
 
-def against_row_1(measured: Measured, rows: Iterable[str]) -> str:
-    return markdown(line(measured[row], measured[ROW_1]) for row in rows)
+def compared(measured: Measured, rows: Iterable[str], reference: str, against: str) -> str:
+    """Rows beside another; those that are not measured are left out."""
+    rows = [measured[row] for row in rows if row in measured]
+    return markdown(line(runs, measured.get(reference), against) for runs in rows)
+
+
+def beside_row_1(rows: Iterable[str]) -> Callable[[Measured], str]:
+    return partial(compared, rows=rows, reference=ROW_1, against="against row 1")
 
 
 def known_rows(measured: Measured) -> pd.DataFrame:
@@ -163,18 +158,23 @@ def short_table(measured: Measured) -> str:
     return markdown(table[["row", "", "test accuracy", "against row 1", "published"]])
 
 
-def curve_table(measured: Measured, task: str) -> str:
+def curve_table(measured: Measured, task: str, leads: bool = False) -> str:
     """Mean test accuracy and half the width of its 95% interval, by learner and by the number of
-    labelled examples."""
+    labelled examples; or the points by which the learner leads the n-grams."""
+    by_learner = curves(measured, task)
+    ngrams = by_learner.get(CHARACTERS, {})
 
-    def cell(runs: Runs) -> str:
+    def cell(runs: Runs, size: int) -> str:
+        if leads:
+            return in_points(compare(runs, ngrams[size])) if size in ngrams else ""
         mean, _, low, _ = mean_and_interval(runs.accuracies)
         return f"{100 * mean:.1f} ± {100 * (mean - low):.1f}"
 
     table = pd.DataFrame(
         {
-            learner: {size: cell(runs) for size, runs in by_size.items()}
-            for learner, by_size in curves(measured, task).items()
+            learner: {size: cell(runs, size) for size, runs in by_size.items()}
+            for learner, by_size in by_learner.items()
+            if not (leads and learner == CHARACTERS)
         }
     ).sort_index()
     return markdown(table.T.rename_axis("").reset_index())
@@ -200,47 +200,34 @@ def almeida_table(measured: Measured) -> str:
     return markdown(lines)
 
 
+def rows_of(suite: str) -> list[str]:
+    """The rows of a suite that are no points of a learning curve."""
+    return list(ROWS.index[(ROWS.suite == suite) & (ROWS.sizes == "")])
+
+
 TABLES = {
     "short": short_table,
     "known": lambda measured: markdown(known_rows(measured)),
-    "further": lambda measured: against_row_1(measured, of_suites(measured, "further")),
-    "blocks": lambda measured: against_row_1(measured, BLOCKS),
-    "baselines": lambda measured: against_row_1(measured, of_suites(measured, "baselines")),
+    "smollm2": partial(
+        compared,
+        rows=rows_of("smollm2"),
+        reference="smollm2-last-block",
+        against="against its last block, mean",
+    ),
+    "further": beside_row_1(rows_of("further")),
+    "blocks": beside_row_1(BLOCKS),
+    "baselines": beside_row_1(rows_of("baselines")),
     "best": lambda measured: markdown(
         line(runs, measured[NGRAMS], "against n-grams") for runs in candidates(measured)
     ),
-    "curves": lambda measured: curve_table(measured, SMS),
-    "reviews": lambda measured: curve_table(measured, TWO_CLASSES),
-    "stars": lambda measured: curve_table(measured, STARS),
+    "curves": partial(curve_table, task=SMS),
+    "leads": partial(curve_table, task=SMS, leads=True),
+    "reviews": partial(curve_table, task=TWO_CLASSES),
+    "reviews_leads": partial(curve_table, task=TWO_CLASSES, leads=True),
+    "stars": partial(curve_table, task=STARS),
+    "stars_leads": partial(curve_table, task=STARS, leads=True),
     "almeida": almeida_table,
 }
-
-
-def white_space_copies(measured: Measured) -> str:
-    """How much of the results is owed to test messages that stand in the training messages, too,
-    but for white space or Unicode form. Raises ``DownloadError`` where messages cannot be had."""
-    fetch(SMS_SPAM_ZIP)
-    texts, is_copy, changes = clean_messages(read_sms_spam())["text"], {}, []
-    lines = [f"{texts.map(normal_form).duplicated().sum()} of {len(texts):,} texts are such copies"]
-    for seed in range(1, NUM_SEEDS + 1):
-        train, _, test = read_run_messages(RunConfig(seed=seed), lambda *_: None).splits
-        copies = test["text"].map(normal_form).isin({*train["text"].map(normal_form)}).to_numpy()
-        is_copy[seed, zlib.crc32("\n".join(test["text"]).encode())] = copies
-        spam = (test["label"][copies] == "spam").sum()
-        lines.append(f"seed {seed}: {copies.sum()} of {len(test)} test messages, {spam} of it spam")
-    for row, runs in measured.items():
-        if runs.messages == list(is_copy):
-            mean, copies = np.mean(runs.accuracies), is_copy.values()
-            without = [right[~copy].mean() for right, copy in zip(runs.is_correct, copies)]
-            changes.append((row, mean, 100 * (np.mean(without) - mean)))
-    for least in (0.93, 0):
-        rows = [change for change in changes if change[1] > least]
-        row, mean, change = max(rows, key=lambda change: abs(change[2]))
-        lines.append(
-            f"without them, the mean accuracy of {len(rows)} rows above {least:.0%} changes by at "
-            f"most {abs(change):.2f} points ({row}, {mean:.1%})"
-        )
-    return "\n".join(lines)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -275,28 +262,30 @@ def against_ngrams_plot(measured: Measured) -> Figure:
     return forest_plot([*rivals, *candidates(measured)], measured[NGRAMS])
 
 
-def curves_plot(measured: Measured) -> Figure:
-    """Learning curves of each task, with the interval of each mean."""
-    tasks = [task for task in LEARNERS if curves(measured, task)]
-    size = (6.5 * len(tasks), 4.8)
+def curves_plot(measured: Measured, tasks: Iterable[str] = TASKS) -> Figure:
+    """Learning curves, with the interval of each mean, of those tasks that are measured."""
+    tasks = [task for task in tasks if curves(measured, task)]
+    size = (max(7, 5.5 * len(tasks)), 5)
     fig, axes = plt.subplots(1, len(tasks), figsize=size, squeeze=False, layout="constrained")
-    colors = dict(zip(LEARNERS[SMS], plt.get_cmap("tab10").colors))
+    colors = dict(zip(LEARNERS, plt.get_cmap("tab10").colors))
     for ax, task in zip(axes[0], tasks):
-        for learner, by_size in curves(measured, task).items():
+        by_learner = curves(measured, task)
+        for learner, by_size in by_learner.items():
             sizes = [size for size in by_size if size > 0]  # an axis of logarithms has no 0
             intervals = [mean_and_interval(by_size[size].accuracies) for size in sizes]
-            means, _, low, high = 100 * np.array(intervals).T
+            means, _, low, high = 100 * np.array(intervals).reshape(-1, 4).T
             ax.plot(sizes, means, "o-", ms=4, color=colors[learner], label=learner)
             ax.fill_between(sizes, low, high, color=colors[learner], alpha=0.12)
         ax.set_xscale("log")
-        sizes = list(curves(measured, task)["character n-grams"])
+        sizes = sorted({size for by_size in by_learner.values() for size in by_size} - {0})
         ax.set_xticks(sizes, sizes)
         ax.minorticks_off()
         ax.set(title=task, xlabel="labelled examples")
         ax.grid(alpha=0.3)
     axes[0, 0].set_ylabel("test accuracy (%), mean and 95% interval")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=2 * len(tasks), fontsize=8)
+    handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels())}
+    names = [learner for learner in LEARNERS if learner in handles]
+    fig.legend([handles[n] for n in names], names, loc="outside lower center", ncols=2, fontsize=8)
     return fig
 
 
@@ -366,27 +355,12 @@ def write_all(results: Path) -> None:
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("make_tables.py", __doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    parser.add_argument(
-        "--copies",
-        action="store_true",
-        help="write nothing; count the test messages that training messages repeat but for white "
-        "space or Unicode form, and print how the accuracies change without them",
-    )
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-
-    def command() -> None:
-        with reading_results(args.results):
-            if args.copies:
-                print(white_space_copies(load(args.results)))
-            else:
-                write_all(args.results)
-
-    output = None if args.copies else args.results
-    return run_command("make_tables.py", command, output=output)
+    return run_command("make_tables.py", lambda: write_all(args.results), output=args.results)
 
 
 if __name__ == "__main__":
