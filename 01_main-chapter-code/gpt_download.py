@@ -8,7 +8,6 @@ fetches a model's files beforehand. How files are fetched, checked and kept: `re
 import base64
 import ctrl_c  # noqa: F401
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +29,14 @@ from remote_files import (  # noqa: F401
     fetch,
     is_intact,
 )
-from smollm2 import SMOLLM2_CONFIG, LlamaConfig, LlamaModel, load_smollm2, smollm2_tokenizer
+from smollm2 import (
+    SMOLLM2_CONFIG,
+    LlamaConfig,
+    LlamaModel,
+    bytes_of_characters,
+    load_smollm2,
+    smollm2_tokenizer,
+)
 
 MINI_FOLDER = Path(__file__).parent / "gpt-mini"
 
@@ -54,22 +60,13 @@ IMDB_ARCHIVE = RemoteFile(
     "aclImdb_v1.tar.gz",
     ("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
     md5="7c2ac02c03563afcf9b574c7e56c153a",
-    max_size=100_000_000,
 )
 
-# tiktoken looks for its files under the SHA-1 of their addresses.
-_TIKTOKEN_HOST = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
-GPT2_TOKENIZER_FILES = (
-    RemoteFile(
-        "tiktoken/6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
-        (_TIKTOKEN_HOST + "vocab.bpe",),
-        "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
-    ),
-    RemoteFile(
-        "tiktoken/6c7ea1a7e38e3a7f062df639a5b80947f075ffe6",
-        (_TIKTOKEN_HOST + "encoder.json",),
-        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
-    ),
+# The merges of GPT-2's byte pairs, under the name by which tiktoken keeps this file.
+GPT2_MERGES = RemoteFile(
+    "tiktoken/6d1cbeee0f20b3d9449abfede4726ed8212e3aee",
+    ("https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",),
+    "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 )
 
 GPT2_WEIGHTS = {
@@ -126,7 +123,7 @@ MODEL_CONFIGS: dict[str, GPTConfig | LlamaConfig] = {
 # What each needs from elsewhere, weights first.
 MODEL_FILES: dict[str, tuple[RemoteFile, ...]] = {
     GPT_MINI: (),  # its files stand in the repository
-    **{name: (weights, *GPT2_TOKENIZER_FILES) for name, weights in GPT2_WEIGHTS.items()},
+    **{name: (weights, GPT2_MERGES) for name, weights in GPT2_WEIGHTS.items()},
     SMOLLM2: (SMOLLM2_WEIGHTS,),
 }
 
@@ -196,16 +193,7 @@ def load_tokenizer(name: str):
         return load_mini_tokenizer()
     if name == SMOLLM2:
         return smollm2_tokenizer(weights_file(name))
-    folder = fetch(GPT2_TOKENIZER_FILES[0]).parent
-    fetch(GPT2_TOKENIZER_FILES[1])
-    before = os.environ.get("TIKTOKEN_CACHE_DIR")
-    os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
-    try:
-        return tiktoken.get_encoding("gpt2")
-    finally:
-        os.environ.pop("TIKTOKEN_CACHE_DIR")
-        if before is not None:
-            os.environ["TIKTOKEN_CACHE_DIR"] = before
+    return load_gpt2_tokenizer()
 
 
 # How GPT-2 cuts a text before byte pairs are merged: contractions, words with the space before
@@ -214,6 +202,19 @@ def load_tokenizer(name: str):
 GPT2_SPLIT_PATTERN = (
     r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 )
+
+
+def load_gpt2_tokenizer() -> tiktoken.Encoding:
+    """GPT-2's tokenizer: a token for each byte, then one for each merge of two, in their order."""
+    merges = fetch(GPT2_MERGES).read_text(encoding="utf-8").strip().split("\n")[1:]
+    byte_of = bytes_of_characters()
+    tokens = [*byte_of, *(merge.replace(" ", "") for merge in merges)]
+    return tiktoken.Encoding(
+        "gpt2",
+        pat_str=GPT2_SPLIT_PATTERN,
+        mergeable_ranks={bytes(byte_of[c] for c in t): rank for rank, t in enumerate(tokens)},
+        special_tokens={END_OF_TEXT: len(tokens)},
+    )
 
 
 def load_mini_tokenizer(folder: Path = MINI_FOLDER) -> tiktoken.Encoding:

@@ -49,8 +49,6 @@ class RemoteFile:
     """Checksum; None where it is not known, as for some larger GPT-2 models."""
     md5: str | None = None
     """Checksum where its publisher gives no SHA-256: tells damage, not forgery."""
-    max_size: int = 10_000_000
-    """Bytes after which a download is stopped: some servers never end their answer."""
 
     @property
     def path(self) -> Path:
@@ -69,8 +67,6 @@ class RemoteFile:
             with tqdm(total=size, unit="B", unit_scale=True) as bar, path.open("wb") as file:
                 for piece in answer.iter_content(65536):
                     bar.update(file.write(piece))
-                    if file.tell() > self.max_size:
-                        raise OSError("more arrived than the file has")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,27 +244,25 @@ def _no_answer() -> TimeoutError:
 def _check_answer(url: str) -> None:
     """Raise an exception unless something answers at `url` soon.
 
-    The libraries try for minutes, and looking up a host name has no time limit at all: so
-    threads ask that need not be waited for. A lost packet is no reason to give up: the question
-    is put a second time, while the first may still be answered.
+    The libraries try for minutes, and looking up a host name has no time limit at all: so a
+    thread asks that need not be waited for.
     """
-    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
-            requests.head(url, timeout=2 * patience(), allow_redirects=False)
-            outcomes.put(None)
+            requests.head(url, timeout=patience(), allow_redirects=False)
+            outcome.put(None)
         except Exception as error:
-            outcomes.put(error)
+            outcome.put(error)
 
-    failure: Exception | None = _no_answer()
-    for _ in range(2):
-        threading.Thread(target=ask, daemon=True).start()
-        with suppress(queue.Empty):
-            failure = outcomes.get(timeout=patience() / 2)
-        if failure is None:
-            return
-    raise failure
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        failure = outcome.get(timeout=patience())
+    except queue.Empty:
+        failure = _no_answer()
+    if failure is not None:
+        raise failure
 
 
 def _find_pip() -> list[str]:

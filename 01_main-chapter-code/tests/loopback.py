@@ -42,7 +42,7 @@ def make_wheel(content: bytes) -> bytes:
 
 GOOD_WHEEL = make_wheel(CONTENT)
 BODIES = {  # everything else is answered with error 404
-    **dict.fromkeys(("/good", "/slow", "/late", "/halfway", "/endless"), CONTENT),
+    **dict.fromkeys(("/good", "/slow", "/halfway"), CONTENT),
     "/truncated": CONTENT[:-1000],  # its header says more
     "/short": CONTENT[:-1000],  # only the checksum tells
     "/corrupted": b"X" + CONTENT[1:],
@@ -63,7 +63,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         self.requests: list[tuple[str, str]] = []  # method, path
         self.released = threading.Event()  # set: whoever is kept waiting is let go
-        self.asked_twice = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
     def __enter__(self):
@@ -90,8 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         announced = CONTENT if self.path == "/truncated" else body or b""
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/html")
-        if self.path != "/endless":
-            self.send_header("Content-Length", str(len(announced)))
+        self.send_header("Content-Length", str(len(announced)))
         for name, value in ("ETag", f'"{checksum(WEIGHTS)}"'), ("X-Repo-Commit", REVISION):
             self.send_header(name, value)  # as the Hub does
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
@@ -102,20 +100,12 @@ class Handler(BaseHTTPRequestHandler):
                 if self.path == "/halfway":
                     self.server.released.wait(60)
                 self.wfile.write(body[half:])
-                while self.path == "/endless" and not self.server.released.is_set():
-                    self.wfile.write(body)
 
     def keep_waiting(self) -> None:
         if self.path == "/slow" and self.command == "GET":
             time.sleep(0.5)
         elif self.path == "/silent":
             self.server.released.wait(60)
-        elif self.path == "/late" and self.command == "HEAD":
-            if len(self.server.requests) == 1:  # it is answered when a second question is put
-                self.server.asked_twice.wait(60)
-            else:
-                self.server.asked_twice.set()
-                self.server.released.wait(60)
 
     def log_message(self, *_):
         pass

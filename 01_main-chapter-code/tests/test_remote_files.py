@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
@@ -74,12 +73,6 @@ def test_a_bad_answer_leaves_nothing_behind_and_the_next_address_is_tried(server
     assert left_behind(cache) == ["folder/file.bin"]
 
 
-def test_an_endless_answer_is_stopped(server, cache):
-    with pytest.raises(DownloadError, match="more arrived than the file has"):
-        fetch(replace(remote_file(server.url("endless")), max_size=len(CONTENT)))
-    assert left_behind(cache) == []
-
-
 def test_the_message_names_file_addresses_checksum_place_and_reasons_in_words(server, cache):
     file = remote_file(server.url("404"), server.url("corrupted"), refused_url())
     with pytest.raises(DownloadError) as caught:
@@ -144,12 +137,6 @@ def test_no_network_is_noticed_soon(server, cache, monkeypatch, kind):
     # Where names are looked up slowly, one that does not exist is no answer either.
     assert kind in caught.value.reason or (".invalid" in url and "no answer" in str(caught))
     assert left_behind(cache) == []
-
-
-def test_a_slow_network_is_asked_again_and_its_first_answer_still_counts(server, monkeypatch):
-    monkeypatch.setenv("CH06_PATIENCE", "8")
-    assert fetch(remote_file(server.url("late"))).read_bytes() == CONTENT
-    assert server.requests.count(("HEAD", "/late")) == 2
 
 
 def test_a_server_that_falls_silent_halfway_is_given_up(server, cache, monkeypatch):
