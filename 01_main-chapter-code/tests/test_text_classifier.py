@@ -1,5 +1,7 @@
 """The classifier as a module: pooling, padding, freezing, losses and predictions."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,10 +22,8 @@ from text_classifier import (
     set_dropout,
     train_mode,
 )
-from text_data import IGNORED, SpamDataset, collate, make_loader, pad_messages
+from text_data import IGNORED, SpamDataset, collate, make_loader
 from training import TrainConfig, train_classifier_simple
-
-# --- pooling and padding -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -39,14 +39,10 @@ def test_padding_changes_no_logits(pooling, causal):
 
 def test_every_pooling_reads_something_else():
     dataset = tiny_dataset(12)
-    logits = [
-        predict_logits(tiny_classifier(pooling=pooling, causal=causal), dataset)
-        for pooling in POOLINGS
-        for causal in (True, False)
-    ]
-    for i, one in enumerate(logits):
-        for other in logits[i + 1 :]:
-            assert (one - other).abs().max() > 1e-3
+    kinds = itertools.product(POOLINGS, (True, False))
+    logits = [predict_logits(tiny_classifier(pooling=p, causal=c), dataset) for p, c in kinds]
+    for one, other in itertools.combinations(logits, 2):
+        assert (one - other).abs().max() > 1e-3
 
 
 def test_the_mean_is_that_of_all_final_states():
@@ -67,20 +63,10 @@ def test_the_first_token_sees_later_ones_without_the_causal_mask_only():
         assert (moved.abs().max() < 1e-5) == causal
 
 
-def test_padding_that_counts_as_text_is_read():
-    classifier, dataset = tiny_classifier(), tiny_dataset(12)
-    padded = SpamDataset(pad_messages(dataset.sequences, 35, pad_id=3))
-    moved = predict_logits(classifier, padded) - predict_logits(classifier, dataset)
-    assert moved.abs().max() > 1e-3
-
-
 def test_predictions_keep_the_order():
     classifier, dataset = tiny_classifier(), tiny_dataset(150)
     one_by_one = torch.cat([calc_logits(classifier, collate([item])) for item in dataset])
     torch.testing.assert_close(predict_logits(classifier, dataset), one_by_one, atol=1e-5, rtol=0)
-
-
-# --- what cannot be ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,9 +93,6 @@ def test_parts_that_cannot_be_trained_are_named(trainable):
         freeze_all_but(tiny_classifier(), trainable)
 
 
-# --- freezing ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("trainable", "num_frozen", "parts"),
     [
@@ -132,24 +115,15 @@ def test_only_the_named_part_is_trained_and_the_rest_stays_bit_identical(
         assert torch.equal(parameter, before[name]) != name.startswith(parts), name
 
 
-def test_frozen_parts_stay_in_evaluation_mode():
-    classifier = tiny_classifier()
-    train_mode(classifier)
-    decoder = classifier.decoder
-    assert [block.training for block in decoder.trf_blocks] == [False, False, True]
-    assert not decoder.drop_emb.training
-    assert decoder.out_head.training
-
-
-def test_dropout_acts_in_training_only():
+def test_frozen_parts_stay_in_evaluation_mode_and_dropout_acts_in_training_only():
     classifier, batch = tiny_classifier(), batch_of(tiny_dataset(8))
     set_dropout(classifier, 0.5)
     assert torch.equal(calc_logits(classifier, batch), calc_logits(classifier, batch))
     train_mode(classifier)
+    decoder = classifier.decoder
+    assert [block.training for block in decoder.trf_blocks] == [False, False, True]
+    assert (decoder.drop_emb.training, decoder.out_head.training) == (False, True)
     assert not torch.equal(calc_logits(classifier, batch), calc_logits(classifier, batch))
-
-
-# --- losses and accuracies ---------------------------------------------------------------------
 
 
 def test_loaders_agree_with_the_whole_data_set_whatever_the_batch_size():
@@ -161,20 +135,13 @@ def test_loaders_agree_with_the_whole_data_set_whatever_the_batch_size():
         assert calc_accuracy_loader(classifier, loader) == pytest.approx(accuracy)
 
 
-def test_class_weights_enter_the_loss():
+def test_class_weights_and_label_smoothing_enter_the_loss():
     classifier, batch = tiny_classifier(), batch_of(tiny_dataset(10))
-    log_p = F.log_softmax(calc_logits(classifier, batch), -1)
-    picked = -log_p[torch.arange(10), batch["labels"]]
+    logits, labels = calc_logits(classifier, batch), batch["labels"]
     weights = torch.tensor([1.0, 3.0])
-    of_each = weights[batch["labels"]]
-    expected = (picked * of_each).sum() / of_each.sum()
-    torch.testing.assert_close(calc_loss_batch(classifier, batch, weights), expected)
-
-
-def test_label_smoothing_reaches_the_loss():
-    classifier, batch = tiny_classifier(), batch_of(tiny_dataset(12))
-    logits = calc_logits(classifier, batch)
-    smooth = 0.8 * F.cross_entropy(logits, batch["labels"])
+    found = calc_loss_batch(classifier, batch, weights)
+    torch.testing.assert_close(found, F.cross_entropy(logits, labels, weights))
+    smooth = 0.8 * F.cross_entropy(logits, labels)
     smooth = smooth - 0.1 * F.log_softmax(logits, dim=-1).sum(dim=-1).mean()
     torch.testing.assert_close(calc_loss_batch(classifier, batch, label_smoothing=0.2), smooth)
 

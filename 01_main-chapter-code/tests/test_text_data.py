@@ -26,7 +26,6 @@ from text_data import (
     encode_messages,
     make_loader,
     published_splits,
-    read_sample_messages,
     read_sms_spam,
     split_messages,
     swap_words,
@@ -47,9 +46,6 @@ def made_up(counts: dict[str, int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["label", "text"])
 
 
-# --- reading and cleaning ---------------------------------------------------------------------
-
-
 def test_all_messages_are_read_unaltered(sms):
     assert sms["label"].value_counts().to_dict() == {"ham": 4827, "spam": 747}
     assert sms["text"].str.count('"').sum() > 100  # quotes are kept
@@ -65,54 +61,33 @@ def test_cleaning_drops_repeated_and_contradictory_texts(sms):
     assert clean_messages(messages)["text"].tolist() == ["a", "b"]
 
 
-def test_sample_messages_are_well_formed_and_none_is_from_the_collection(sms):
-    sample = read_sample_messages()
-    assert len(sample) >= 500
-    assert set(sample["label"]) == {"ham", "spam"}
-    assert len(clean_messages(sample)) == len(sample)
-    assert not set(sample["text"].str.lower()) & set(sms["text"].str.lower().str.strip())
-
-
-# --- splitting and balancing ------------------------------------------------------------------
-
-
-@given(
-    st.dictionaries(
-        st.text(string.ascii_lowercase, min_size=1, max_size=3),
-        st.integers(3, 60),
-        min_size=2,
-        max_size=5,
-    ),
-    st.integers(0, 2**31),
+COUNTS = st.dictionaries(
+    st.text(string.ascii_lowercase, min_size=1, max_size=3),
+    st.integers(3, 60),
+    min_size=2,
+    max_size=5,
 )
+
+
+@given(COUNTS, st.integers(0, 2**31))
 def test_splits_are_disjoint_exhaustive_and_stratified(counts, seed):
     messages = made_up(counts)
-    splits = split_messages(messages, seed)
+    splits, again, other = (split_messages(messages, s) for s in (seed, seed, seed + 1))
     texts = [text for part in splits for text in part["text"]]
     assert Counter(texts) == Counter(messages["text"])
     for label, count in counts.items():
         for part, fraction in zip(splits, (0.7, 0.1, 0.2), strict=True):
             assert abs((part["label"] == label).sum() - fraction * count) < 1.2
-    again = split_messages(messages, seed)
     assert all(a.equals(b) for a, b in zip(splits, again, strict=True))
+    if len(messages) > 60:
+        assert set(splits.test["text"]) != set(other.test["text"])
 
 
-def test_another_seed_gives_another_split():
-    messages = made_up({"a": 50, "b": 50})
-    first, second = (set(split_messages(messages, seed).test["text"]) for seed in (1, 2))
-    assert first != second
-
-
-def test_undersampling_keeps_all_of_the_rarest_class():
-    balanced = balance_classes(made_up({"a": 30, "b": 7, "c": 12}), seed=0)
-    assert balanced["label"].value_counts().to_dict() == {"a": 7, "b": 7, "c": 7}
-    assert len(set(balanced["text"])) == 21
-
-
-def test_clean_splits_share_no_message(sms):
-    splits = split_messages(balance_classes(clean_messages(sms), 1), 1)
-    assert [len(part) for part in splits] == [914, 130, 262]
-    assert not set(splits.train["text"]) & set(splits.test["text"])
+@given(COUNTS)
+def test_undersampling_keeps_as_many_of_every_class_as_the_rarest_has(counts):
+    balanced = balance_classes(made_up(counts), seed=0)
+    assert balanced["label"].value_counts().to_dict() == dict.fromkeys(counts, min(counts.values()))
+    assert balanced["text"].is_unique
 
 
 def test_published_split_is_the_known_one_and_leaks(sms):
@@ -127,8 +102,6 @@ def test_class_weights_make_classes_count_alike():
     weights = class_weights(labels, 3)
     torch.testing.assert_close(weights * torch.tensor([90.0, 9, 1]), torch.full((3,), 100 / 3))
 
-
-# --- augmentation -----------------------------------------------------------------------------
 
 texts = st.text(string.ascii_letters + " !", min_size=1).filter(str.strip)
 
@@ -158,23 +131,16 @@ def test_about_the_given_fraction_is_altered():
 def test_augmented_messages_keep_originals_and_labels():
     texts = ["win the prize now, it is free and safe, so call us today", "see you at the station"]
     messages = pd.DataFrame({"label": ["spam", "ham"], "text": texts})
-    augmented = augment_messages(messages, copies=3, seed=0)
+    augmented, again = (augment_messages(messages, copies=3, seed=0) for _ in range(2))
     assert augmented[:2].equals(messages)
     assert augmented["label"].tolist() == ["spam", "ham"] * 4
-    assert augmented.equals(augment_messages(messages, copies=3, seed=0))
-    assert len(set(augmented["text"])) > 2
+    assert augmented.equals(again)
+    assert augmented["text"].nunique() > 2
 
 
-# --- data set and loaders ---------------------------------------------------------------------
-
-
-def test_messages_are_encoded_cut_and_never_empty():
+def test_empty_and_written_out_special_texts_are_ordinary_ones():
     tokenizer = load_mini_tokenizer()
-    long, empty, marked = encode_messages(
-        ["see you tomorrow at the station " * 50, "", "<|endoftext|>"], tokenizer, max_length=20
-    )
-    assert len(long) == 20
-    assert tokenizer.decode(long.tolist()).startswith("see you tomorrow")
+    empty, marked = encode_messages(["", "<|endoftext|>"], tokenizer, max_length=20)
     assert empty.tolist() == [tokenizer.eot_token]
     assert tokenizer.eot_token not in marked  # spelled out, not obeyed
     assert tokenizer.decode(marked.tolist()) == "<|endoftext|>"
@@ -211,18 +177,15 @@ def test_grouping_by_length_spares_padding_and_stays_random():
     lengths = np.random.default_rng(0).geometric(1 / 30, size=640)
     dataset = SpamDataset([torch.ones(n, dtype=torch.long) for n in lengths])
 
-    def batches(**options):
-        return list(make_loader(dataset, 8, shuffle=True, **options))
+    def masks(**options) -> list[torch.Tensor]:
+        loader = make_loader(dataset, 8, shuffle=True, **options)
+        return [batch["attention_mask"] for batch in loader]
 
-    def padded_tokens(**options):
-        return sum(batch["input_ids"].numel() for batch in batches(**options))
+    def order(seed: int) -> list[list[int]]:
+        return [mask.sum(dim=1).tolist() for mask in masks(group_by_length=True, seed=seed)]
 
-    def order(seed):
-        grouped = batches(group_by_length=True, seed=seed)
-        return [batch["attention_mask"].sum(dim=1).tolist() for batch in grouped]
-
-    assert padded_tokens(group_by_length=True) < 1.25 * lengths.sum()
-    assert padded_tokens() > 1.8 * lengths.sum()
+    assert sum(mask.numel() for mask in masks(group_by_length=True)) < 1.25 * lengths.sum()
+    assert sum(mask.numel() for mask in masks()) > 1.8 * lengths.sum()
     assert order(1) == order(1)
     assert order(1) != order(2)
 
@@ -241,9 +204,6 @@ def test_batches_by_length_hold_every_message_once_within_the_limit(lengths, max
         assert padded <= max_tokens or len(batch) == 1
     ordered = [lengths[i] for batch in batches for i in batch]
     assert ordered == sorted(lengths)
-
-
-# --- long texts --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cut", ["head", "tail", "both", "windows"])

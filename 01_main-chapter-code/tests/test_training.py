@@ -33,29 +33,23 @@ def test_learning_rate_rises_then_falls_along_a_cosine():
     assert {learning_rate_at(step, 100, constant) for step in range(100)} == {1.0}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"learning_rate": 1e-3},
-        {"num_epochs": 3},
-        {"batch_size": 5},
-        {"weight_decay": 0.9},
-        {"dropout": 0.3},
-        {"warmup_ratio": 0.5},
-        {"schedule": "constant"},
-        {"max_grad_norm": 0.01},
-        {"label_smoothing": 0.2},
-        {"seed": 7},
-    ],
-)
-def test_every_training_option_changes_the_outcome(change):
-    dataset = tiny_dataset()
-    base = TrainConfig(num_epochs=2, learning_rate=1e-2)
-    outcomes = []
-    for config in (base, base, dataclasses.replace(base, **change)):
-        classifier = tiny_classifier()
-        train_classifier_simple(classifier, dataset, dataset, config)
-        outcomes.append(classifier.decoder.out_head.weight.detach().clone())
+def train(config: TrainConfig, dataset=None, class_weights=None, **how) -> tuple:
+    """What a training led to: its history, and the head's weights."""
+    classifier, dataset = tiny_classifier(), dataset or tiny_dataset()
+    history = train_classifier_simple(classifier, dataset, dataset, config, class_weights, **how)
+    return history, classifier.decoder.out_head.weight.detach()
+
+
+BASE = TrainConfig(num_epochs=2, learning_rate=1e-2)
+CHANGES = {"learning_rate": 1e-3, "num_epochs": 3, "batch_size": 5, "weight_decay": 0.9}
+CHANGES |= {"dropout": 0.3, "warmup_ratio": 0.5, "schedule": "constant", "max_grad_norm": 0.01}
+CHANGES |= {"label_smoothing": 0.2, "seed": 7}
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGES.items())
+def test_every_training_option_changes_the_outcome(name, value):
+    changed = dataclasses.replace(BASE, **{name: value})
+    outcomes = [train(config)[1] for config in (BASE, BASE, changed)]
     assert torch.equal(outcomes[0], outcomes[1])  # the same twice is the same
     assert not torch.equal(outcomes[0], outcomes[2])
 
@@ -68,25 +62,22 @@ def test_values_out_of_range_are_named_together():
 
 
 def test_one_batch_can_be_overfitted():
-    classifier, dataset = tiny_classifier(), tiny_dataset(8)
     config = TrainConfig(num_epochs=60, learning_rate=1e-2, weight_decay=0.0)
-    history = train_classifier_simple(classifier, dataset, dataset, config)
+    history, _ = train(config, tiny_dataset(8))
     assert history.train_accuracy[-1] == 1.0
     assert history.train_loss[-1] < 0.05
 
 
 @pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 3.0])])
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(weights):
-    dataset, outcomes = tiny_dataset(10), []
     config = TrainConfig(1e-2, num_epochs=1, batch_size=10, warmup_ratio=0.0)
-    for size in (None, 1, 3):
-        classifier = tiny_classifier()
-        how = dataclasses.replace(config, micro_batch_size=size)
-        history = train_classifier_simple(classifier, dataset, dataset, how, weights)
-        outcomes.append((history.step_losses, classifier.decoder.out_head.weight.detach()))
-    for losses, weight in outcomes[1:]:
-        assert losses == pytest.approx(outcomes[0][0], abs=1e-5)
-        torch.testing.assert_close(weight, outcomes[0][1], rtol=0, atol=1e-4)
+    (whole, expected), *others = (
+        train(dataclasses.replace(config, micro_batch_size=size), tiny_dataset(10), weights)
+        for size in (None, 1, 3)
+    )
+    for history, weight in others:
+        assert history.step_losses == pytest.approx(whole.step_losses, abs=1e-5)
+        torch.testing.assert_close(weight, expected, rtol=0, atol=1e-4)
 
 
 def test_micro_batches_are_no_longer_than_their_longest_message():
@@ -106,9 +97,6 @@ def test_every_epoch_has_an_order_of_its_own():
     assert (first - second).abs().max() > 1e-4
 
 
-# --- early stopping ----------------------------------------------------------------------------
-
-
 def test_early_stopping_keeps_the_best_weights():
     train, validation = tiny_dataset(12, seed=1), tiny_dataset(60, seed=2)
     classifier = tiny_classifier()
@@ -123,12 +111,8 @@ def test_early_stopping_keeps_the_best_weights():
 
 def test_a_loss_that_stays_the_same_is_no_improvement(monkeypatch):
     monkeypatch.setattr(training, "evaluate_model", lambda *_: (0.0, 1.0))
-    dataset, config = tiny_dataset(8), TrainConfig(num_epochs=9, patience=2)
-    history = train_classifier_simple(tiny_classifier(), dataset, dataset, config)
+    history, _ = train(TrainConfig(num_epochs=9, patience=2), tiny_dataset(8))
     assert (history.best_epoch, history.num_epochs) == (1, 3)
-
-
-# --- going on after a stop ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -176,9 +160,6 @@ def test_checkpoints_of_another_run_and_damaged_ones_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="damaged"):
         go_on()
-
-
-# --- continued pretraining ---------------------------------------------------------------------
 
 
 def test_next_token_loss_counts_real_tokens_only():
