@@ -31,7 +31,7 @@ from continued_pretraining import (
     continue_pretraining,
     encode_for_pretraining,
 )
-from evaluation import ngram_baseline, test_metrics, wilson_interval
+from evaluation import example_messages, ngram_baseline, test_metrics, wilson_interval
 from features import FastClassifier, FeatureDataset, Store
 from files import file_sha256
 from gpt_download import (
@@ -267,6 +267,10 @@ def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> di
     """What metrics.json holds; takes the logits (K, C) of the parts' chunks."""
     config, messages, label_names = run.config, run.messages, run.about.label_names
     measured = measure(logits, run.datasets, run.about)
+    if config.keep_examples:
+        texts = messages.splits.test["text"].tolist()
+        predictions = map(np.array, measured["test_predictions"].values())
+        measured["examples"] = example_messages(texts, label_names, *predictions)
     with run.clock.stage("baseline"):
         baseline = evaluate_baseline(messages.splits, run.datasets, config.multi_label)
     return {

@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 
 from command_line import add_options, config_from, make_parser, quoted, run_command
-from evaluation import example_messages
-from files import write_json
 from fine_tuning import fine_tune
-from message_files import DataError
 from run_config import RunConfig
-from run_folder import METRICS
 from run_messages import MADE_UP_NAME
 from text_data import Splits
 
@@ -41,12 +36,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add_options(parser, RunConfig)
     parser.set_defaults(output=Path("classifier"))
-    parser.add_argument(
-        "--keep-examples",
-        action="store_true",
-        help="keep eight test messages, right and wrong answers, in metrics.json: the page shows "
-        "them to whoever has the folder",
-    )
     return parser.parse_args(argv)
 
 
@@ -104,19 +93,10 @@ def closing_words(metrics: dict[str, Any], output: Path) -> str:
 
 
 def run(args: argparse.Namespace) -> None:
-    config = config_from(args, RunConfig)
-    if args.keep_examples and config.multi_label:
-        raise DataError("--keep-examples is for texts with one label each, not --multi-label.")
-    result = fine_tune(config)
-    metrics = result.metrics
-    if args.keep_examples:
-        names, texts = metrics["labels"], result.messages.splits.test["text"].tolist()
-        predictions = map(np.array, metrics["test_predictions"].values())
-        kept = {"examples": example_messages(texts, names, *predictions)}
-        write_json(metrics | kept, config.output / METRICS)
+    metrics = fine_tune(config_from(args, RunConfig)).metrics
     print(results_table(metrics))
-    if not config.quiet:
-        print(closing_words(metrics, config.output))
+    if not args.quiet:
+        print(closing_words(metrics, args.output))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ OF_DATA = (
     *("separator", "encoding", "text_column", "label_column", "multi_label"),
     *("validation_data", "test_data"),
 )
+OF_OUTPUT = ("output", "resume", "overwrite", "keep_examples", "quiet")  # they shape no result
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,12 @@ class RunConfig(TrainConfig):
     output: Path | None = option(None, "folder to write", group="run")
     resume: bool = option(False, "go on with a run that was stopped, in --output", group="run")
     overwrite: bool = option(False, "replace what is in --output", group="run")
+    keep_examples: bool = option(
+        False,
+        "keep eight test messages, right and wrong answers, in metrics.json: the page shows them "
+        "to whoever has the folder",
+        group="run",
+    )
     device: Literal["auto", "cpu", "cuda", "mps"] = option(
         "auto", "where to compute; auto takes a GPU if there is one", group="run"
     )
@@ -180,6 +187,9 @@ class RunConfig(TrainConfig):
                 and any(getattr(self, name) not in (None, False) for name in OF_DATA)
             ),
             "--multi-label goes with --balance none": self.multi_label and self.balance != "none",
+            "--keep-examples is for texts with one label each: leave out --multi-label": (
+                self.keep_examples and self.multi_label
+            ),
             "--padding training and context are for --pooling last, whose position they move": (
                 self.padding != "batch" and self.pooling not in (None, "last")
             ),
@@ -211,8 +221,7 @@ class RunConfig(TrainConfig):
 
     def identity(self) -> dict[str, Any]:
         """Everything that shapes the result, as JSON can hold it."""
-        beside = ("output", "resume", "overwrite", "quiet")
-        kept = {name: value for name, value in asdict(self).items() if name not in beside}
+        kept = {name: value for name, value in asdict(self).items() if name not in OF_OUTPUT}
         return {
             n: file_name(value) if isinstance(value, Path) else value for n, value in kept.items()
         }

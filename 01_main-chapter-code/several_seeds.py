@@ -27,11 +27,10 @@ from features import LatestStore
 from files import read_json, write_json
 from fine_tuning import fine_tune
 from message_files import DataError
-from run_config import RunConfig
+from run_config import OF_OUTPUT, RunConfig
 
 RESULTS = Path(__file__).parent / "results"
 KEPT = ("model", "weights", "data", "seed", "train", "validation", "test", "ngram_baseline")
-NOT_OPTIONS = ("seed", "output", "resume", "overwrite", "quiet")  # of a single seed
 
 
 def mean_and_interval(values: list[float]) -> tuple[float, float, float, float]:
@@ -123,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("name", help="name of the result file")
     run.add_argument("--seeds", type=int, nargs="+", required=True, help="at least two")
     run.add_argument("--results", **folder)
-    add_options(run, RunConfig, leave_out=NOT_OPTIONS)
+    add_options(run, RunConfig, leave_out=("seed", *OF_OUTPUT))
     table = commands.add_parser("table", help="print the table of all result files")
     table.add_argument("--results", **folder)
     compare = commands.add_parser("compare", help="FIRST minus SECOND, paired by seed")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from options import AT_LEAST_0, option
-from run_config import OF_DATA, RunConfig
+from run_config import OF_DATA, OF_OUTPUT, RunConfig
 from text_classifier import Pooling, Trainable
 
 RESULTS = Path(__file__).parent / "results"
@@ -51,7 +51,7 @@ MAIN = ROWS.index[~ROWS.suite.str.match("larger|smollm2|few-")]
 
 REVIEWS = ("reviews", "stars")
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
-OF_FINETUNE = ("data", *OF_DATA, "cut", "start_from", "output", "resume", "overwrite")
+OF_FINETUNE = ("data", *OF_DATA, "cut", "start_from", *OF_OUTPUT[:-1])
 NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", "feature_store", *OF_FINETUNE)
 ACT_WITHOUT_GPT = ("classifier", "seed", "protocol", "balance", "augment", "train_size")
 ACT_ON_PROMPT = ("classifier", "seed", "protocol", "model", "num_examples")

@@ -63,6 +63,7 @@ class ReviewsConfig(Measurement, RunConfig):
     left_out: ClassVar[tuple[str, ...]] = (
         *OF_DATA,
         *("protocol", "balance", "augment", "padding", "start_from", "output", "patience"),
+        "keep_examples",
     )
 
     name: str = field(kw_only=True)

@@ -128,10 +128,10 @@ def test_metrics_agree_with_the_predictions_and_the_data(messages_csv, tmp_path)
     assert {"data", "model", "frozen_layers", "training"} <= metrics["seconds"].keys()
 
 
-def test_test_messages_are_kept_only_when_told_and_at_any_time(messages_csv, tmp_path):
+def test_test_messages_are_kept_only_when_told(messages_csv, tmp_path):
     output = tmp_path / "out"
     assert "examples" not in train(messages_csv, output)
-    kept = train(messages_csv, output, "--resume", "--keep-examples")["examples"]
+    kept = train(messages_csv, output, "--overwrite", "--keep-examples")["examples"]
     predictions = classify_texts(*open_classifier(output), [example["text"] for example in kept])
     known = dict(made_up_messages())
     assert len(kept) == 8
