@@ -39,10 +39,10 @@ def read_rows(path: Path) -> pd.DataFrame:
 
 # The rows of all tables, by suite: name, sizes, options, what the reader compares, test accuracy in
 # the well-known table, and whether the first seed is timed in a process of its own.
-# Settings that differ from the chapter's were chosen for gpt-mini, on validation messages of seeds
-# that the tables do not use: learning rate and dropout for all layers on seeds 101 to 106,
-# continued pretraining on seed 101 alone. LoRA's learning rate and the epochs with all ham were
-# not searched for.
+# Settings that differ from the chapter's were chosen on validation messages of seeds that the
+# tables do not use: learning rate and dropout for all layers on seeds 101 to 106,
+# continued pretraining and the learning rate of SmolLM2's LoRA on seed 101 alone. The learning rate
+# of gpt-mini's LoRA and the epochs with all ham were not searched for.
 # The published accuracies are those of GPT-2 124M on an A100, one seed, 300 test messages of which
 # 37 stand in the training set, from the README of github.com/rasbt/LLMs-from-scratch,
 # ch06/02_bonus_additional-experiments (Apache 2.0).

@@ -15,7 +15,7 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,8 +81,13 @@ def read_emails() -> pd.DataFrame:
     The collection has no licence and real people's names, so it is not fetched: who measures with
     it gets it by hand. Raises ``DownloadError`` where some are missing.
     """
-    paths = sorted(cache_folder().glob("**/enron*.tar.?z"))
-    emails = [email for path in paths for email in read_archive(path)]
+    emails = [
+        (label, " ".join(content.decode("latin-1").split()))
+        for path in sorted(cache_folder().glob("**/enron*.tar.?z"))
+        for name, content in tar_members(path)
+        for label in LABELS
+        if label in name.split("/")[:-1]  # the e-mail's folder
+    ]
     emails = pd.DataFrame(emails, columns=["label", "text"])
     emails = emails[emails["text"] != ""].reset_index(drop=True)
     if len(emails) < NUM_COLLECTED:
@@ -92,14 +97,6 @@ def read_emails() -> pd.DataFrame:
             f"them into {cache_folder() / 'enron-spam'}."
         )
     return emails
-
-
-def read_archive(path: Path) -> Iterator[tuple[str, str]]:
-    """(label, text) of each e-mail, which lies in a folder `ham` or `spam` of the archive."""
-    for name, content in tar_members(path):
-        label = next((part for part in name.split("/")[:-1] if part in LABELS), None)
-        if label:
-            yield label, " ".join(content.decode("latin-1").split())
 
 
 def shorten(messages: pd.DataFrame, tokenizer) -> pd.DataFrame:
