@@ -1,6 +1,6 @@
 """What several test files share: a small trained classifier, its page, and tiny untrained ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
@@ -37,13 +37,27 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(folder):
-    """The address of that classifier's page."""
+def serve() -> Iterator[Callable[..., str]]:
+    """Serves the page of a classifier's folder and gives its address; `how` is for `launch`."""
     pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
-    from trial_page import served
+    from page import LAUNCH, build_page
 
-    with served(folder) as url:
-        yield url
+    pages = []
+
+    def serve(folder: Path, **how) -> str:
+        pages.append(build_page(folder))
+        pages[-1].launch(**LAUNCH, **how)
+        return pages[-1].local_url
+
+    yield serve
+    for page in pages:
+        page.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def address(folder, serve) -> str:
+    """The address of that classifier's page."""
+    return serve(folder)
 
 
 @pytest.fixture(scope="session")

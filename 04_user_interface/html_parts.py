@@ -2,7 +2,11 @@
 
 import html
 import re
+import shutil
+import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -12,6 +16,7 @@ import pandas as pd
 # Control characters but for tabs and line ends, and the signs that turn the direction of all that
 # follows, up to whatever stands behind the text.
 INVISIBLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+KEPT_SECONDS = 3600  # files, and what is made of them
 QUIET = {"api_visibility": "private", "show_progress": "hidden"}  # an event of the page's own
 
 
@@ -76,6 +81,15 @@ def heat_table(
         lines.append(f'<th scope="row">{safe(name)}</th>' + "".join(cells))
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="heat {kind}" tabindex="0"><table>{body}</table></div>'
+
+
+def fleeting_file(name: str) -> Path:
+    """Where to write a file that is deleted after an hour."""
+    folder = tempfile.mkdtemp()
+    timer = threading.Timer(KEPT_SECONDS, shutil.rmtree, [folder, True])
+    timer.daemon = True
+    timer.start()
+    return Path(folder, name)
 
 
 def download_on_click(button: gr.Button, make_file: Callable, inputs: Sequence[Any]) -> None:

@@ -4,6 +4,8 @@ And `/classify_file`, which does the same for programs.
 """
 
 import secrets
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +16,17 @@ import gradio as gr
 import numpy as np
 from classified_files import ERRORS_SHOWN, FILE_TYPES, ROWS_SHOWN, Job
 from gradio.events import Dependency
-from html_parts import QUIET, beginning, download_on_click, note, refusal, table, tiles, visible
+from html_parts import (
+    KEPT_SECONDS,
+    QUIET,
+    beginning,
+    download_on_click,
+    note,
+    refusal,
+    table,
+    tiles,
+    visible,
+)
 from opened import Opened
 from quality import confusion_table
 from thresholds import by_class, consequences, decide
@@ -29,22 +41,14 @@ HINT = (
 )
 
 
-def in_time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{max(1, seconds):.0f} s"
-
-
 def status(job: Job, threshold: float) -> str:
     """How far the job is, and what it found."""
-    shares, num_rows = job.probabilities, job.survey.num_rows
+    shares, num_rows = job.probabilities, len(job.texts)
     done = len(shares)
-    if not job.ended:
-        if not done:
-            return note(f"{job.name}: {num_rows:,} rows. The first answers are on their way …")
-        text = f"{done / num_rows:.0%}: {done:,} of {num_rows:,} messages classified, about "
+    if not (job.ended and done):
+        text = f"{job.name}: {done:,} of {num_rows:,} messages classified."
         bar = f'<progress max="{num_rows}" value="{done}" aria-label="classified"></progress>'
-        return note(f"{text}{in_time(job.remaining_seconds)} to go.") + bar
-    if not done:
-        return note(f"{job.name}: stopped before the first answers.")
+        return note(text) + bar
     labels = Counter(decide(row, job.opened.names, threshold) for row in shares)
     counts = ", ".join(f"{n:,} {name}" for name, n in labels.most_common(12))
     text = f"{done:,} messages: {counts}."
@@ -106,6 +110,13 @@ def many_messages_tab(
         if key in jobs:
             jobs[key].wanted = False
 
+    def work(key: str) -> None:
+        try:
+            jobs[key].run()
+        finally:
+            time.sleep(KEPT_SECONDS)
+            del jobs[key]
+
     def look(file: str | None, key: str) -> tuple:
         """The file's columns to choose from, the guessed ones chosen; what was there is cleared."""
         stop_job(key)
@@ -116,34 +127,30 @@ def many_messages_tab(
             job = Job(opened, Path(file))
         except DataError as error:
             return empty, empty, note(str(error), "problem"), ""
-        job.remove()
-        names = [(visible(name), name) for name in job.survey.columns]
-        text_column = gr.Dropdown(names, value=job.survey.text_column, interactive=True)
-        labels = gr.Dropdown(
-            [(NO_LABELS, ""), *names], value=job.label_column or "", interactive=True
-        )
-        return text_column, labels, note(f"{job.name}: {job.survey.num_rows:,} rows."), ""
+        names = [(visible(name), name) for name in job.table.columns]
+        text_column = gr.Dropdown(names, value=job.text_column, interactive=True)
+        names.insert(0, (NO_LABELS, ""))
+        labels = gr.Dropdown(names, value=job.label_column or "", interactive=True)
+        return text_column, labels, note(f"{job.name}: {len(job.texts):,} rows."), ""
 
     def begin(file: str | None, text_column: str | None, label_column: str, key: str) -> tuple:
         stop_job(key)
         if not file:
             return note("There is no file yet: choose one first.", "problem"), ""
         try:
-            job = Job(opened, Path(file), text_column or None)
+            job = Job(opened, Path(file), text_column)
         except DataError as error:
             return note(str(error), "problem"), ""
         job.label_column = label_column or None
-        for old in [old for old, other in jobs.items() if not other.folder.exists()]:
-            del jobs[old]
         key = secrets.token_urlsafe()
         jobs[key] = job
-        job.start()
+        threading.Thread(target=work, args=(key,), daemon=True).start()
         return "", key
 
     def show(key: str, threshold: float, seen: tuple) -> list[Any]:
         """All that is shown of the job; its tables only where they have changed."""
         job = jobs.get(key)
-        if job is None or not job.folder.exists():
+        if job is None:
             nothing = ["", [], gr.Column(visible=False), "", "", "", gr.skip()]
             unusable = gr.Button(interactive=False)
             return [*nothing, unusable, unusable, gr.Timer(active=False), None]
@@ -173,7 +180,7 @@ def many_messages_tab(
         not named, it is guessed. Below the threshold the label is `undecided`.
         """
         try:
-            job = Job(opened, Path(file), text_column or None)
+            job = Job(opened, Path(file), text_column)
         except DataError as error:
             raise refusal(str(error)) from None
         job.run()

@@ -5,7 +5,6 @@ from typing import Any
 import gradio as gr
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from html_parts import QUIET, heat_table, table, tiles
 from opened import Opened, TestPredictions
 from thresholds import answered_and_right, by_class, consequences
@@ -103,12 +102,4 @@ def calibration_section(test: TestPredictions) -> None:
     )
     figure = plot_calibration(result)
     plt.close(figure)
-    groups = pd.DataFrame(
-        [(f"{sure:.1%}", f"{right:.1%}", number) for sure, right, number in zip(*result[:3])],
-        columns=["confidence", "right", "messages"],
-    )
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            gr.HTML(table(groups, "Groups of test messages"))
-        with gr.Column(scale=3, min_width=300):
-            gr.Plot(figure, show_label=False, elem_id="calibration")
+    gr.Plot(figure, show_label=False, elem_id="calibration")

@@ -4,15 +4,13 @@ A session is a dictionary that is changed in place, since the answers to two cli
 their way at once: each is written into the entry of its own text.
 """
 
-import tempfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from explanations import explain
-from html_parts import beginning
+from html_parts import beginning, fleeting_file
 from opened import Opened
 from thresholds import decide
 
@@ -125,6 +123,6 @@ def history_rows(session: dict[str, Any], names: Sequence[str], threshold: float
 def labelled_file(session: dict[str, Any]) -> str:
     """The messages whose right label was said, as `finetune.py --data` takes them."""
     rows = [(e["text"], e["right"]) for e in session["entries"] if e["right"] is not None]
-    path = Path(tempfile.mkdtemp()) / "labelled.csv"
+    path = fleeting_file("labelled.csv")
     pd.DataFrame(rows, columns=["text", "label"]).to_csv(path, index=False, encoding="utf-8")
     return str(path)

@@ -24,16 +24,13 @@ def opened(make_tiny, tmp_path_factory):
 @pytest.fixture
 def classified(opened):
     """A function that classifies a file, and gives the finished job and the file it wrote."""
-    jobs = []
 
-    def classify(path, column=None, kind="csv", threshold=0.0):
-        jobs.append(Job(opened, path, column))
-        jobs[-1].run()
-        return jobs[-1], jobs[-1].write(kind, threshold)
+    def classify(path, column=None, threshold=0.0):
+        job = Job(opened, path, column)
+        job.run()
+        return job, job.write("csv", threshold)
 
-    yield classify
-    for job in jobs:
-        job.remove()
+    return classify
 
 
 @pytest.mark.parametrize(
@@ -62,21 +59,14 @@ def test_no_cell_heading_or_label_of_the_download_is_a_formula(classified, tmp_p
     assert {row[2] for row in rows[1:]} <= {"ham", "'=spam()"}
 
 
-@pytest.mark.parametrize("ending", [".csv", ".tsv", ".txt", ".jsonl", ".parquet", ".xlsx"])
-def test_every_kind_of_file_gives_the_same_answers(opened, classified, tmp_path, ending):
+@pytest.mark.parametrize("ending", [".csv", ".txt"])  # of tables one kind suffices
+def test_tables_and_texts_get_the_classifiers_answers(opened, classified, tmp_path, ending):
     texts = ["see you at home", "<b>bold</b> & more", "مرحبا 👩‍👩‍👧", "free prize now"]
     path = tmp_path / f"in{ending}"
-    table = pd.DataFrame({"text": texts})
-    if ending == ".parquet":
-        table.to_parquet(path)
-    elif ending == ".xlsx":
-        table.to_excel(path, index=False)
-    elif ending == ".jsonl":
-        table.to_json(path, orient="records", lines=True)
-    elif ending == ".txt":
+    if ending == ".txt":
         path.write_text("\ufeff" + "\r\n".join([*texts, "", " "]), encoding="utf-8", newline="")
     else:
-        table.to_csv(path, sep="," if ending == ".csv" else "\t", index=False)
+        pd.DataFrame({"text": texts}).to_csv(path, index=False)
     job, output = classified(path)
     result = pd.read_csv(output, keep_default_na=False)
     assert result["text"].tolist() == texts
@@ -85,7 +75,7 @@ def test_every_kind_of_file_gives_the_same_answers(opened, classified, tmp_path,
     assert result["predicted_label"].tolist() == list(map(neutralise, labels))
     assert result["probability"].tolist() == pytest.approx(expected.amax(dim=1), abs=1e-4)
     assert result["probability of ham"].tolist() == pytest.approx(expected[:, 0], abs=1e-4)
-    assert job.num_done == job.survey.num_rows == 4
+    assert job.num_done == 4
 
 
 def test_every_cell_comes_back_whole_from_csv_and_excel(classified, tmp_path):
@@ -109,33 +99,29 @@ def test_below_the_threshold_the_download_is_undecided(classified, tmp_path):
     assert set(labels) == {"undecided"}
 
 
-def test_a_hundred_thousand_rows_come_back_in_order(classified, tmp_path):
+def test_thousands_of_rows_come_back_in_order(classified, tmp_path):
     path = tmp_path / "many.csv"
-    rows = [f"{i},message number {i % 977}" for i in range(100_000)]
+    rows = [f"{i},message number {i % 977}" for i in range(3_500)]
     path.write_text("\n".join(["id,text", *rows]), encoding="utf-8")
-    job, output = classified(path, "text")
-    result = pd.read_csv(output, dtype=str)
-    assert result["id"].tolist() == [str(i) for i in range(100_000)]
+    result = pd.read_csv(classified(path, "text")[1], dtype=str)
+    assert result["id"].tolist() == [str(i) for i in range(3_500)]
     assert result["predicted_label"][:977].tolist() == result["predicted_label"][977:1954].tolist()
-    assert job.num_done == 100_000
 
 
-def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path):
+def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path, monkeypatch):
     path = tmp_path / "some.csv"
     path.write_text("text\n" + "hello\n" * 3_000, encoding="utf-8")
-    job = Job(opened, path)
-    classify = opened.probabilities
+    job, classify = Job(opened, path), opened.probabilities
 
     def stop_after_the_first(texts):
         job.wanted = False
         return classify(texts)
 
-    job.opened = type("Stopping", (), {"probabilities": staticmethod(stop_after_the_first)})()
+    monkeypatch.setattr(opened, "probabilities", stop_after_the_first)
     job.run()
-    job.opened = opened
+    assert job.ended
     assert 0 < job.num_done < 3_000
     assert len(pd.read_csv(job.write("csv", 0))) == job.num_done
-    job.remove()
 
 
 def test_the_files_own_labels_are_found(classified, tmp_path):
@@ -147,22 +133,19 @@ def test_the_files_own_labels_are_found(classified, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "column", "parts"),
+    ("name", "content", "column", "part"),
     [
-        ("a.csv", b"id,text\n1,hello\n", "message", ["message", "text"]),
-        ("a.csv", b"text,probability\nhi,1\n", None, ["'probability'", "already"]),
-        ("a.txt", b"ca\xf1on\n", None, ["UTF-8"]),
-        ("a.txt", b" \n\n", None, ["empty"]),
-        ("a.xlsx", b"PK", None, ["xlsx"]),
-        ("a.doc", b"PK", None, [".csv", ".parquet"]),
+        ("a.csv", b"id,text\n1,hello\n", "message", "no column 'message'"),
+        ("a.csv", b"text,probability\nhi,1\n", None, "adds a column 'probability'"),
+        ("a.txt", b"ca\xf1on\n", None, "UTF-8"),
+        ("a.txt", b" \n\n", None, "empty"),
+        ("a.doc", b"PK", None, ".parquet"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, column, parts):
-    path = tmp_path / name
-    path.write_bytes(content)
-    with pytest.raises(DataError) as refused:
-        classified(path, column)
-    for part in parts:
-        assert part in str(refused.value)
-    assert str(refused.value).startswith(f"{name}: ")
-    assert "--" not in str(refused.value)  # an option that the page has not
+def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, column, part):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=part) as refused:
+        classified(tmp_path / name, column)
+    said = str(refused.value)
+    assert said.startswith(f"{name}: ")
+    assert ("--" in said) == said.endswith(" The option is one of classify.py.")

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ import numpy as np
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from page import build_page
-from trial_page import ask_together, served
 
 from classifier_folder import classify_texts, open_classifier, save_classifier
 
@@ -48,16 +48,11 @@ def test_a_message_gets_the_answer_that_the_classifier_gives(client, folder):
 @pytest.mark.parametrize(
     "text",
     [
-        "<script>alert(1)</script><img src=x onerror=alert(1)>",
-        "\0\x07\x1b[31m control",
-        "مرحبا \u202eolleh\u202c",
-        "👩‍👩‍👧 🇬🇧",
+        "<script>alert(1)</script> {{value}} ${value} %s \0\x07\x1b[31m مرحبا \u202eolleh 👩‍👩‍👧",
         "a" * 100_000,
         " " * 2_000_000 + "word",
-        "<|endoftext|>",
-        "{{value}} ${value} %s",
     ],
-    ids=lambda text: ascii(text[:12]),
+    ids=len,
 )
 def test_any_text_gets_an_answer(client, text):
     result = client.predict(text, api_name="/classify")
@@ -69,19 +64,6 @@ def test_an_empty_message_is_refused_in_a_sentence(client, message):
     with pytest.raises(AppError, match="no message"):
         client.predict(message, api_name="/classify")
     assert client.predict("hello", api_name="/classify")
-
-
-def test_a_file_goes_in_and_a_file_comes_out(client, tmp_path):
-    path = tmp_path / "some.csv"
-    path.write_text(
-        "text,note\ncash now free urgent 1,=1+1\nhome mum dinner tonight 0,-5\n", encoding="utf-8"
-    )
-    written = client.predict(handle_file(path), api_name="/classify_file")
-    with open(written, encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["note"] for row in rows] == ["'=1+1", "-5"]
-    assert [row["predicted_label"] for row in rows] == ["spam", "ham"]
-    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
 
 
 def test_a_file_that_cannot_be_used_is_refused_without_telling_where_it_lies(client, tmp_path):
@@ -106,17 +88,18 @@ def test_an_upload_of_100_mb_is_refused_and_the_page_answers_afterwards(client, 
 
 def test_fifty_people_at_once_get_each_their_own_answer(client, folder):
     messages = [("claim a prize {}", "see you at home {}")[i % 2].format(i) for i in range(50)]
-    answers = [answer for answer, _ in ask_together(client, messages)]
+    with ThreadPoolExecutor(len(messages)) as pool:
+        answers = pool.map(lambda text: client.predict(text, api_name="/classify"), messages)
+        found = [answer["probabilities"]["spam"] for answer in answers]
     expected = classify_texts(*open_classifier(folder), messages)[:, 1].tolist()
     assert len({round(value, 6) for value in expected}) > 40  # a mix-up would be seen
-    found = [answer["probabilities"]["spam"] for answer in answers]
     assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_readmes_example_runs(address, tmp_path):
     readme = (HERE / "README.md").read_text(encoding="utf-8")
     example = re.search(r"```python\n(from gradio_client.*?)```", readme, re.DOTALL)[1]
-    (tmp_path / "messages.csv").write_text("text\nfree prize now\n", encoding="utf-8")
+    (tmp_path / "messages.csv").write_text("text\ncash now free urgent 1\n", encoding="utf-8")
     code = example.replace("http://127.0.0.1:7860", address)
     assert code != example
     done = subprocess.run(
@@ -124,16 +107,20 @@ def test_the_readmes_example_runs(address, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "'probabilities'" in done.stdout
-    assert "messages-classified.csv" in done.stdout
+    written = Path(done.stdout.splitlines()[-1])
+    assert written.name == "messages-classified.csv"
+    with written.open(encoding="utf-8-sig") as file:
+        [row] = csv.DictReader(file)
+    assert (row["text"], row["predicted_label"]) == ("cash now free urgent 1", "spam")
 
 
-def test_with_auth_nobody_gets_in_without_the_password(folder):
-    with served(folder, auth=("reader", "secret")) as address:
-        assert httpx.get(f"{address}config").status_code == 401
-        call = f"{address}gradio_api/call/classify"
-        assert httpx.post(call, json={"data": ["hello"]}).status_code == 401
-        client = Client(address, auth=("reader", "secret"), verbose=False)
-        assert client.predict("hello", api_name="/classify")
+def test_with_auth_nobody_gets_in_without_the_password(folder, serve):
+    address = serve(folder, auth=("reader", "secret"))
+    assert httpx.get(f"{address}config").status_code == 401
+    call = f"{address}gradio_api/call/classify"
+    assert httpx.post(call, json={"data": ["hello"]}).status_code == 401
+    client = Client(address, auth=("reader", "secret"), verbose=False)
+    assert client.predict("hello", api_name="/classify")
 
 
 def page_texts(folder: Path) -> str:
