@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from message_files import DataError, TextFormat, read_messages, read_table
@@ -36,9 +36,6 @@ def refusal(path: Path, **columns) -> str:
     message = str(caught.value)
     assert str(path) in message
     return message
-
-
-# --- the four formats --------------------------------------------------------------------------
 
 
 def write_as(path: Path, rows: list[tuple[str, str]]) -> Path:
@@ -83,25 +80,20 @@ def test_every_format_gives_the_same_messages(tmp_path, name, content):
     assert pairs(read_messages(path)) == ROWS
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_any_text_comes_back_as_it_was(tmp_path, ending):
-    texts = ['a "quoted" word, and a comma', "two\nlines", "windows\r\nlines", "tab\there", "None"]
-    texts += ["nan", "NA", "null", "007", "1e5", "True", "Привет, мир 🎉", "<|endoftext|>"]
-    texts += ["x" * 100_000, "  spaces around  ", "#no comment", "\\N", "'"]
-    rows = [(text, "nan" if i % 2 else "None") for i, text in enumerate(texts)]
-    path = write_as(tmp_path / f"messages.{ending}", rows)
-    assert pairs(read_messages(path, "text", "label")) == rows
-
-
+ODD = ['a "quoted" word, and a comma', "two\nlines", "windows\r\nlines", "tab\there", "None", "nan"]
+ODD += ["NA", "null", "007", "1e5", "True", "x" * 100_000, "  spaces ", "#no comment", "\\N", "'"]
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1)
-LABELS = st.sampled_from(["a", "b", "naïve", "0"])
+PAIRS = st.tuples(TEXTS.filter(str.strip), st.sampled_from(["a", "None", "naïve", "0"]))
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(TEXTS.filter(str.strip), LABELS), min_size=1, max_size=8))
-def test_a_csv_of_any_texts_comes_back_as_it_was(tmp_path_factory, rows):
-    path = write_as(tmp_path_factory.mktemp("any") / "messages.csv", rows)
-    assert pairs(read_messages(path, "text", "label")) == rows
+@settings(max_examples=50)
+@example([(text, "nan") for text in ODD])
+@given(st.lists(PAIRS, min_size=1, max_size=8))
+def test_any_text_comes_back_as_it_was(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("any")
+    for ending in ("csv", "jsonl", "parquet"):
+        path = write_as(folder / f"m.{ending}", rows)
+        assert pairs(read_messages(path, "text", "label", log=lambda _: None)) == rows
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "windows-1252", "utf-16", "utf-16-le"])
@@ -117,24 +109,18 @@ def test_a_separator_and_an_encoding_can_be_named(tmp_path, name, separator, enc
 
 
 @pytest.mark.parametrize(
-    ("how", "parts"),
+    ("how", "says"),
     [
-        (TextFormat(separator="||"), ["--separator '||'", "one character"]),
-        (TextFormat(separator='"'), ["--separator", "one character"]),
-        (TextFormat(encoding="latin-11"), ["--encoding latin-11"]),
-        (TextFormat(encoding="ascii"), ["--encoding"]),
-        (TextFormat(encoding="utf-16"), ["--encoding"]),
+        (TextFormat(separator="||"), r"--separator '\|\|' must be one character"),
+        (TextFormat(separator='"'), "--separator .* must be one character"),
+        (TextFormat(encoding="latin-11"), "--encoding latin-11"),
+        (TextFormat(encoding="ascii"), "--encoding"),
+        (TextFormat(encoding="utf-16"), "--encoding"),
     ],
 )
-def test_a_separator_or_an_encoding_that_cannot_be_is_named(tmp_path, how, parts):
-    path = write(tmp_path / "m.csv", LATIN1)
-    with pytest.raises(DataError) as caught:
-        read_messages(path, how=how)
-    for part in parts:
-        assert part in str(caught.value)
-
-
-# --- folders -----------------------------------------------------------------------------------
+def test_a_separator_or_an_encoding_that_cannot_be_is_named(tmp_path, how, says):
+    with pytest.raises(DataError, match=says):
+        read_messages(write(tmp_path / "m.csv", LATIN1), how=how)
 
 
 def write_all(folder: Path, **files: str) -> Path:
@@ -177,8 +163,6 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
     assert pairs(messages) == [("good", "pos"), ("café\0", "pos")]
 
 
-# --- what the lines of a file mean -------------------------------------------------------------
-
 HI, WIN = ("hello, you", "ham"), ("free", "spam")
 LONG = 'a "long" story ' * 20_000
 LONG_CELL = LONG.replace('"', '""')
@@ -215,9 +199,6 @@ def test_lines_are_read_as_they_are_meant(tmp_path, case):
     assert pairs(read_messages(write(tmp_path / f"m.{ending}", content))) == rows
 
 
-# --- labels ------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 @pytest.mark.parametrize(
     ("labels", "as_texts"),
@@ -240,17 +221,10 @@ def test_labels_of_any_type_become_texts(tmp_path, capsys, ending, labels, as_te
 
 
 def test_a_label_column_that_is_named_may_be_called_like_a_label(tmp_path):
-    rows = [(text, "spam" if label == "spam" else "no") for text, label in ROWS]
-    path = write(
-        tmp_path / "m.csv", "text,spam\n" + "".join(f'"{text}",{label}\n' for text, label in rows)
-    )
+    rows = [("Win a prize", "spam"), ("See you at home", "no"), ("Call to claim", "spam")]
+    path = write(tmp_path / "m.csv", "text,spam\n" + "".join(f"{t},{y}\n" for t, y in rows))
     assert "--label-column" in refusal(path)
     assert pairs(read_messages(path, label_column="spam")) == rows
-
-
-def test_many_classes_are_kept_apart(tmp_path):
-    rows = [(f"a longer text {i}", f"label {i % 150}") for i in range(600)]
-    assert read_messages(write_as(tmp_path / "m.csv", rows))["label"].nunique() == 150
 
 
 def test_labels_are_read_without_what_nobody_sees(tmp_path):
@@ -258,9 +232,6 @@ def test_labels_are_read_without_what_nobody_sees(tmp_path):
     rows = [(f"text {i}", label) for i, label in enumerate([*spellings, "cafe\u0301", "café"])]
     messages = read_messages(write_as(tmp_path / "m.csv", rows))
     assert messages["label"].tolist() == ["hot"] * 6 + ["café"] * 2
-
-
-# --- guessing the columns ----------------------------------------------------------------------
 
 
 def test_columns_are_guessed_and_the_guess_is_said(tmp_path, capsys):
@@ -307,11 +278,9 @@ def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
 
 
 def test_column_names_of_a_parquet_file_may_be_numbers(tmp_path):
-    pd.DataFrame({0: ["a b c", "d e f"], 1: ["x", "y"]}).to_parquet(tmp_path / "m.parquet")
-    assert pairs(read_messages(tmp_path / "m.parquet", "0", "1")) == [
-        ("a b c", "x"),
-        ("d e f", "y"),
-    ]
+    rows = [("a b c", "x"), ("d e f", "y")]
+    pd.DataFrame(rows).to_parquet(tmp_path / "m.parquet")
+    assert pairs(read_messages(tmp_path / "m.parquet", "0", "1")) == rows
 
 
 def test_an_index_of_a_parquet_file_is_a_column_if_it_has_a_name(tmp_path):
@@ -323,8 +292,6 @@ def test_an_index_of_a_parquet_file_is_a_column_if_it_has_a_name(tmp_path):
     assert list(unnamed.columns) == ["id", "text"]
     assert unnamed["id"].tolist() == ["a3", "a1"]
 
-
-# --- rows that cannot be used ------------------------------------------------------------------
 
 RECORDS = ({"text": "a b", "label": 1}, {"text": "c"}, {"label": 2}, {}, {"text": "", "label": 3})
 
@@ -343,8 +310,6 @@ def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, capsys, n
     assert "Left out 4 rows" in capsys.readouterr().out
 
 
-# --- files that cannot be used -----------------------------------------------------------------
-
 UTF16 = "text,label\nhello,ham\n".encode("utf-16")
 LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
 
@@ -353,7 +318,6 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
     ("name", "content", "parts"),
     [
         ("m.csv", "", ["empty"]),
-        ("m.jsonl", "\n\n", ["no rows"]),
         ("m.csv", "text,label\n", ["no rows below the header"]),
         ("m.csv", "text,label\n,\n ,ham\n", ["no row holds both"]),
         ("m.txt", "text,label\na,b\n", ["must end in", ".csv", ".tsv", ".jsonl", ".parquet"]),
@@ -362,12 +326,9 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.csv", LATIN1, ["line 3", "0xe9", "--encoding", "latin-1", "save it as UTF-8"]),
         ("m.csv", bytes(range(256)) * 10, ["0x00"]),
         ("m.parquet", b"PAR1 but no more", ["not a Parquet file"]),
-        ("m.parquet", "text,label\na,b\n", ["not a Parquet file"]),
         ("m.csv", "text,label\na,b\nc,d,e\n", ["line 3", "','"]),
-        ("m.csv", "text,label\na,b,c\nd,e,f\n", ["line 2", "','"]),  # no index column, this
         ("m.csv", 'text,label\na,b\n"never closed,ham\nc,d\n', ["line 3", "unexpected end"]),
         ("m.csv", 'text,label\n"Nice oven,hot\n"Old fridge,cold\n', ["line 2", "doubled"]),
-        ("m.csv", 'text,label\n"a \\"so\\" b",hot\n', ["line 2", "doubled"]),
         ("m.csv.gz", b"text,label\na,b\n", ["compressed file is damaged"]),
         ("m.csv.gz", gzip.compress(b"text,label\na,b\n")[:-9], ["compressed file is damaged"]),
         ("m.json", '[{"text": "a", "label": 1}, 7]', ["7 is not a JSON object"]),
@@ -381,7 +342,6 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.csv", "text,message,label\na,b,c\n", ["'text' or 'message'", "--text-column"]),
         ("m.csv", "body,kind,source\nlong text,a,x\nlonger text,b,y\n", ["'kind' or 'source'"]),
         ("m.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists"]),
-        ("m.jsonl", '{"text": [{"role": "user"}], "label": "x"}\n', ["'text'", "lists"]),
         ("m.jsonl", '{"text": "a", "tags": ["x", "y"]}\n', ["'tags'", "lists"]),
         ("m.jsonl", '{"chat": [{"role": "user"}], "label": "x"}\n', ["'chat'", "lists"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ["line 2", "not JSON"]),
@@ -411,11 +371,7 @@ def test_a_missing_column_is_named_beside_those_there_are(tmp_path, which, name)
         message = refusal(path, **given_columns)
         assert f"no column {name!r}" in message
         assert "'id', 'text', 'label'" in message
-
-
-def test_one_column_cannot_be_text_and_label(tmp_path):
-    path = write_as(tmp_path / "m.csv", ROWS)
-    assert "'text'" in refusal(path, text_column="text", label_column="text")
+    assert "cannot both be" in refusal(path, text_column="text", label_column="text")
 
 
 @pytest.mark.parametrize("name", ["m.csv", "m.tsv"])
