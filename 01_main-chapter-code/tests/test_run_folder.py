@@ -1,20 +1,12 @@
 """The folder that finetune.py writes: overwritten only when told, whole, resumed bit for bit."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import (
-    CHAPTER,
-    command_environment,
     file_size_limit,
     kill_at_a_rename,
     made_up_messages,
@@ -57,17 +49,6 @@ def test_an_output_folder_that_cannot_be_written_is_named(messages_csv, tmp_path
         assert f"--output {output}" in said
         assert "choose another" in said
     assert in_the_way.read_text(encoding="utf-8") == "mine"
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root writes anywhere")
-def test_a_read_only_output_folder_is_named(messages_csv, tmp_path, capsys):
-    output = tmp_path / "out"
-    output.mkdir()
-    output.chmod(0o555)
-    said = fails(capsys, "--data", messages_csv, "--output", output, *QUICK)
-    output.chmod(0o755)
-    assert f"--output {output}" in said
-    assert list(output.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +101,6 @@ def test_a_second_process_on_the_same_folder_is_refused(messages_csv, tmp_path, 
         assert "another process is writing there" in fails(capsys, *arguments)
 
 
-# --- stopped and resumed -----------------------------------------------------------------------
-
 LONGER = ("--trainable", "last_block", "--num-epochs", "4", "--patience", "3", "--dropout", "0.1")
 
 
@@ -156,31 +135,6 @@ def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path, name, mo
     assert resume(data, output) == expected
     check_folder_is_whole(output)
     assert {path.suffix for path in output.iterdir()} == {".json", ".png", ".safetensors"}
-
-
-@pytest.mark.slow
-@pytest.mark.repeated
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.mark.parametrize("seed", range(30))
-def test_a_run_killed_at_any_time_goes_on_to_the_same_result(undisturbed, tmp_path, seed):
-    """Killed up to two seconds after its first checkpoint: in an epoch, or while it writes."""
-    data, expected = undisturbed
-    output = tmp_path / "out"
-    arguments = ("--data", data, "--output", output, *QUICK, *LONGER)
-    process = subprocess.Popen(
-        [sys.executable, str(CHAPTER / "finetune.py"), *map(str, arguments)],
-        env=command_environment(),
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 600
-    while not (output / "checkpoint.pt").exists() and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(random.Random(seed).uniform(0, 2))
-    process.kill()
-    process.wait()
-    check_folder_is_whole(output)
-    assert resume(data, output) == expected
 
 
 def test_ctrl_c_says_how_to_go_on(messages_csv, tmp_path, capsys, monkeypatch):
