@@ -26,8 +26,6 @@ from urllib.parse import urlsplit
 import platformdirs
 import requests
 from filelock import FileLock
-from huggingface_hub import constants as hub_constants
-from huggingface_hub import hf_hub_download, hf_hub_url
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -67,23 +65,6 @@ class RemoteFile:
             with tqdm(total=size, unit="B", unit_scale=True) as bar, path.open("wb") as file:
                 for piece in answer.iter_content(65536):
                     bar.update(file.write(piece))
-
-
-@dataclass(frozen=True, kw_only=True)
-class HubFile(RemoteFile):
-    """A file on the Hugging Face Hub, fetched by the Hub's client: it goes on after a break."""
-
-    repo: str
-    revision: str
-    """Commit of that repository."""
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        return (hf_hub_url(self.repo, self.path.name, revision=self.revision),)
-
-    def download(self, address: str, path: Path) -> None:
-        _check_answer(address)
-        hf_hub_download(self.repo, path.name, revision=self.revision, local_dir=path.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +157,7 @@ def is_intact(file: RemoteFile, path: Path | None = None) -> bool:
 
 def _download(file: RemoteFile) -> None:
     """Try the addresses in turn; what arrives enters the cache if it passes the check."""
-    if hub_constants.is_offline_mode():
+    if os.environ.get("HF_HUB_OFFLINE") == "1":
         raise _download_error(file, ["offline mode is set (HF_HUB_OFFLINE)"])
     reasons = []
     for address in file.addresses:
@@ -186,7 +167,7 @@ def _download(file: RemoteFile) -> None:
                 if not is_intact(file, partial):
                     raise OSError("what arrived is truncated or altered")
             return
-        except Exception as error:  # pip, requests, and the Hub's client share no class of errors
+        except Exception as error:  # those of pip, requests and zipfile share no class
             reasons.append(f"{urlsplit(address).hostname or 'pip'}: {in_words(error)}")
     raise _download_error(file, reasons)
 

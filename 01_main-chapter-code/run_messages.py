@@ -1,7 +1,7 @@
 """The messages of one run: read, cleaned, balanced, split, augmented."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,14 +70,16 @@ def _read_and_split(config: RunConfig, log: Callable) -> Messages:
                 f"place. They show that the code runs; their metrics mean nothing.\n{error}\n"
             )
             messages, name = read_sample_messages(), MADE_UP_NAME
-    for labels in look_alikes(_labels_of(messages, config).unique()):
-        log(f"NOTE: {' and '.join(map(repr, labels))} are different labels; are they meant to be?")
+    labels = _labels_of(messages, config).drop_duplicates()
+    for _, alike in labels.groupby(labels.str.casefold().str.removesuffix(".0")):
+        if len(alike) > 1:
+            log(f"NOTE: {' and '.join(map(repr, alike))} are different labels; are they meant so?")
     cleaned = clean_messages(messages)
     counts = _labels_of(cleaned, config).value_counts()
     label_names = sort_labels(set(counts.index))
     _validate_labels(cleaned, label_names, counts, name)
     used = balance_classes(cleaned, config.seed) if config.balance == "undersample" else cleaned
-    log("\n".join(_what_is_used(name, messages, cleaned, used, counts)))
+    _log_what_is_used(name, messages, cleaned, used, counts, log)
     split = split_label_sets if config.multi_label else split_messages
     splits = _with_own_parts(split(used, config.seed), config, log)
     elsewhere = [*used["text"], *splits.validation["text"], *splits.test["text"]]
@@ -110,44 +112,27 @@ def _labels_of(messages: pd.DataFrame, config: RunConfig) -> pd.Series:
     return each_label(messages["label"]) if config.multi_label else messages["label"]
 
 
-def look_alikes(labels: Iterable[str]) -> list[list[str]]:
-    """Labels that differ in capitals only, or are the same number.
-
-    >>> look_alikes(["hot", "cold", "HOT", "1", "1.0"])
-    [['hot', 'HOT'], ['1', '1.0']]
-    """
-    groups: dict[str | float, list[str]] = {}
-    for label in labels:
-        try:
-            key = float(label)
-        except ValueError:
-            key = label.casefold()
-        groups.setdefault(key, []).append(label)
-    return [group for group in groups.values() if len(group) > 1]
-
-
 def _are_among(texts: pd.Series, others: Iterable[str]) -> pd.Series:
     """Which texts are among the others, white space and Unicode form aside."""
     return texts.map(normal_form).isin({*map(normal_form, others)})
 
 
-def _what_is_used(
+def _log_what_is_used(
     name: str,
     messages: pd.DataFrame,
     cleaned: pd.DataFrame,
     used: pd.DataFrame,
     counts: pd.Series,
-) -> Iterator[str]:
+    log: Callable,
+) -> None:
     """What became of all messages, in a few lines; `counts` are those of the labels."""
     shown = ", ".join(f"{label} {count:,}" for label, count in counts.head(10).items())
-    yield f"{name}: {len(messages):,} messages, {len(cleaned):,} without duplicates: {shown}" + (
-        f" and {len(counts) - 10} more labels." if len(counts) > 10 else "."
-    )
-    labels_per_text = messages.groupby("text")["label"].nunique()
-    if contradictory := (labels_per_text > 1).sum():
-        yield f"Left out {contradictory:,} texts that carry different labels."
+    more = f" and {len(counts) - 10} more labels" if len(counts) > 10 else ""
+    log(f"{name}: {len(messages):,} messages, {len(cleaned):,} without duplicates: {shown}{more}.")
+    if contradictory := (messages.groupby("text")["label"].nunique() > 1).sum():
+        log(f"Left out {contradictory:,} texts that carry different labels.")
     if len(used) < len(cleaned):
-        yield (
+        log(
             f"Balanced: {counts.min():,} messages of each label, {len(used):,} of "
             f"{len(cleaned):,}. --balance weights uses all."
         )
@@ -181,12 +166,10 @@ def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
 def _validate_labels(
     cleaned: pd.DataFrame, label_names: list[str], counts: pd.Series, name: str
 ) -> None:
-    if not label_names:
-        raise DataError(f"{name}: every text carries several labels; correct them.")
     if len(label_names) < 2:
         raise DataError(
-            f"{name}: only the label {label_names[0]!r} occurs, and a classifier needs at least "
-            f"two; add messages with another label."
+            f"{name}: a classifier needs at least two labels, of texts that carry only one; found: "
+            f"{label_names or 'none'}."
         )
     if len(label_names) > max(2, len(cleaned) / len(Splits._fields)):
         raise DataError(

@@ -11,7 +11,6 @@ from io import BytesIO
 import torch
 from safetensors.torch import save
 
-REVISION = "0123456789abcdef0123456789abcdef01234567"
 WHEEL, MEMBER = "tiny_model-1.0-py3-none-any.whl", "tiny_model/weights.bin"
 
 
@@ -46,13 +45,13 @@ BODIES = {  # everything else is answered with error 404
     "/truncated": CONTENT[:-1000],  # its header says more
     "/short": CONTENT[:-1000],  # only the checksum tells
     "/corrupted": b"X" + CONTENT[1:],
+    "/weights": WEIGHTS,
+    "/short-weights": WEIGHTS[:-1000],
     "/index/good/" + WHEEL: GOOD_WHEEL,
     "/index/altered/" + WHEEL: make_wheel(b"X" + CONTENT[1:]),
 }
 for how in ("good", "altered"):
     BODIES[f"/index/{how}/tiny-model/"] = f'<a href="/index/{how}/{WHEEL}">{WHEEL}</a>'.encode()
-for how, body in (("good", WEIGHTS), ("short", WEIGHTS[:-1000]), ("altered", WEIGHTS[:-1] + b"X")):
-    BODIES[f"/hub/somebody/{how}/resolve/{REVISION}/model.safetensors"] = body
 
 
 class Server(ThreadingHTTPServer):
@@ -90,8 +89,6 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/html")
         self.send_header("Content-Length", str(len(announced)))
-        for name, value in ("ETag", f'"{checksum(WEIGHTS)}"'), ("X-Repo-Commit", REVISION):
-            self.send_header(name, value)  # as the Hub does
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
             self.end_headers()
             if self.command == "GET" and body:

