@@ -23,28 +23,23 @@ spec.loader.exec_module(pretrain)
 TEXT = "The old man and the sea. Have you seen it? I have not seen the old film yet!\n" * 30
 
 
-# --- what is in the folder --------------------------------------------------------------------
-
-
 # The pattern as GPT-2's authors wrote it.
 AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-def test_the_pattern_gives_the_tokens_of_the_published_one():
-    tokenizer = load_mini_tokenizer()
-    published = tiktoken.Encoding(
-        "published",
-        pat_str=AS_PUBLISHED,
-        mergeable_ranks=tokenizer._mergeable_ranks,
-        special_tokens={},
-    )
+TOKENIZER = load_mini_tokenizer()
+PUBLISHED = tiktoken.Encoding(
+    "published",
+    pat_str=AS_PUBLISHED,
+    mergeable_ranks=TOKENIZER._mergeable_ranks,
+    special_tokens={},
+)
 
-    @given(st.text() | st.text("aZ'sdmtlvre 1٣.!\n\t\r\u00a0\u2003é是😀", max_size=60))
-    def check(text):
-        assert tokenizer.encode_ordinary(text) == published.encode_ordinary(text)
-        assert regex.findall(GPT2_SPLIT_PATTERN, text) == regex.findall(AS_PUBLISHED, text)
 
-    check()
+@given(st.text() | st.text("aZ'sdmtlvre 1٣.!\n\t\r\u00a0\u2003é是😀", max_size=60))
+def test_the_pattern_gives_the_tokens_of_the_published_one(text):
+    assert TOKENIZER.encode_ordinary(text) == PUBLISHED.encode_ordinary(text)
+    assert regex.findall(GPT2_SPLIT_PATTERN, text) == regex.findall(AS_PUBLISHED, text)
 
 
 @pytest.mark.parametrize(
@@ -53,14 +48,10 @@ def test_the_pattern_gives_the_tokens_of_the_published_one():
         "naïve 😀 \x00\x7f" + "".join(map(chr, range(0x250))),
         *(" " * 2_000_000, "a" + " " * 500_000 + "b", "^" * 1_000_000),  # no stack overflows
     ],
-    ids=["all bytes", "spaces", "spaces between", "signs"],
+    ids=len,
 )
 def test_any_text_is_encoded_and_comes_back(text):
-    tokenizer = load_mini_tokenizer()
-    assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
-
-
-# --- the recipe -------------------------------------------------------------------------------
+    assert TOKENIZER.decode(TOKENIZER.encode_ordinary(text)) == text
 
 
 def test_a_trained_vocabulary_cuts_texts_as_the_library_that_trained_it(tmp_path, monkeypatch):
@@ -79,23 +70,19 @@ def test_a_trained_vocabulary_cuts_texts_as_the_library_that_trained_it(tmp_path
 
 
 def test_documents_are_joined_by_the_end_of_text():
-    tokenizer = load_mini_tokenizer()
-    ids = pretrain.encode_documents(["one", "two three"], tokenizer)
-    assert tokenizer.decode(ids.tolist()) == "one<|endoftext|>two three<|endoftext|>"
+    ids = pretrain.encode_documents(["one", "two three"], TOKENIZER)
+    assert TOKENIZER.decode(ids.tolist()) == "one<|endoftext|>two three<|endoftext|>"
 
 
 def test_batches_cover_an_epoch_without_repetition_and_can_be_continued(monkeypatch):
     monkeypatch.setattr(pretrain, "TOKENS_PER_STEP", 64)
-    tokens = torch.arange(1000)
+    tokens, per_epoch = torch.arange(1000), (1000 - 17) // 16 // 4
     stream = pretrain.batches(tokens, length=16, seed=1, first=0)
-    per_epoch = (1000 - 17) // 16 // 4
-    first_epoch = [next(stream) for _ in range(per_epoch)]
-    starts = torch.cat(first_epoch)[:, 0]
-    assert len(set(starts.tolist())) == 4 * per_epoch
-    assert len(set((starts % 16).tolist())) == 1  # windows do not overlap
-    second_epoch = next(stream)
+    starts = torch.cat([next(stream) for _ in range(per_epoch)])[:, 0]
+    assert len(starts.unique()) == 4 * per_epoch
+    assert len((starts % 16).unique()) == 1  # windows do not overlap
     continued = pretrain.batches(tokens, length=16, seed=1, first=per_epoch)
-    assert torch.equal(next(continued), second_epoch)
+    assert torch.equal(next(continued), next(stream))
 
 
 def test_learning_rate_warms_up_stays_and_falls_to_zero():
@@ -164,7 +151,8 @@ def test_the_recipe_learns_writes_its_results_and_goes_on_after_a_stop(
 def test_a_corpus_that_is_incomplete_or_too_small_is_named(run, tmp_path, capsys, name):
     (tmp_path / name).write_text("short", encoding="utf-8")
     run("out", status=2)
-    assert "too small" in capsys.readouterr().err
     (tmp_path / name).unlink()
     run("out", status=2)
-    assert "must hold train/*.txt and valid.txt" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert "too small" in said[-2]
+    assert "must hold train/*.txt and valid.txt" in said[-1]
