@@ -2,6 +2,7 @@
 
 import json
 import random
+from pathlib import Path
 
 import altered_messages
 import pytest
@@ -34,19 +35,21 @@ def test_phrases_inside_words_stay():
 
 
 def write(folder, model: str, seed: int, plain: float, lower: float) -> None:
-    altered = {name: {"accuracy": plain} for name in ALTERATIONS}
-    altered["lower case"] = {"accuracy": lower}
-    content = {"model": model, "seed": seed, "altered": altered}
+    accuracy = dict.fromkeys(ALTERATIONS, plain) | {"lower case": lower}
+    content = {"model": model, "seed": seed, "accuracy": accuracy}
     (folder / f"{model}-seed-{seed}.json").write_text(json.dumps(content))
 
 
 def test_table_holds_the_points_lost_against_the_same_seeds_messages(tmp_path):
     write(tmp_path, "ngrams", 1, 0.98, 0.90)
     write(tmp_path, "ngrams", 2, 0.96, 0.90)
-    cells = next(row for row in make_table(tmp_path).splitlines() if "lower case" in row)
-    assert "−7.0 (" in cells
-    as_they_are = next(row for row in make_table(tmp_path).splitlines() if "as they" in row)
-    assert "97.0% (" in as_they_are
+    rows = {row.split("|")[1].strip(): row for row in make_table(tmp_path).splitlines()}
+    assert "−7.0 (" in rows["lower case"]
+    assert "97.0% (" in rows["as they are"]
+
+
+def test_table_is_that_of_the_raw_files():
+    assert make_table() in Path(altered_messages.__file__).with_name("README.md").read_text("utf-8")
 
 
 def test_what_is_measured_is_kept_and_too_little_is_said(tmp_path, monkeypatch, capsys):
