@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 import torch
+from hypothesis import settings
 
 from fine_tuning import RunConfig, fine_tune
 from gpt_download import load_tokenizer
@@ -13,6 +14,8 @@ from previous_chapters import GPTConfig, GPTModel
 from text_classifier import ClassifierConfig, GPTClassifier
 
 matplotlib.use("Agg")  # as app.py does: no window, wherever the tests run
+settings.register_profile("chapter", deadline=None, max_examples=50)  # a slow machine is no failure
+settings.load_profile("chapter")
 
 WORDS = {
     "ham": ["meet", "home", "lunch", "mum", "later", "work", "bus", "dinner", "sorry", "tonight"],

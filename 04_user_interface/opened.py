@@ -3,7 +3,6 @@
 import json
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,7 +46,6 @@ class Opened:
         self.name = f"{self.config.model_name} ({folder.name})"
         self.metrics = read_metrics(folder, self.card.get("test"))
         self.messages = read_own_messages(self.card.get("training"), data)
-        self._lock = Lock()
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """Those (N, C) of each text's classes. Outer white space is not read."""
@@ -72,11 +70,9 @@ class Opened:
 
     def rival_probabilities(self, text: str) -> np.ndarray | None:
         """The n-gram model's (C,), or None where there is none."""
-        with self._lock:  # two visitors who come first wait for one fit
-            rival = self._rival
-        if rival is None:
+        if self._rival is None:
             return None
-        row = dict(zip(rival.classes_, rival.predict_proba([text])[0]))
+        row = dict(zip(self._rival.classes_, self._rival.predict_proba([text])[0]))
         return np.array([row[name] for name in self.names])
 
     @cached_property

@@ -14,7 +14,7 @@ from explanations import (
     split_into_parts,
     text_read,
 )
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from classifier_folder import classify_texts
@@ -28,29 +28,26 @@ def prize_classifier(make_tiny, tokenizer):
     """A tiny model trained from scratch on messages whose class one word decides."""
     classifier = make_tiny(("ham", "spam"), max_length=96, emb_dim=32)
     others = ["the", "bus", "is", "late", "again", "see", "you", "at", "home", "now"]
-    texts, labels = [], []
-    for i in range(240):
-        words = [others[(i * step + step) % 10] for step in (1, 3, 7, 9, 3)]
+    texts = [[others[(i * step + step) % 10] for step in (1, 3, 7, 9, 3)] for i in range(240)]
+    for i, words in enumerate(texts):
         if i % 2:
             words[i // 2 % 5] = "prize"
-        texts.append(" ".join(words))
-        labels.append(i % 2)
-    dataset = SpamDataset(encode_messages(texts, tokenizer, 96), labels)
+    sequences = encode_messages(map(" ".join, texts), tokenizer, 96)
+    dataset = SpamDataset(sequences, [i % 2 for i in range(240)])
     config = TrainConfig(learning_rate=3e-3, num_epochs=6, batch_size=16)
     train_classifier_simple(classifier, dataset, dataset, config)
     return classifier.eval()
 
 
-@pytest.mark.parametrize(
-    "weights", [{"win": 2.0, "mum": -1.5, "a": 0.25}, {"win": -3.0, "mum": 0.0, "a": 1.0}]
-)
-def test_of_a_sum_of_word_weights_each_word_gets_its_weight(weights):
+def test_of_a_sum_of_word_weights_each_word_gets_its_weight():
+    weights = {"win": 2.0, "a": 0.25, "mum": -1.5}
+
     def score(texts):
         return torch.tensor([sum(map(weights.get, text.split())) for text in texts])
 
     changes, without = leave_one_out(split_into_parts("win a mum"), score)
-    assert changes == pytest.approx([weights["win"], weights["a"], weights["mum"]])
-    assert without == pytest.approx([sum(weights.values()) - change for change in changes])
+    assert changes == pytest.approx([*weights.values()])
+    assert without == pytest.approx([0.75 - change for change in changes])
 
 
 def test_the_word_that_decides_is_found_with_its_sign(prize_classifier, tokenizer):
@@ -84,7 +81,6 @@ def test_log_odds_are_exact_where_a_probability_rounds_to_one():
     assert log_odds(logits, 0).tolist() == pytest.approx([40 - math.log(2), -math.log(2)])
 
 
-@settings(deadline=None)
 @given(st.text(max_size=300), st.integers(1, 10))
 def test_the_parts_are_the_whole_text_and_not_too_many(text, max_parts):
     parts = split_into_parts(text, max_parts)
@@ -92,7 +88,6 @@ def test_the_parts_are_the_whole_text_and_not_too_many(text, max_parts):
     assert len(parts) <= max_parts
 
 
-@settings(deadline=None)
 @given(st.text(max_size=600))
 def test_what_is_read_is_the_beginning_of_the_text(text):
     tokenizer = load_tokenizer("gpt-mini")
