@@ -67,6 +67,15 @@ def no_pictures(monkeypatch) -> None:
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **how: Path(path).touch())
 
 
+@pytest.fixture
+def one_thread():
+    """As in the commands that run beside the tests, so that both give the same numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def transformers():
     return pytest.importorskip(

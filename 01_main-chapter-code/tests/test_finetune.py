@@ -28,16 +28,7 @@ QUICK = ("--model", "gpt-mini", "--continued-pretraining-epochs", "0", "--traina
 QUICK += ("--num-epochs", "1", "--quiet")
 
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As in the commands that run beside the tests, so that both give the same numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 
 
 def train(data: Path, output: Path, *options) -> dict:

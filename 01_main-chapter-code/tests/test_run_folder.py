@@ -13,13 +13,13 @@ from helpers import (
     write_csv,
 )
 from safetensors.torch import load_file
-from test_finetune import QUICK, fails, one_thread, outcome, train
+from test_finetune import QUICK, fails, outcome, train
 
 import fine_tuning
 import finetune
 from classifier_folder import open_classifier
 
-__all__ = ["one_thread"]  # the fixture
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def check_folder_is_whole(folder: Path) -> None:

@@ -6,12 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import edit_json, fails, made_up_messages, write_csv
-from test_finetune import QUICK, one_thread, train
+from test_finetune import QUICK, train
 
 import finetune
 
-__all__ = ["one_thread"]  # the fixture
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = pytest.mark.usefixtures("no_pictures", "one_thread")
 HARDLY = ("--learning-rate", "1e-12")  # what is trained stays what it was
 
 
