@@ -42,14 +42,12 @@ def test_a_saved_classifier_gives_the_same_answers(tmp_path, classifier, tokeniz
     classifier.config = dataclasses.replace(ABOUT, **change)
     expected = classify_texts(classifier, tokenizer, TEXTS)
     assert torch.equal(plain, expected) == (not change)
-    save_classifier(classifier, tmp_path / "new" / "folder")
-    opened, its_tokenizer = open_classifier(tmp_path / "new" / "folder")
+    folder = tmp_path / "new" / "folder"
+    save_classifier(classifier, folder)
+    opened, its_tokenizer = open_classifier(folder)
     assert torch.equal(classify_texts(opened, its_tokenizer, TEXTS), expected)
     assert opened.config == classifier.config
-    assert {path.name for path in (tmp_path / "new" / "folder").iterdir()} == {
-        "config.json",
-        "model.safetensors",
-    }
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_classify_review_names_the_likeliest_class(classifier, tokenizer):
@@ -81,9 +79,6 @@ def test_interrupted_saving_never_pairs_old_and_new(tmp_path, classifier, monkey
         save_classifier(classifier, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
         open_classifier(tmp_path)
-
-
-# --- folders that are not what was saved -------------------------------------------------------
 
 
 def vouch_for(folder, **changes) -> None:
@@ -125,19 +120,14 @@ def test_a_folder_that_is_none_is_named(tiny_classifier_folder, missing):
         open_classifier(tiny_classifier_folder)
 
 
-# --- from the book -----------------------------------------------------------------------------
-
-
 def test_a_classifier_of_the_book_is_imported(tmp_path):
     """Its file holds the causal masks as buffers, which this project makes as needed."""
-    classifier = tiny_classifier(tied_head=False)
-    decoder = classifier.decoder
+    decoder, path = tiny_classifier(tied_head=False).decoder, tmp_path / "review_classifier.pth"
     mask = torch.triu(torch.ones(40, 40), diagonal=1)
     masks = {f"trf_blocks.{i}.att.mask": mask for i in range(3)}
-    torch.save(decoder.state_dict() | masks, tmp_path / "review_classifier.pth")
+    torch.save(decoder.state_dict() | masks, path)
     book = {"vocab_size": 50, "context_length": 40, "emb_dim": 16, "n_heads": 2, "n_layers": 3}
     book |= {"drop_rate": 0.1, "qkv_bias": True}
-    path = tmp_path / "review_classifier.pth"
     imported = import_book_classifier(path, ["ham", "spam"], 30, architecture=book)
     ids = torch.randint(50, (4, 30))
     torch.testing.assert_close(imported.decoder(ids), decoder(ids))
