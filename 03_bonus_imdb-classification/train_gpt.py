@@ -16,17 +16,15 @@ from typing import Any, Literal
 from torch import Tensor
 
 from classifier_folder import save_classifier
-from command_line import config_from, run_command
 from download_prepare_dataset import LABELS
 from feature_store import FeatureStore
 from features import FastClassifier, FeatureDataset
 from fine_tuning import Clock, load_decoder, make_classifier, pretrain_on_texts
-from imdb_results import result_lines
 from lora import merge_lora
 from options import AT_LEAST_0, option
 from text_classifier import ClassifierConfig, Trainable, pick_device
 from text_data import WHOLE, ChunkDataset, SpamDataset, encode_messages
-from training_runs import STOPPED, Learner, ReviewsConfig, chapters, parse_run, train
+from training_runs import Learner, ReviewsConfig, chapters, run_training
 
 
 @dataclass(frozen=True)
@@ -101,12 +99,7 @@ class GPTLearner(Learner):
 
 def main(argv: list[str] | None = None) -> int:
     about = "Fine-tune a GPT on the film reviews, and measure it on the official test half."
-    args = parse_run("train_gpt.py", about, GPTRunConfig, argv)
-    return run_command(
-        "train_gpt.py",
-        lambda: print(result_lines(train(config_from(args, GPTRunConfig), GPTLearner))),
-        STOPPED,
-    )
+    return run_training(GPTLearner, GPTRunConfig, about, argv)
 
 
 if __name__ == "__main__":

@@ -79,15 +79,17 @@ class NBSVM(ClassifierMixin, BaseEstimator):
         svm.fit(x.multiply(self.log_ratio_).tocsr(), y)
         weights = svm.coef_.ravel()
         mean = np.abs(weights).mean()
-        self.weights_ = self.log_ratio_ * ((1 - self.beta) * mean + self.beta * weights)
+        self.coef_ = self.log_ratio_ * ((1 - self.beta) * mean + self.beta * weights)
         self.intercept_ = self.beta * svm.intercept_[0]
         return self
 
-    def decision_function(self, x: csr_matrix) -> np.ndarray:
-        return x @ self.weights_ + self.intercept_
+    def predict_proba(self, x: csr_matrix) -> np.ndarray:
+        """(N, 2): scores squeezed between 0 and 1, which makes no probabilities of them."""
+        scores = x @ self.coef_ + self.intercept_
+        return expit(np.stack([-scores, scores], axis=1))
 
     def predict(self, x: csr_matrix) -> np.ndarray:
-        return (self.decision_function(x) > 0).astype(int)
+        return self.predict_proba(x).argmax(axis=1)
 
 
 def counting(kind: type, ngrams: int, **options) -> CountVectorizer:
@@ -148,13 +150,6 @@ class LinearConfig(Measurement):
     )
 
 
-def probability_of_positive(model: Pipeline, part: pd.DataFrame) -> np.ndarray:
-    """(N,); an SVM's scores are squeezed between 0 and 1, which makes no probabilities of them."""
-    if hasattr(model[-1], "predict_proba"):
-        return model.predict_proba(part["text"])[:, 1]
-    return expit(model.decision_function(part["text"]))
-
-
 def measure(
     name: str, train: pd.DataFrame, test: pd.DataFrame, seed: int
 ) -> tuple[dict[str, Any], np.ndarray]:
@@ -163,13 +158,11 @@ def measure(
     with clock.stage("training"):
         model.fit(train["text"], label_numbers(train))
     with clock.stage("inference"):
-        positive = probability_of_positive(model, test)
-    classifier = model[-1]
-    weights = getattr(classifier, "coef_", getattr(classifier, "weights_", np.empty(0)))
+        positive = model.predict_proba(test["text"])[:, 1]
     result = {
-        "method": f"C={classifier.C:g}" if name in TRIED else "",
+        "method": f"C={model[-1].C:g}" if name in TRIED else "",
         "test": metrics(positive, test),
-        "parameters": weights.size,
+        "parameters": np.size(getattr(model[-1], "coef_", [])),
         "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
     }
     return result | machine(), positive
@@ -181,15 +174,9 @@ def choose(
     """Validation accuracy by strength of regularisation; n-grams are counted only once."""
     vectorizer, classifier = METHODS[name](seed=seed)
     x, labels = vectorizer.fit_transform(train["text"]), label_numbers(train)
-    x_validation, validation_labels = (
-        vectorizer.transform(validation["text"]),
-        label_numbers(validation),
-    )
-    accuracies = {
-        f"{C:g}": classifier.set_params(C=C).fit(x, labels).score(x_validation, validation_labels)
-        for C in TRIED[name]
-    }
-    return {"accuracy_by_C": accuracies} | machine(), None
+    other = vectorizer.transform(validation["text"]), label_numbers(validation)
+    scores = {C: classifier.set_params(C=C).fit(x, labels).score(*other) for C in TRIED[name]}
+    return {"accuracy_by_C": {f"{C:g}": score for C, score in scores.items()}} | machine(), None
 
 
 def run(names: Sequence[str], config: LinearConfig) -> None:

@@ -6,7 +6,6 @@ after every few thousand reviews.
 Shapes in comments: N reviews.
 """
 
-import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from command_line import add_options, make_parser
+from command_line import add_options, config_from, make_parser, run_command
 from download_prepare_dataset import PARTS, read_parts
 from files import write_json
 from fine_tuning import Clock, fingerprint, raise_if_diverged
@@ -31,6 +30,7 @@ from imdb_results import (
     label_numbers,
     machine,
     metrics,
+    result_lines,
     write_result,
 )
 from options import AT_LEAST_1, FRACTION, option
@@ -275,10 +275,19 @@ def drop_tokens(dataset: SpamDataset, fraction: float, seed: int) -> SpamDataset
     return SpamDataset(sequences, dataset.labels)
 
 
-def parse_run(
-    prog: str, description: str, config_class: type[ReviewsConfig], argv: list[str] | None
-) -> argparse.Namespace:
-    parser = make_parser(prog, description)
+def run_training(
+    learner: type[Learner],
+    config_class: type[ReviewsConfig],
+    description: str,
+    argv: list[str] | None,
+) -> int:
+    """The command that trains a learner; returns its exit status."""
+    parser = make_parser(learner.script, description)
     parser.add_argument("name", help="name of the run and of its result file")
     add_options(parser, config_class, leave_out=("name", *config_class.left_out))
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+
+    def run() -> None:
+        print(result_lines(train(config_from(args, config_class), learner)))
+
+    return run_command(learner.script, run, STOPPED)

@@ -88,18 +88,6 @@ def test_whole_films_are_on_one_side_and_no_text_is_on_two():
     assert 20 < len(parts["validation"]) < 120
 
 
-def test_counts_are_printed(archive, tmp_path, capsys):
-    members = archive_members()
-    members["aclImdb/train/pos/3_9.txt"] = members["aclImdb/test/pos/4_9.txt"]
-    write_archive(archive, members)
-    assert prepare_data("--source", archive, "--output", tmp_path / "out") == 0
-    printed = capsys.readouterr().out
-    assert "80 reviews, 79 different texts" in printed
-    assert "1 texts stand in both halves" in printed
-    assert "1 reviews of the training half left out" in printed
-    assert checksums(tmp_path / "out")["test.parquet"] in printed
-
-
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.9])
 def test_truncated_archive_is_refused(archive, tmp_path, capsys, fraction):
     content = archive.read_bytes()

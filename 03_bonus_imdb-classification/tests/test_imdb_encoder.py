@@ -112,26 +112,6 @@ def test_lower_layers_are_frozen_in_every_kind_of_encoder(kind):
         train_encoder.freeze_layers(model, 4)
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, encoder, monkeypatch):
-    monkeypatch.setattr(training_runs, "ROUND_REVIEWS", 10)
-    options = {"num_epochs": 2, "batch_size": 4, "dropout": 0.1}
-    whole = run(tmp_path / "whole", parts, encoder, **options)
-    train_epoch = training_runs.train_epoch
-
-    def stop_in_the_third_round(state, *given, **named):
-        if state.history.num_epochs == 2:
-            raise KeyboardInterrupt
-        train_epoch(state, *given, **named)
-
-    monkeypatch.setattr(training_runs, "train_epoch", stop_in_the_third_round)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, parts, encoder, **options)
-    monkeypatch.setattr(training_runs, "train_epoch", train_epoch)
-    resumed = run(tmp_path, parts, encoder, resume=True, **options)
-    assert (resumed["test"], resumed["history"]) == (whole["test"], whole["history"])
-    assert run(tmp_path, parts, encoder, resume=True, **options) == resumed  # finished
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

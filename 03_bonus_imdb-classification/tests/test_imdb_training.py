@@ -263,6 +263,6 @@ def test_nb_svm_by_hand():
     assert np.allclose(model.log_ratio_, np.log(p / q))
     assert model.predict(x).tolist() == y.tolist()
     bayes = train_linear.NBSVM(C=1.0, beta=0.0).fit(x, y)
-    ratio = bayes.weights_[[0, 2]] / bayes.log_ratio_[[0, 2]]
+    ratio = bayes.coef_[[0, 2]] / bayes.log_ratio_[[0, 2]]
     assert np.allclose(ratio, ratio[0])  # only the naive Bayes direction is left
     assert bayes.intercept_ == 0
