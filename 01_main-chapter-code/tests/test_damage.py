@@ -62,9 +62,6 @@ def damage(folder: Path, rng: random.Random) -> None:
         path.write_bytes(damaged_bytes(path.read_bytes(), rng))
 
 
-# --- the kinds of files: how one is made in a folder, and what is read from it -------------------
-
-
 def read_classifier(folder: Path) -> list:
     classifier, tokenizer = open_classifier(folder)
     answers = classify_texts(classifier, tokenizer, ["hello there", "", "win £1000 " * 30])
@@ -156,8 +153,6 @@ def test_weights_that_cannot_be_are_refused_whoever_vouches_for_them(
             with pytest.raises(ValueError, match="damaged or was altered"):
                 open_classifier(tiny_classifier_folder)
 
-
-# --- tables: refused in a sentence, or no more than the damaged rows are lost --------------------
 
 BYTES = st.binary(max_size=200)
 WRONG_BYTES = st.tuples(st.integers(0, 10**6), st.integers(1, 255))

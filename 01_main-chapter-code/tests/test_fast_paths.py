@@ -24,9 +24,6 @@ def random_block(**changes) -> TransformerBlock:
     return randomise(TransformerBlock(dataclasses.replace(GPT, **changes)), std=0.2)
 
 
-# --- one position -----------------------------------------------------------------------------
-
-
 def without_folding(block: TransformerBlock, x: torch.Tensor, dropout: float) -> torch.Tensor:
     """One query a sequence, but keys and values of all tokens, and dropout step by step."""
     normed, att = block.norm1(x), block.att
@@ -83,9 +80,6 @@ def test_an_adapted_layer_makes_keys_and_values_itself(x):
     expected = select_positions(block(x), POSITIONS)
     found = block_at_positions(block, x, POSITIONS)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
-# --- the cache --------------------------------------------------------------------------------
 
 
 @each_decoder

@@ -234,47 +234,32 @@ def test_labels_are_read_without_what_nobody_sees(tmp_path):
     assert messages["label"].tolist() == ["hot"] * 6 + ["café"] * 2
 
 
-def test_columns_are_guessed_and_the_guess_is_said(tmp_path, capsys):
-    content = "id,source,kind,body\n" + "".join(
-        f"{i},web,{'yes' if i % 2 else 'no'},a rather long message {i}\n" for i in range(6)
-    )
-    messages = read_messages(write(tmp_path / "m.csv", content))
-    assert messages["label"].tolist() == ["no", "yes"] * 3
-    assert messages["text"][0] == "a rather long message 0"
-    said = capsys.readouterr().out
-    assert "'body'" in said
-    assert "'kind'" in said
-    assert "'a rather long message 0' is 'no'" in said
+LONG_CELL_ROW, SUBJECT_ROW = "a very long cell here,short,{i}", "s{i},a rather long message,{two}"
+LINK_ROW = "https://a.very.long/link/to/a/page/{i},a kind with a long name {two},short text {i}"
 
 
 @pytest.mark.parametrize(
-    "header", ["text,label,split", "text,label,country", "Text, Label ,split", "split,text,label"]
+    ("header", "row", "named", "text_column", "label_column"),
+    [
+        ("id,source,kind,body", "{i},web,{two},a long message", {}, "body", "kind"),
+        ("text,label,split", "short,{i},a very long cell here", {}, "text", "label"),
+        ("text,label,country", "short,{i},{two}", {}, "text", "label"),
+        ("split, Text ,Label", LONG_CELL_ROW, {}, "Text", "Label"),
+        ("link,kind,body", LINK_ROW, {}, "body", "kind"),
+        ("subject,body,kind", SUBJECT_ROW, {"text_column": "subject"}, "subject", "kind"),
+        ("subject,body,kind", SUBJECT_ROW, {"label_column": "subject"}, "body", "subject"),
+    ],
 )
-def test_usual_names_count_more_than_what_the_columns_hold(tmp_path, header):
-    names = [name.strip().lower() for name in header.split(",")]
-    cells = {"text": "short", "label": "{i}", "split": "a very long cell here", "country": "{two}"}
-    lines = [",".join(cells[name].format(i=i % 3, two=i % 2) for name in names) for i in range(6)]
-    messages = read_messages(write(tmp_path / "m.csv", "\n".join([header, *lines])))
-    assert messages["text"].tolist() == ["short"] * 6
-    assert messages["label"].tolist() == ["0", "1", "2"] * 2
-
-
-def test_neither_long_links_nor_long_names_of_labels_are_taken_for_the_texts(tmp_path):
-    link, names = "https://a.very.long/link/to/a/page", ("a kind with a long name", "another kind")
-    rows = [(f"{link}/{i}", names[i % 2], f"short text {i}") for i in range(20)]
-    pd.DataFrame(rows, columns=["link", "kind", "body"]).to_csv(tmp_path / "m.csv", index=False)
-    assert pairs(read_messages(tmp_path / "m.csv")) == [(text, name) for _, name, text in rows]
-
-
-def test_one_named_column_leaves_the_other_to_be_guessed(tmp_path):
-    content = "subject,body,kind\n" + "".join(
-        f"s{i},a rather long message {i},{i % 2}\n" for i in range(6)
-    )
-    path = write(tmp_path / "m.csv", content)
-    assert read_messages(path, text_column="subject")["text"][0] == "s0"
-    assert read_messages(path, text_column="subject")["label"].tolist()[:2] == ["0", "1"]
-    by_subject = read_messages(path, label_column="subject")
-    assert (by_subject["label"][0], by_subject["text"][0]) == ("s0", "a rather long message 0")
+def test_columns_are_guessed_and_the_guess_is_said(
+    tmp_path, capsys, header, row, named, text_column, label_column
+):
+    """Usual names count more than what the columns hold; a column that is named is no guess."""
+    lines = [header, *(row.format(i=i, two=i % 2) for i in range(6))]
+    messages = read_messages(write(tmp_path / "m.csv", "\n".join(lines)), **named)
+    assert messages.attrs == {"text_column": text_column, "label_column": label_column}
+    said = capsys.readouterr().out
+    assert f"texts from column {text_column!r}, labels from {label_column!r}" in said
+    assert f"The first: {messages.text[0]!r} is {messages.label[0]!r}." in said
 
 
 def test_column_names_of_a_parquet_file_may_be_numbers(tmp_path):

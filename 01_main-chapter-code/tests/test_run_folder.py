@@ -165,19 +165,20 @@ def test_an_unfinished_run_is_gone_on_with_only_when_told(done, unfinished, caps
 
 
 @pytest.mark.parametrize(
-    ("run", "says"), [("finished", "had other options"), ("unfinished", "seed: 123 then, 5 now")]
+    ("run", "options", "says"),
+    [
+        ("finished", ("--seed", "5"), "had other options"),
+        ("finished", ("--data", "unbalanced_csv"), "other options or data"),
+        ("unfinished", ("--seed", "5"), "seed: 123 then, 5 now"),
+        ("finished", ("--output", "tmp_path"), "no run to go on with"),
+    ],
 )
-def test_resuming_with_other_options_is_refused(request, capsys, run, says):
-    arguments = request.getfixturevalue(run)
+def test_resuming_what_is_another_run_or_none_is_refused(request, capsys, run, options, says):
+    arguments, (name, value) = request.getfixturevalue(run), options
+    value = value if name == "--seed" else request.getfixturevalue(value)
     before = contents(arguments[3])
-    assert says in fails(capsys, *arguments, "--seed", "5", "--resume")
+    assert says in fails(capsys, *arguments, name, value, "--resume")
     assert contents(arguments[3]) == before
-
-
-def test_resuming_with_other_data_is_refused(finished, messages_csv, capsys):
-    write_csv(messages_csv, made_up_messages(seed=1))
-    said = fails(capsys, *finished, "--data", messages_csv, "--resume")
-    assert "other options or data" in said
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
@@ -188,11 +189,6 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     for part in ("finished already", "MB of memory at most", "n-gram baseline"):
         assert part in said
     assert contents(finished[3]) == before
-
-
-def test_resuming_where_nothing_is_says_so(messages_csv, tmp_path, capsys):
-    arguments = ("--data", messages_csv, "--output", tmp_path / "out", *QUICK, "--resume")
-    assert "no run to go on with" in fails(capsys, *arguments)
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "checkpoint.pt"])

@@ -17,7 +17,7 @@ from tiny import LLAMA, random_decoder
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from gpt_download import SMOLLM2_WEIGHTS, SMS_SPAM_ZIP, is_intact
-from previous_chapters import calc_perplexity, generate, text_to_token_ids, token_ids_to_text
+from previous_chapters import calc_perplexity, text_to_token_ids
 from smollm2 import (
     SMOLLM2_CONFIG,
     LlamaModel,
@@ -28,8 +28,6 @@ from smollm2 import (
     smollm2_tokenizer,
 )
 from text_data import read_sms_spam
-
-# --- the model, with random weights -----------------------------------------------------------
 
 TWINS_NAMES = {
     "tok_emb": "model.embed_tokens",
@@ -103,9 +101,6 @@ def test_padding_and_batches_change_nothing(input_ids, causal):
         torch.testing.assert_close(logits[:length], alone, atol=1e-5, rtol=0)
 
 
-# --- reading GGUF files -----------------------------------------------------------------------
-
-
 def test_a_gguf_file_gives_the_numbers_that_its_quantised_tensors_stand_for(tmp_path):
     rng = np.random.default_rng(0)
     kinds = [gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")]
@@ -127,9 +122,6 @@ def test_a_gguf_file_gives_the_numbers_that_its_quantised_tensors_stand_for(tmp_
     tensors = load_gguf(path)
     assert tensors.keys() == expected.keys()
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-
-
-# --- the real model ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -191,16 +183,6 @@ def test_rows_of_queries_and_keys_in_the_files_order_make_a_worse_model(
     assert calc_perplexity(wrong, tokenizer, text) > 4 * right
 
 
-def test_it_knows_the_capital_of_france(smollm2, tokenizer):
-    prompt = text_to_token_ids("The capital of France is", tokenizer)
-    cached = generate(smollm2, prompt, 5)
-    assert token_ids_to_text(cached, tokenizer).startswith("The capital of France is Paris")
-    assert torch.equal(generate(smollm2, prompt, 5, use_cache=False), cached)
-
-
-# --- its tokenizer ----------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def reference(weights_path):
     """The same tokenizer by the `tokenizers` package."""
@@ -225,34 +207,29 @@ def test_tokens_of_all_messages_equal_the_references(tokenizer, reference):
     assert [tokenizer.decode(ids) for ids in ours] == texts
 
 
-HOSTILE = {
-    "emoji": "👩‍👩‍👧‍👦🏳️‍🌈 ok 😀😀😀!!",
-    "right-to-left": "\u202eשלום עולם\u202c مرحبا",
-    "combining": "Z̷̡a̸l̵g̶o n\u0303 ñ",
-    "digits": "08712 300 220, ½ Ⅷ ٣٤ 1\u20e3 x²",
-    "white space": "a\n\n\t  b   5 \r\n\x0b\x0c\x85\u00a0\u2003\u3000 \n",
-    "contractions": "I'm they'll 'S 's5'd we'RE '' don''t",
-    "control characters": "".join(f"{chr(i)}a {chr(i)} 1{chr(i)}\n" for i in range(160)),
-    "special tokens": "<|endoftext|> <|im_start|>user<|im_end|><repo_name>",
-    "spaces": " " * 20_000 + "a" + " " * 20_000 + "5" + " " * 20_000,
-    "one word": "ab" * 20_000,
-    "numbers": "0" * 20_000,
-    "nothing": "",
-}
+HOSTILE = [
+    "👩‍👩‍👧‍👦🏳️‍🌈 ok 😀😀😀!!",
+    "\u202eשלום עולם\u202c مرحبا",  # from right to left
+    "Z̷̡a̸l̵g̶o n\u0303 ñ",  # combining signs
+    "08712 300 220, ½ Ⅷ ٣٤ 1\u20e3 x²",
+    "a\n\n\t  b   5 \r\n\x0b\x0c\x85\u00a0\u2003\u3000 \n",
+    "I'm they'll 'S 's5'd we'RE '' don''t",
+    "".join(f"{chr(i)}a {chr(i)} 1{chr(i)}\n" for i in range(160)),
+    "<|endoftext|> <|im_start|>user<|im_end|><repo_name>",
+    " " * 20_000 + "a" + " " * 20_000 + "5" + " " * 20_000,
+    "ab" * 20_000,
+    "0" * 20_000,
+    "",
+]
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_tokens_of_hostile_text_equal_the_references(tokenizer, reference, kind):
-    assert tokenizer.encode_ordinary(HOSTILE[kind]) == reference.encode(HOSTILE[kind]).ids
-
-
-def test_tokens_of_random_pieces_of_the_vocabulary_equal_the_references(tokenizer, reference):
+def test_tokens_of_hostile_texts_and_of_random_pieces_equal_the_references(tokenizer, reference):
     """Merging by rank, as tiktoken does, is the same as merging by the list of merges."""
     rng = random.Random(0)
     pieces = [piece.decode("utf-8", "ignore") for piece in tokenizer.token_byte_values()]
-    for _ in range(2000):
-        text = "".join(rng.choices(pieces, k=rng.randint(2, 30)))
-        assert tokenizer.encode_ordinary(text) == reference.encode(text).ids, repr(text)
+    made_up = ["".join(rng.choices(pieces, k=rng.randint(2, 30))) for _ in range(2000)]
+    for text in HOSTILE + made_up:
+        assert tokenizer.encode_ordinary(text) == reference.encode(text).ids, repr(text[:200])
 
 
 def test_characters_without_a_token_are_left_out_and_no_others(tokenizer):
