@@ -1,6 +1,7 @@
 """Files of many messages: classified piece by piece, and safe to open in a spreadsheet."""
 
 import csv
+import threading
 
 import pandas as pd
 import pytest
@@ -8,6 +9,7 @@ import pytest
 pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
 
 from classified_files import Job, neutralise
+from html_parts import fleeting_file
 from opened import Opened
 
 from classifier_folder import classify_texts, save_classifier
@@ -149,3 +151,19 @@ def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, 
     said = str(refused.value)
     assert said.startswith(f"{name}: ")
     assert ("--" in said) == said.endswith(" The option is one of classify.py.")
+
+
+def test_a_written_file_is_deleted_after_an_hour(monkeypatch):
+    timers = []
+
+    def timer(*when_and_what) -> threading.Thread:
+        timers.append(when_and_what)
+        return threading.Thread()
+
+    monkeypatch.setattr(threading, "Timer", timer)
+    path = fleeting_file("a.csv")
+    path.touch()
+    [(seconds, delete, arguments)] = timers
+    delete(*arguments)
+    assert seconds == 3600
+    assert not path.parent.exists()
