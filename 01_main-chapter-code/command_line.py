@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 
 from files import locked
-from options import Options, choices_of, plain_types_of
+from options import Options, parts_of
 from remote_files import DownloadError
 
 GROUPS = ("what is measured", "data", "model", "training", "run")  # in the order of the help
@@ -46,37 +46,23 @@ def add_options(
 
 
 def _add_option(group, entry: dataclasses.Field, annotation: Any) -> None:
-    name, kinds = "--" + entry.name.replace("_", "-"), plain_types_of(annotation)
+    name, (choices, kinds) = "--" + entry.name.replace("_", "-"), parts_of(annotation)
     about = {"help": entry.metadata["help"], "default": entry.default}
-    if bool in kinds:
-        if entry.default:
-            group.add_argument("--no-" + name[2:], dest=entry.name, action="store_false", **about)
-        else:
-            group.add_argument(name, action="store_true", **about)
-        return
-    choices = choices_of(annotation)
-    if choices and not set(kinds) - {type(None)}:
+    kinds = [kind for kind in kinds if kind is not type(None)]
+    if kinds == [bool]:
+        action = "store_false" if entry.default else "store_true"
+        name = "--no-" + name[2:] if entry.default else name
+        group.add_argument(name, dest=entry.name, action=action, **about)
+    elif not kinds:
         group.add_argument(name, choices=choices, **about)
-        return
-    kind = next(kind for kind in kinds if kind is not type(None))
-    metavar = "{" + ",".join([*choices, "N"]) + "}" if choices else None
-    group.add_argument(name, type=_reader(kind, choices, entry), metavar=metavar, **about)
+    else:
 
+        def read(text: str) -> Any:
+            return text if text in choices else kinds[0](text)
 
-def _reader(kind: type, choices: Sequence[Any], entry: dataclasses.Field) -> Callable[[str], Any]:
-    """A reader of one option's text, which says what is allowed where it is out of range."""
-    allowed = entry.metadata["allowed"]
-
-    def read(text: str) -> Any:
-        if text in choices:
-            return text
-        value = kind(text)
-        if allowed is not None and not allowed.holds(value):
-            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {allowed.says}")
-        return value
-
-    read.__name__ = {int: "whole number", float: "number"}.get(kind, "value")  # for "invalid ..."
-    return read
+        read.__name__ = {int: "whole number", float: "number"}.get(kinds[0], "value")
+        metavar = "{" + ",".join([*choices, "N"]) + "}" if choices else None
+        group.add_argument(name, type=read, metavar=metavar, **about)
 
 
 def config_from(args: argparse.Namespace, config_class: type[Options]) -> Any:

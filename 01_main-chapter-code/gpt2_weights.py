@@ -52,7 +52,7 @@ def gpt2_state_dict(gpt: "GPTModel") -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_weights_into_gpt(gpt: "GPTModel", params: Mapping) -> None:
-    """Copy GPT-2's tensors into `gpt`, whose LM head must still be in place.
+    """Copy GPT-2's tensors into `gpt`.
 
     `params` holds tensors under GPT-2's names (`h.0.attn.c_attn.weight`), with or without the
     prefix `transformer.`, or is a nested dictionary of arrays
@@ -61,33 +61,25 @@ def load_weights_into_gpt(gpt: "GPTModel", params: Mapping) -> None:
     to the model's. Raises ``ValueError`` naming every missing, unexpected and misshapen tensor at
     once; the model is then unchanged.
     """
-    if gpt.out_head.weight.shape != gpt.tok_emb.weight.shape:
-        raise ValueError("Load GPT-2's weights before the output head is replaced, not after.")
     given = dict(_flat_names(params) if "blocks" in params else _short_names(params))
     if "wte.weight" in given:
         head = given.setdefault("lm_head.weight", given["wte.weight"])
         if gpt.cfg.tied_head and torch.equal(head, given["wte.weight"]):
             del given["lm_head.weight"]
 
-    layout = _layout(gpt)
     expected = {name: tuple(tensor.shape) for name, tensor in gpt2_state_dict(gpt).items()}
-    problems = [f"missing: {name} {shape}" for name, shape in expected.items() if name not in given]
-    problems += [
-        f"unexpected: {name}" + (" (differs from wte.weight)" if name == "lm_head.weight" else "")
-        for name in given
-        if name not in expected
-    ]
-    problems += [
-        f"wrong shape: {name} is {tuple(given[name].shape)}, expected {shape}"
-        for name, shape in expected.items()
-        if name in given and tuple(given[name].shape) != shape
+    found = {name: tuple(tensor.shape) for name, tensor in given.items()}
+    problems = [
+        f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+        for name in expected | found
+        if found.get(name) != expected.get(name)
     ]
     if problems:
+        listed = "\n  ".join(problems)
         raise ValueError(
-            f"These weights do not fit the model ({len(problems)} problems):\n  "
-            + "\n  ".join(problems)
+            f"These weights do not fit the model ({len(problems)} problems):\n  {listed}"
         )
-    for name, parts in layout.items():
+    for name, parts in _layout(gpt).items():
         for part, tensor in zip(parts, _turned(name, given[name]).chunk(len(parts)), strict=True):
             part.copy_(tensor)
 

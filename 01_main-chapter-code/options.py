@@ -9,9 +9,9 @@ The command line is made from the same fields (see `command_line.py`).
 
 import math
 from collections.abc import Callable
-from dataclasses import field, fields
+from dataclasses import Field, field, fields
 from types import UnionType
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 
 class Range(NamedTuple):
@@ -35,22 +35,12 @@ def option(default: Any, help: str, allowed: Range | None = None, group: str = "
     return field(default=default, metadata=about)
 
 
-def choices_of(annotation: Any) -> tuple[Any, ...]:
-    """The values that a field's type lists, or none: `Literal["a", "b"] | int` gives a, b."""
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    if isinstance(annotation, UnionType) or get_origin(annotation) is not None:
-        return tuple(choice for part in get_args(annotation) for choice in choices_of(part))
-    return ()
-
-
-def plain_types_of(annotation: Any) -> tuple[type, ...]:
-    """The classes that a field's type names: `Path | None` gives Path and NoneType."""
-    if isinstance(annotation, type):
-        return (annotation,)
-    if get_origin(annotation) is Literal:
-        return ()
-    return tuple(kind for part in get_args(annotation) for kind in plain_types_of(part))
+def parts_of(annotation: Any) -> tuple[list[Any], list[type]]:
+    """The values and the classes that a field's type names: a, b and int, of
+    `Literal["a", "b"] | int`."""
+    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else [annotation]
+    choices = [value for part in parts if get_origin(part) is Literal for value in get_args(part)]
+    return choices, [part for part in parts if isinstance(part, type)]
 
 
 class Options:
@@ -63,18 +53,14 @@ class Options:
     def problems(self) -> list[str]:
         """What is wrong, an option each; subclasses add what is wrong between options."""
         annotations = get_type_hints(type(self))
-        return [
-            problem
-            for entry in fields(self)
-            if (problem := self._problem_of(entry, annotations[entry.name]))
-        ]
+        found = [self._problem_of(entry, annotations[entry.name]) for entry in fields(self)]
+        return list(filter(None, found))
 
-    def _problem_of(self, entry, annotation) -> str | None:
-        value, choices = getattr(self, entry.name), choices_of(annotation)
-        kinds = plain_types_of(annotation)
+    def _problem_of(self, entry: Field, annotation: Any) -> str | None:
+        value, (choices, kinds) = getattr(self, entry.name), parts_of(annotation)
         if value in choices or (value is None and type(None) in kinds):
             return None
-        kinds = (*kinds, int) if float in kinds else kinds  # a whole number is a number too
+        kinds = (*kinds, *([int] if float in kinds else []))  # a whole number is a number too
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
         allowed = entry.metadata.get("allowed")
         if fits and (allowed is None or allowed.holds(value)):

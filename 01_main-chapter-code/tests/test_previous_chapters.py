@@ -159,11 +159,11 @@ def test_every_wrong_tensor_is_named_at_once_and_nothing_is_changed():
     with pytest.raises(ValueError, match="5 problems") as caught:
         load_weights_into_gpt(model, tensors)
     for problem in (
-        "missing: h.1.ln_1.weight (32,)",
-        "missing: wpe.weight (16, 32)",
-        "wrong shape: h.2.mlp.c_fc.weight is (5, 7), expected (32, 128)",
-        "unexpected: h.3.surprise",
-        "unexpected: lm_head.weight (differs from wte.weight)",
+        "h.1.ln_1.weight is missing, expected (32,)",
+        "wpe.weight is missing, expected (16, 32)",
+        "h.2.mlp.c_fc.weight is (5, 7), expected (32, 128)",
+        "h.3.surprise is (1,), expected none",
+        "lm_head.weight is (100, 32), expected none",
     ):
         assert problem in str(caught.value)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
@@ -204,13 +204,6 @@ def test_a_head_of_its_own_is_never_silently_tied():
         GPTModel(GPT).load_state_dict(state)
     state["out_head.weight"] = state["tok_emb.weight"].clone()
     GPTModel(GPT).load_state_dict(state)
-
-
-def test_weights_are_not_loaded_under_a_new_head():
-    model = GPTModel(GPT)
-    model.out_head = torch.nn.Linear(32, 2)
-    with pytest.raises(ValueError, match="before the output head is replaced"):
-        load_weights_into_gpt(model, state_with())
 
 
 # --- generating and measuring -----------------------------------------------------------------
