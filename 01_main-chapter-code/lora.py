@@ -10,8 +10,6 @@ direction (Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation").
 Shapes: R is the rank, a few; a linear layer's weight is (outputs, inputs).
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,13 +72,9 @@ class DoRALinear(LoRALinear):
 
 
 def add_lora(
-    decoder: Decoder,
-    rank: int,
-    alpha: float,
-    layers: Sequence[str] | None = None,
-    kind: type[LoRALinear] = LoRALinear,
+    decoder: Decoder, rank: int, alpha: float, kind: type[LoRALinear] = LoRALinear
 ) -> None:
-    """Give the named linear layers of every block, or all that it has, a correction to train.
+    """Give all linear layers of every block a correction to train.
 
     What else is trained stays as it was, so freeze the model first. Raises ``ValueError`` if the
     rank does not fit a layer, or if the model has corrections already.
@@ -89,7 +83,7 @@ def add_lora(
         raise ValueError("The model has corrections already: merge them first, or load it anew.")
     for block in decoder.trf_blocks:
         linears = [name for name, m in block.named_modules() if isinstance(m, nn.Linear)]
-        for name in layers or linears:
+        for name in linears:
             block.set_submodule(name, kind(block.get_submodule(name), rank, alpha))
 
 

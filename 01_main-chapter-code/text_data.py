@@ -8,7 +8,7 @@ import csv
 import io
 import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from gpt_download import SMS_SPAM_ZIP, fetch
 from message_files import DataError
@@ -324,32 +324,23 @@ def batches_by_length(lengths: Sequence[int], max_tokens: int) -> list[list[int]
     return batches
 
 
-class LengthGroupedSampler(Sampler[list[int]]):
+BATCHES_PER_POOL = 16
+
+
+def length_grouped_batches(
+    lengths: Sequence[int], batch_size: int, generator: torch.Generator
+) -> list[list[int]]:
     """Random batches of messages of similar length, so that little padding is needed.
 
     The messages are shuffled, sorted by length within pools of a few batches, cut into batches,
     and the batches shuffled: random enough to train on, and seldom padded.
     """
-
-    batches_per_pool = 16
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, generator: torch.Generator):
-        self.lengths = lengths
-        self.batch_size = batch_size
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return -(-len(self.lengths) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(len(self.lengths), generator=self.generator).tolist()
-        pool_size = self.batches_per_pool * self.batch_size
-        batches = []
-        for start in range(0, len(order), pool_size):
-            pool = sorted(order[start : start + pool_size], key=lambda i: self.lengths[i])
-            batches += [pool[i : i + self.batch_size] for i in range(0, len(pool), self.batch_size)]
-        for i in torch.randperm(len(batches), generator=self.generator).tolist():
-            yield batches[i]
+    order = torch.randperm(len(lengths), generator=generator)
+    batches: list[list[int]] = []
+    for pool in order.split(BATCHES_PER_POOL * batch_size):
+        indices = sorted(pool.tolist(), key=lambda i: lengths[i])
+        batches += [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
 def make_loader(
@@ -365,6 +356,6 @@ def make_loader(
     """
     generator = torch.Generator().manual_seed(seed)
     if shuffle and group_by_length:
-        sampler = LengthGroupedSampler(dataset.lengths, batch_size, generator)
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
+        batches = length_grouped_batches(dataset.lengths, batch_size, generator)
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate)
     return DataLoader(dataset, batch_size, shuffle, generator=generator, collate_fn=dataset.collate)
