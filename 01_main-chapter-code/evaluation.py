@@ -113,12 +113,13 @@ def test_metrics(probabilities: np.ndarray, labels: Sequence[int]) -> dict:
     coefficient (-1 to 1, where guessing scores 0), the confusion matrix."""
     predicted = probabilities.argmax(axis=1)
     matrix = confusion_matrix(labels, predicted, probabilities.shape[1])
+    is_constant = np.count_nonzero(matrix) == 1  # of which scikit-learn warns
     return {
         "num_examples": len(labels),
         "accuracy": accuracy(matrix),
         "accuracy_interval": list(wilson_interval(int(np.trace(matrix)), len(labels))),
         "macro_f1": macro_f1(matrix),
-        "mcc": float(metrics.matthews_corrcoef(labels, predicted)),
+        "mcc": 0.0 if is_constant else float(metrics.matthews_corrcoef(labels, predicted)),
         "confusion_matrix": matrix.tolist(),
     }
 

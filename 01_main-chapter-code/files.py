@@ -21,10 +21,6 @@ from torch import Tensor
 DAMAGES = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, UnicodeError)
 
 
-class InUseError(ValueError):
-    """Another process writes to the same output."""
-
-
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path to write to instead of `path`, which gets what was written when it is complete.
@@ -100,7 +96,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Hold the right to write to an output. Raises ``InUseError`` if another process has it."""
+    """Hold the right to write to an output. Raises ``ValueError`` if another process has it."""
     path = output.with_name(output.name + ".lock")
     lock = FileLock(path, blocking=False)
     try:
@@ -111,6 +107,6 @@ def locked(output: Path) -> Iterator[None]:
                 with suppress(OSError):  # Windows deletes no file that is open
                     path.unlink()
     except Timeout:
-        raise InUseError(
+        raise ValueError(
             f"{output}: another process is writing there; wait for it, or choose another output."
         ) from None

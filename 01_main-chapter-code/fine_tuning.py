@@ -328,7 +328,7 @@ def fine_tune(
     with RunFolder(config.output, run.identity, config.resume, config.overwrite) as folder:
         if folder.is_finished:
             run.log(f"The run in {config.output} is finished already.")
-            opened = folder.open(run.decoder.device)
+            opened = open_classifier(config.output, run.decoder.device)
             metrics = folder.metrics()
             history = History(**metrics["history"])
             return RunResult(*opened, config, run.messages, history, metrics)

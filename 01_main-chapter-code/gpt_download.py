@@ -217,12 +217,8 @@ def load_gpt2_tokenizer() -> tiktoken.Encoding:
 
 def load_mini_tokenizer(folder: Path = MINI_FOLDER) -> tiktoken.Encoding:
     """gpt-mini's tokenizer, from a file in tiktoken's format: base64 of the bytes, rank."""
-    vocabulary = folder / "vocabulary.tiktoken"
-    try:
-        lines = vocabulary.read_text(encoding="ascii").splitlines()
-        ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
-    except ValueError as error:
-        raise ValueError(f"{vocabulary} is damaged: {error}; fetch it anew.") from error
+    lines = (folder / "vocabulary.tiktoken").read_text(encoding="ascii").splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, lines)}
     return tiktoken.Encoding(
         "gpt-mini",
         pat_str=GPT2_SPLIT_PATTERN,

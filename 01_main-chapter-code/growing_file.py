@@ -1,7 +1,6 @@
 """A CSV file that takes hours to write, and survives being stopped."""
 
 import csv
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -10,21 +9,19 @@ from pathlib import Path
 
 import pandas as pd
 
-from files import locked, whole_file, write_json, write_text
+from files import locked, read_json, whole_file, write_json, write_text
 from message_files import DataError
 
 
-def as_csv(table: pd.DataFrame, header: bool, quote_texts: bool = False) -> str:
+def as_csv(table: pd.DataFrame, header: bool) -> str:
     """Rows as CSV from which every cell comes back whole.
 
     Python before 3.13 leaves a cell with a bare carriage return without quotes, and its readers
     then end the row there: where one occurs, all texts are quoted.
     """
-    quoting = csv.QUOTE_NONNUMERIC if quote_texts else csv.QUOTE_MINIMAL
-    text = table.to_csv(index=False, header=header, lineterminator="\n", quoting=quoting)
-    if "\r" in text and not quote_texts:
-        return as_csv(table, header, quote_texts=True)
-    return text
+    how = {"index": False, "header": header, "lineterminator": "\n"}
+    text = table.to_csv(**how)
+    return table.to_csv(**how, quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
 
 
 class GrowingFile:
@@ -66,16 +63,13 @@ class GrowingFile:
 
     def _find_pieces(self) -> None:
         try:
-            then = json.loads((self.pieces / "run.json").read_text(encoding="utf-8"))
-            changed = [name for name, value in self.run.items() if then.get(name) != value]
+            then = read_json(self.pieces / "run.json")
         except FileNotFoundError:
             raise DataError(
                 f"--resume: there is no stopped run of {self.path} to go on with; leave out "
                 f"--resume."
             ) from None
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{self.pieces} is damaged ({error}); leave out --resume.") from None
-        if changed:
+        if changed := [name for name, value in self.run.items() if then.get(name) != value]:
             raise DataError(
                 f"--resume: the stopped run had another {' and another '.join(changed)}; repeat "
                 f"it as it was, or leave out --resume to start anew."
@@ -95,7 +89,5 @@ class GrowingFile:
         """Put the pieces together; the file is whole, or what it was before."""
         with whole_file(self.target) as partial, partial.open("wb") as whole:
             for piece in map(self._piece, range(self.num_pieces)):
-                if not piece.exists():
-                    raise DataError(f"{piece} was removed before the others were there.")
                 whole.write(piece.read_bytes())
         shutil.rmtree(self.pieces)

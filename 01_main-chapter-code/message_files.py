@@ -21,8 +21,6 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 10_000
-# Characters of a quoted cell. Python's own limit of 131,072 is too small for a long document.
-MAX_CELL = 10_000_000
 NESTED = (list, np.ndarray, dict)
 # Usual names of columns; only where none of them occurs is a column guessed by its contents.
 TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
@@ -150,17 +148,6 @@ def _join_list(cell: Any) -> Any:
     return "|".join(map(str, cell))
 
 
-def _is_nested(column: pd.Series) -> bool:
-    return column.dtype == object and column.map(type).isin(NESTED).any()
-
-
-def _plain_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    is_nested = table.apply(_is_nested)
-    if is_nested.all():
-        check_columns(table, path, table.columns)
-    return table.loc[:, ~is_nested].apply(as_strings)
-
-
 def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None:
     """Raise ``DataError`` unless these columns are there, once each, with a cell a row."""
     columns = table.columns
@@ -175,7 +162,7 @@ def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None
             f"{path}: there is no column {missing[0]!r}; the columns are "
             f"{', '.join(map(repr, columns))}."
         )
-    if nested := [name for name in names if _is_nested(table[name])]:
+    if nested := [name for name in names if table[name].map(type).isin(NESTED).any()]:
         raise DataError(
             f"{path}: column {nested[0]!r} holds lists or objects; one text or one label a row is "
             f"needed, or --multi-label, for lists of labels that hold no |."
@@ -208,7 +195,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
     def size(column: pd.Series) -> int:  # one plain word, such as a link, is hardly a text
         return sum(len(c) if " " in c or not c.isascii() else 1 for c in column.unique())
 
-    guessed = _plain_cells(table, path).apply(size).idxmax()
+    guessed = table.apply(as_strings).apply(size).idxmax()
     if len(table.columns) == 1 and len(guessed.split()) > 3:
         _complain_about_header(path, "--text-column")
     return guessed
@@ -217,7 +204,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
 def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
     if (named := _named(table, path, LABEL_NAMES, "--label-column")) is not None:
         return named
-    cells = _plain_cells(table, path)
+    cells = table.apply(as_strings)
     counts = cells.nunique()
     counts = counts[counts > 1] if (counts > 1).any() else counts
     likeliest = counts[counts == counts.min()].index
@@ -324,7 +311,7 @@ def _rows(
     separator = separator.replace("\\t", "\t")
     if len(separator) != 1 or separator in '"\r\n':
         raise DataError(f"--separator {separator!r} must be one character, such as ; or \\t.")
-    csv.field_size_limit(MAX_CELL)
+    csv.field_size_limit(10_000_000)  # characters; a long document is more than the usual 131,072
     rows = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
     begin, width = 1, None
     try:

@@ -1,7 +1,5 @@
 """The folder that a run writes: one process at a time, nothing overwritten unasked, resumable."""
 
-import errno
-import json
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -10,10 +8,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from classifier_folder import open_classifier, save_classifier
+from classifier_folder import save_classifier
 from evaluation import plot_confusion_matrix, plot_values
 from files import locked, read_json, whole_file, write_json
 from message_files import DataError
@@ -41,7 +38,6 @@ class RunFolder:
         overwrite: bool = False,
     ):
         self.path, self.resume, self.overwrite = path, resume, overwrite
-        self.run = json.loads(json.dumps(run))
         self.checkpoint = None if path is None else Checkpoint(path / CHECKPOINT, run)
         self.is_finished = False
         self._lock = ExitStack()
@@ -52,7 +48,7 @@ class RunFolder:
                 raise DataError("--resume goes on with the run in --output: name that.")
             return self
         with self._lock:
-            self._prepare_for_writing()
+            self._take()
             self._look_at_what_is_there()
             self._lock = self._lock.pop_all()
         return self
@@ -60,17 +56,12 @@ class RunFolder:
     def __exit__(self, *_) -> None:
         self._lock.close()
 
-    def _prepare_for_writing(self) -> None:
+    def _take(self) -> None:
         """Lock the folder, and find out now, not after the training, if it can be written."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock.enter_context(locked(self.path / CHECKPOINT))
-            with whole_file(self.path / "trial") as trial:
-                trial.touch()
-            (self.path / "trial").unlink()
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EFBIG):  # no room: a failure, no wrong option
-                raise
             raise DataError(
                 f"--output {self.path}: this folder cannot be written ({error.strerror}); choose "
                 f"another."
@@ -86,7 +77,7 @@ class RunFolder:
                 raise DataError(
                     f"--resume: there is no run to go on with in {self.path}; leave out --resume."
                 )
-            if self.metrics().get("options") != self.run:
+            if self.metrics().get("options") != self.checkpoint.run:
                 raise DataError(
                     f"--resume: the run in {self.path} is finished and had other options or data; "
                     f"leave out --resume, and name another --output."
@@ -104,9 +95,6 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         return read_json(self.path / METRICS)
 
-    def open(self, device: torch.device) -> tuple[GPTClassifier, Any]:
-        return open_classifier(self.path, device)
-
     def write(self, classifier: GPTClassifier, metrics: dict[str, Any], history: History) -> None:
         """The classifier, metrics.json and the plots; the checkpoint is no longer needed."""
         if self.path is None:
@@ -114,24 +102,23 @@ class RunFolder:
         with warnings.catch_warnings():
             # Labels may hold signs that the font lacks: boxes are drawn, and that is all.
             warnings.filterwarnings("ignore", message="Glyph")
-            self._plot(metrics, history)
+            for name, figure in _plots(metrics, history).items():
+                with whole_file(self.path / f"{name}.png") as partial:
+                    figure.savefig(partial, format="png", dpi=120)
+                plt.close(figure)
         write_json(metrics, self.path / METRICS)
         save_classifier(classifier, self.path)
         self.checkpoint.remove()
 
-    def _plot(self, metrics: dict[str, Any], history: History) -> None:
-        epochs = range(1, history.num_epochs + 1)
-        num_train = metrics["train"]["num_examples"]
-        for quantity in ("loss", "accuracy"):
-            train, validation = (
-                getattr(history, f"{part}_{quantity}") for part in ("train", "validation")
-            )
-            self._save(plot_values(epochs, train, validation, quantity, num_train), quantity)
-        matrix = np.array(metrics["test"].get("confusion_matrix", []))  # none of several labels
-        if 0 < len(matrix) <= MAX_LABELS_DRAWN:
-            self._save(plot_confusion_matrix(matrix, metrics["labels"]), "confusion-matrix")
 
-    def _save(self, figure: Figure, name: str) -> None:
-        with whole_file(self.path / f"{name}.png") as partial:
-            figure.savefig(partial, format="png", dpi=120)
-        plt.close(figure)
+def _plots(metrics: dict[str, Any], history: History) -> dict[str, Figure]:
+    epochs, num_train = range(1, history.num_epochs + 1), metrics["train"]["num_examples"]
+    values = ((name, f"train_{name}", f"validation_{name}") for name in ("loss", "accuracy"))
+    plots = {
+        name: plot_values(epochs, getattr(history, a), getattr(history, b), name, num_train)
+        for name, a, b in values
+    }
+    matrix = np.array(metrics["test"].get("confusion_matrix", []))  # none of several labels
+    if 0 < len(matrix) <= MAX_LABELS_DRAWN:
+        plots["confusion-matrix"] = plot_confusion_matrix(matrix, metrics["labels"])
+    return plots

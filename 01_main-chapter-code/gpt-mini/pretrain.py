@@ -32,6 +32,7 @@ from files import save_tensors, whole_file, write_json, write_text
 from gpt_download import GPT_MINI, MODEL_CONFIGS, load_mini_tokenizer
 from options import AT_LEAST_1, POSITIVE, SEED, Options, option
 from previous_chapters import END_OF_TEXT, GPTModel, generate, gpt2_state_dict, num_parameters
+from smollm2 import bytes_of_characters
 from text_classifier import pick_device
 from training import Checkpoint
 
@@ -68,12 +69,10 @@ def train_vocabulary(documents: list[str], vocab_size: int) -> str:
     The 256 bytes come first, then the merges as they were learned; `<|endoftext|>` is left out
     and takes the last id.
     """
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # printable signs that stand for bytes
-    others = (value for value in range(256) if chr(value) not in alphabet)
-    byte_of = {sign: ord(sign) if ord(sign) < 256 else next(others) for sign in alphabet}
+    byte_of = bytes_of_characters()
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet)
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=sorted(byte_of))
     bpe.train_from_iterator(documents, trainer)
     vocabulary = bpe.get_vocab()
     merges = [token for token in sorted(vocabulary, key=vocabulary.get) if len(token) > 1]

@@ -67,14 +67,6 @@ def test_damaged_or_foreign_weights_are_named(tmp_path, monkeypatch, how):
     assert str(weights) in str(caught.value)
 
 
-def test_a_damaged_vocabulary_is_named(tmp_path):
-    vocabulary = tmp_path / "vocabulary.tiktoken"
-    vocabulary.write_text("no base64 at all\n", encoding="ascii")
-    with pytest.raises(ValueError, match="damaged") as caught:
-        gpt_download.load_mini_tokenizer(tmp_path)
-    assert str(vocabulary) in str(caught.value)
-
-
 def test_gpt2_s_tokenizer_is_made_of_its_merges():
     if not is_intact(gpt_download.GPT2_MERGES):
         pytest.skip("GPT-2's merges are not here: gpt_download.py gpt2-small fetches them")

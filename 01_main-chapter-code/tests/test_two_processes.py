@@ -4,7 +4,7 @@ import pytest
 from helpers import CHAPTER, fails
 
 from command_line import run_command
-from files import InUseError, locked
+from files import locked
 
 # By command: its arguments, and the output that it holds while it runs, both in a folder of ours.
 HOLDING = {
@@ -38,7 +38,7 @@ def test_a_second_process_is_refused_and_writes_nothing(script, tmp_path, monkey
 
 def test_a_command_holds_its_output_from_first_to_last_and_then_lets_go(tmp_path):
     def work() -> None:
-        with pytest.raises(InUseError), locked(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another process"), locked(tmp_path / "out"):
             pass
 
     for _ in range(2):
