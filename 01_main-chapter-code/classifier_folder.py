@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fast_paths import Uninitialised
 from features import FastClassifier
@@ -40,11 +40,13 @@ class Prediction(NamedTuple):
 
 
 def classify_texts(
-    classifier: GPTClassifier, tokenizer, texts: Sequence[str], progress: bool = False
+    classifier: nn.Module, tokenizer, texts: Sequence[str], progress: bool = False
 ) -> Tensor:
-    """Probabilities (N, C) of each text's classes, in the order of `label_names`."""
+    """Probabilities (N, C) of each text's classes, in the order of `label_names`, by a
+    `GPTClassifier` or an `OnnxClassifier`."""
     dataset = ChunkDataset(classifier.config.chunks(texts, tokenizer))
-    logits = predict_logits(FastClassifier(classifier), dataset, progress)
+    model = FastClassifier(classifier) if isinstance(classifier, GPTClassifier) else classifier
+    logits = predict_logits(model, dataset, progress)
     return dataset.mean(classifier.config.probabilities(logits))
 
 
@@ -70,7 +72,7 @@ def save_classifier(classifier: GPTClassifier, folder: Path) -> None:
         "architecture": architecture_of(classifier.decoder.cfg),
         **{name: getattr(classifier.config, name) for name in FIELDS},
     }
-    config["checksum"] = _checksum(config, folder / "model.safetensors")
+    config["checksum"] = checksum(config, folder / "model.safetensors")
     write_json(config, folder / "config.json")
 
 
@@ -92,7 +94,7 @@ def open_classifier(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("format") != FORMAT:
             raise ValueError("config.json does not describe a classifier of this project")
-        if config.pop("checksum", None) != _checksum(config, folder / "model.safetensors"):
+        if config.pop("checksum", None) != checksum(config, folder / "model.safetensors"):
             raise ValueError("the checksum in config.json is not that of its files")
         classifier = _build(config, load_file(folder / "model.safetensors"))
     except KeyError as error:
@@ -116,11 +118,12 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPTClass
     return classifier
 
 
-def _checksum(config: Mapping[str, Any], weights: Path) -> str:
-    """SHA-256 over the configuration and the weights."""
+def checksum(config: Mapping[str, Any], *weights: Path) -> str:
+    """SHA-256 over the configuration and the files of weights."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    with weights.open("rb") as file:
-        digest.update(hashlib.file_digest(file, "sha256").digest())
+    for path in weights:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 

@@ -38,6 +38,7 @@ from message_files import (
     text_lines,
 )
 from multi_label import label_set
+from onnx_classifier import NETWORK, open_onnx
 from text_classifier import GPTClassifier, pick_device
 
 LINES_AT_ONCE = 256
@@ -51,7 +52,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "Classify texts with a folder that finetune.py wrote. Texts come from the command line, "
         "from a file's column, or, one a line, from standard input.",
     )
-    parser.add_argument("folder", type=Path, help="classifier folder")
+    parser.add_argument(
+        "folder", type=Path, help="classifier folder, or one that export.py wrote as ONNX"
+    )
     parser.add_argument("texts", nargs="*", help="texts to classify")
     parser.add_argument("--file", type=Path, help="CSV, TSV, JSON, Parquet or Excel file")
     parser.add_argument(
@@ -95,6 +98,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--top is a number of labels for texts; --file has --all-probabilities")
     if args.file and args.file.is_dir():
         parser.error(f"{args.file} is a folder: --file takes a table, with a text a row")
+    if args.device not in ("auto", "cpu") and (args.folder / NETWORK).is_file():
+        parser.error(f"{args.folder} is an ONNX network, which is computed on the processor")
     if args.texts and args.encoding is not None:
         parser.error("--encoding belongs to --file and standard input")
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):
@@ -222,7 +227,10 @@ def standard_input_lines(encoding: str | None) -> Iterator[str]:
 
 
 def classify(args: argparse.Namespace) -> None:
-    classifier, tokenizer = open_classifier(args.folder, pick_device(args.device))
+    if (args.folder / NETWORK).is_file():
+        classifier, tokenizer = open_onnx(args.folder)
+    else:
+        classifier, tokenizer = open_classifier(args.folder, pick_device(args.device))
     if not args.file:
         texts = args.texts or standard_input_lines(args.encoding)
         for line in classify_lines(classifier, tokenizer, texts, args.top):

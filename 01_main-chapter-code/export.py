@@ -11,10 +11,11 @@ import os
 import runpy
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
+from operator import ne
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +24,24 @@ import torch
 from torch import Tensor
 
 from classifier_folder import classify_texts, open_classifier
+from classify import ROWS_AT_ONCE, survey_file
 from command_line import make_parser, run_command
-from features import FastClassifier
-from files import locked, whole_file, write_json
-from message_files import DataError
+from evaluation import wilson_interval
+from files import locked, whole_file
+from message_files import DataError, as_strings, read_table_in_pieces
+from onnx_classifier import NETWORK, open_onnx, save_int8, save_onnx, write_config
 from previous_chapters import END_OF_TEXT, Decoder, GPTModel, gpt2_state_dict
 from smollm2 import bytes_of_characters
 from text_classifier import GPTClassifier
-from text_data import SpamDataset
 
 PACKAGES = {
     "transformers": ("transformers", "tokenizers"),
-    "onnx": ("onnx", "onnxscript", "onnxruntime", "tokenizers"),
+    **dict.fromkeys(("onnx", "onnx-int8"), ("onnx", "onnxscript", "onnxruntime", "tokenizers")),
 }
 # What ends a text, with a sign that Unicode reserves for programs: a text that holds the usual
 # name is tokenized as any other, and an empty one can become this.
 END = "\ufdd0" + END_OF_TEXT
-TOLERANCE = 1e-4  # of a probability: rounding leaves a hundredth of it
+TOLERANCE = 1e-4  # of a probability: rounding of 32 bits leaves a hundredth of it
 # A usual text, a hostile one, and the shortest and longest there are.
 TRIAL_TEXTS = (
     "You have won a prize! Call 09098790123 to claim it.",
@@ -217,38 +219,24 @@ def write_transformers(classifier: GPTClassifier, tokenizer, folder: Path) -> No
 # ---------------------------------------------------------------------------------------------
 
 
-def save_onnx(classifier: GPTClassifier, path: Path) -> None:
-    """Write a network from `attention_mask` and `input_ids` (B, T) to logits (B, C), for any
-    number and length of messages."""
-    dataset = SpamDataset([torch.arange(7), torch.arange(5), torch.arange(3)])
-    batch, names = dataset.collate(list(dataset)), ["attention_mask", "input_ids"]
-    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    with torch.no_grad():
-        torch.onnx.export(
-            FastClassifier(classifier).eval(),
-            tuple(batch[name].to(classifier.device) for name in names),
-            path,
-            dynamo=True,
-            dynamic_shapes=(any_size, any_size),
-            input_names=names,
-            output_names=["logits"],
-            verbose=False,
-        )
+def write_onnx(
+    classifier: GPTClassifier, tokenizer, folder: Path, save: Callable = save_onnx
+) -> None:
+    save(classifier, folder / NETWORK)
+    in_tokenizers(tokenizer, classifier.config.max_length).save(str(folder / "tokenizer.json"))
+    write_config(classifier.config, folder, end_of_text=END)
 
 
-def write_onnx(classifier: GPTClassifier, tokenizer, folder: Path) -> None:
-    about = classifier.config
-    save_onnx(classifier, folder / "classifier.onnx")
-    in_tokenizers(tokenizer, about.max_length).save(str(folder / "tokenizer.json"))
-    kept = {name: getattr(about, name) for name in ("label_names", "thresholds")}
-    write_json(kept | {"end_of_text": END}, folder / "config.json")
+def write_int8(classifier: GPTClassifier, tokenizer, folder: Path) -> None:
+    trial = classifier.config.encode(TRIAL_TEXTS, tokenizer)
+    write_onnx(classifier, tokenizer, folder, partial(save_int8, trial=trial))
 
 
 # ---------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------
 
-WRITERS = {"transformers": write_transformers, "onnx": write_onnx}
+WRITERS = {"transformers": write_transformers, "onnx": write_onnx, "onnx-int8": write_int8}
 
 
 def largest_difference(
@@ -284,9 +272,10 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
         with whole_file(output) as partial:
             partial.mkdir()
             WRITERS[kind](classifier, tokenizer, partial)
-            shutil.copy(Path(__file__).with_name(f"use_{kind}.py"), partial / "use.py")
+            use = f"use_{kind.partition('-')[0]}.py"
+            shutil.copy(Path(__file__).with_name(use), partial / "use.py")
             difference = largest_difference(classifier, tokenizer, partial, TRIAL_TEXTS)
-            if not difference < TOLERANCE:
+            if not difference < (1 if kind == "onnx-int8" else TOLERANCE):
                 raise OSError(
                     f"the exported classifier gives other probabilities, by {difference:.0e}: "
                     f"nothing was written."
@@ -294,13 +283,33 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
     return difference
 
 
-def run(folder: Path, kind: str, output: Path) -> None:
-    difference = export(*open_classifier(folder), kind, output)
-    print(
-        f"{output} gives the classifier's probabilities: on {len(TRIAL_TEXTS)} trial texts, empty "
-        f"and very long ones among them, the largest difference is {difference:.0e}. Try it:\n"
-        f'  python {output / "use.py"} "a message of yours"'
+def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, file: Path) -> str:
+    """How many labels of a file's texts an exported ONNX folder changes."""
+    survey = survey_file(file, None)
+    exported, _ = open_onnx(folder)
+    changed, pieces = 0, read_table_in_pieces(file, ROWS_AT_ONCE)
+    for texts in (as_strings(table[survey.text_column]).tolist() for table in pieces):
+        both = [classify_texts(c, tokenizer, texts) for c in (classifier, exported)]
+        said = [list(map(classifier.config.answer, rows)) for rows in both]
+        changed += sum(map(ne, *said))
+    low, high = wilson_interval(changed, survey.num_rows)
+    return (
+        f"Of {survey.num_rows:,} labels, {changed:,} are others than the classifier's: "
+        f"{changed / survey.num_rows:.1%}, 95% interval [{low:.1%}, {high:.1%}]."
     )
+
+
+def run(folder: Path, kind: str, output: Path, file: Path | None) -> None:
+    classifier, tokenizer = open_classifier(folder)
+    difference = export(classifier, tokenizer, kind, output)
+    rounded = " but for rounding" if kind == "onnx-int8" else ""
+    print(
+        f"{output} gives the classifier's probabilities{rounded}: on {len(TRIAL_TEXTS)} trial "
+        f"texts, empty and very long ones among them, the largest difference is "
+        f'{difference:.0e}. Try it:\n  python {output / "use.py"} "a message of yours"'
+    )
+    if file:
+        print(count_changed(classifier, tokenizer, output, file))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -312,8 +321,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="classifier folder that finetune.py wrote")
     parser.add_argument("--format", choices=list(WRITERS), required=True, help="for which program")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--compare", type=Path, help="with onnx-int8: file of texts; how many labels change?"
+    )
     args = parser.parse_args(argv)
-    return run_command("export.py", partial(run, args.folder, args.format, args.output))
+    if args.compare and args.format != "onnx-int8":
+        parser.error("--compare belongs to --format onnx-int8; other formats change no label")
+    work = partial(run, args.folder, args.format, args.output, args.compare)
+    return run_command("export.py", work)
 
 
 if __name__ == "__main__":

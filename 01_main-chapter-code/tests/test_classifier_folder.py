@@ -86,7 +86,7 @@ def vouch_for(folder, **changes) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | changes
     config.pop("checksum")
-    config["checksum"] = classifier_folder._checksum(config, folder / "model.safetensors")
+    config["checksum"] = classifier_folder.checksum(config, folder / "model.safetensors")
     path.write_text(json.dumps(config), encoding="utf-8")
 
 

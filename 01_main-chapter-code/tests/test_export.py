@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 
+import pandas as pd
 import pytest
 import torch
 from helpers import fails, run_python
@@ -11,7 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import DECODERS, randomise
 
+import classify
 import export
+import onnx_classifier
+from classifier_folder import save_classifier
 from export import in_tokenizers, largest_difference
 from gpt_download import SMOLLM2, SMOLLM2_WEIGHTS, build_decoder, is_intact, load_tokenizer
 from message_files import DataError
@@ -66,6 +70,53 @@ def test_an_exported_folder_gives_the_classifiers_probabilities(
         special = {config[f"{name}_token_id"] for name in ("pad", "bos", "eos")}
         assert special == {tokenizer.eot_token}
         assert tokenizer.eot_token < config["vocab_size"]
+
+
+def test_8_bits_change_probabilities_little_even_beside_massive_activations(
+    tmp_path, tokenizer, monkeypatch
+):
+    classifier = classifier_of("gpt", "last")
+    first, _, second = classifier.decoder.trf_blocks[0].ff.layers
+    with torch.no_grad():  # one input of the second layer is large, and weighs little
+        first.bias[3] = 3000
+        second.weight[:, 3] /= 3000
+    export.export(classifier, tokenizer, "onnx-int8", tmp_path / "kept")
+    monkeypatch.setattr(onnx_classifier, "WIDEST", float("inf"))
+    export.export(classifier, tokenizer, "onnx-int8", tmp_path / "rounded")
+    kept, rounded = (
+        largest_difference(classifier, tokenizer, tmp_path / name, TEXTS)
+        for name in ("kept", "rounded")
+    )
+    assert 1e-5 < kept < 0.1 < rounded
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnx-int8"])
+def test_a_file_is_classified_by_an_exported_network(tmp_path, tokenizer, kind, capsys):
+    classifier = classifier_of("gpt", "mean")
+    save_classifier(classifier, tmp_path / "classifier")
+    texts = tmp_path / "texts.csv"
+    texts.write_text("text\n" + "".join(f"see you at {i}\n" for i in range(40)), encoding="utf-8")
+    arguments = [tmp_path / "classifier", "--format", kind, "--output", tmp_path / "out"]
+    arguments += ["--compare", texts] if kind == "onnx-int8" else []
+    assert export.main([str(argument) for argument in arguments]) == 0
+    printed, tables = capsys.readouterr().out, []
+    for name in ("classifier", "out"):
+        output = tmp_path / f"{name}.csv"
+        options = ["--file", texts, "--output", output, "--all-probabilities"]
+        assert classify.main([str(option) for option in (tmp_path / name, *options)]) == 0
+        tables.append(pd.read_csv(output))
+    ours, theirs = (table.filter(like="probability of").to_numpy() for table in tables)
+    assert abs(ours - theirs).max() < (0.05 if kind == "onnx-int8" else 2e-4)
+    if kind == "onnx-int8":
+        num_changed = (tables[0]["predicted_label"] != tables[1]["predicted_label"]).sum()
+        assert f"Of 40 labels, {num_changed} are others" in printed
+
+
+def test_an_altered_network_is_refused(tmp_path, tokenizer, capsys):
+    export.export(classifier_of("gpt", "last"), tokenizer, "onnx", tmp_path / "out")
+    with (tmp_path / "out" / "classifier.onnx.data").open("ab") as file:
+        file.write(b"more")
+    assert "was altered" in fails(classify, capsys, tmp_path / "out", "a text")
 
 
 def test_several_labels_a_text_are_exported(tmp_path, tokenizer):

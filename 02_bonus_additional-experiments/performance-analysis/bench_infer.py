@@ -15,8 +15,8 @@ from bench_quantize import bfloat16, int8_by_pytorch, int8_by_torchao
 from hugging_face import hugging_face_classifier, hugging_face_inputs
 from torch import Tensor
 
-from export import save_onnx
 from features import FastClassifier
+from onnx_classifier import NETWORK, OnnxClassifier, save_int8, save_onnx
 from text_classifier import TOKENS_AT_ONCE, GPTClassifier, calc_logits
 from text_data import SpamDataset, batches_by_length
 
@@ -55,22 +55,14 @@ def compiled(classifier: GPTClassifier) -> CalcLogits:
     return from_scratch(changed)
 
 
-def in_onnx_runtime(classifier: GPTClassifier) -> CalcLogits:
+def in_onnx_runtime(save: Callable[..., None], classifier: GPTClassifier) -> CalcLogits:
     """Exported to ONNX, and run by ONNX Runtime on a processor."""
-    import onnxruntime
-
     if classifier.device.type != "cpu":
         raise RuntimeError("measured on a processor only")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    names = ["attention_mask", "input_ids"]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "classifier.onnx"
-        save_onnx(classifier, path)
-        session = onnxruntime.InferenceSession(path, options)
-    return lambda batch: torch.from_numpy(
-        session.run(None, {name: batch[name].numpy() for name in names})[0]
-    )
+        path = Path(folder) / NETWORK
+        save(classifier, path)
+        return partial(calc_logits, OnnxClassifier(path, classifier.config))
 
 
 def in_transformers(classifier: GPTClassifier) -> CalcLogits:
@@ -85,12 +77,14 @@ def makers_of_ways(classifier: GPTClassifier) -> dict[str, Callable[[], Any]]:
     on, ours = classifier.device.type, from_scratch(classifier)
     theirs = cache(lambda: in_transformers(classifier))  # one copy of the weights for three ways
     int8 = int8_by_pytorch if on == "cpu" else int8_by_torchao
+    in_8_bits = partial(save_int8, trial=[torch.arange(1, 17)])
     ways = {
         "plain loop": (lambda: ours, 1),
         f"batches of {BATCH_SIZE}": (lambda: ours, BATCH_SIZE),
         "grouped by length (classify.py)": (lambda: ours, None),
         # Early: an export forgets what was compiled before it.
-        "ONNX Runtime, grouped": (lambda: in_onnx_runtime(classifier), None),
+        "ONNX Runtime, grouped": (lambda: in_onnx_runtime(save_onnx, classifier), None),
+        "int8 in ONNX Runtime, grouped": (lambda: in_onnx_runtime(in_8_bits, classifier), None),
         "torch.compile, grouped": (lambda: compiled(classifier), None),
         "bf16, grouped": (lambda: from_scratch(bfloat16(classifier)), None),
         "int8, grouped": (lambda: from_scratch(int8(classifier)), None),
