@@ -194,9 +194,10 @@ def as_markdown(result: dict[str, Any]) -> str:
 def plot_bars(
     result: dict[str, Any], path: Path, columns: Sequence[str], num_names: int = 1
 ) -> None:
-    """Some columns of a result's table, a panel each, with a bar for each row, which is named by
-    the table's first columns."""
+    """Those of the columns that a result's table has, a panel each, with a bar for each row, which
+    is named by the table's first columns."""
     (rows,) = map(pd.DataFrame, result["tables"].values())
+    columns = rows.columns.intersection(columns, sort=False)
     names = rows.iloc[:, :num_names].astype(str).agg(" x ".join, axis=1).str.partition(":")[0]
     size, shape = (12, 0.8 + 0.32 * len(rows)), (1, len(columns))
     fig, (axes,) = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False)
