@@ -68,7 +68,7 @@ def network_row(name: str, num_gpus: int, strategy: str) -> dict[str, str]:
 def tables() -> list[str]:
     jobs = (("classify", 1), ("train all layers, 1 epoch", 3))  # forward passes' worth of work
     times = [time_row(name, *job) for name, job in product(NAMES, jobs)]
-    networks = [network_row(*case) for case in product(NAMES, (8, 1000), TIMES_SENT)]
+    networks = [network_row(*case) for case in product(NAMES[1:], (8, 1000), TIMES_SENT)]
     return [
         pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
         for rows in (times, networks)

@@ -1,0 +1,99 @@
+"""Ray hands out parts: each row is there once, though a worker is killed and a run is repeated."""
+
+import os
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+ray = pytest.importorskip("ray", reason="needs distributed/requirements-extra.txt")
+
+from classify_with_ray import (  # noqa: E402
+    PartClassifier,
+    classify_parts,
+    main,
+    parse_args,
+    start_ray,
+)
+
+from classifier_folder import classify_texts, open_classifier, save_classifier  # noqa: E402
+from previous_chapters import GPTConfig, GPTModel  # noqa: E402
+from text_classifier import ClassifierConfig, GPTClassifier  # noqa: E402
+
+ROWS_IN_A_PART = 5
+
+
+class DiesOnce(PartClassifier):
+    def __call__(self, part: dict) -> dict:
+        has_died = Path(part["output"]).with_name("died")
+        if part["row_group"] == 1 and not has_died.exists():
+            has_died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(part)
+
+
+@pytest.fixture
+def started():
+    try:
+        start_ray(workers=2)
+    except Exception as error:
+        pytest.skip(f"Ray gives itself half a minute to start: {error}")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def classifier(tmp_path) -> Path:
+    torch.manual_seed(0)
+    shape = GPTConfig(vocab_size=4096, context_length=32, emb_dim=16, n_heads=2, n_layers=2)
+    about = ClassifierConfig("gpt-mini", ("ham", "spam"), max_length=32)
+    save_classifier(GPTClassifier(GPTModel(shape), about), tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+@pytest.fixture
+def messages(tmp_path) -> Path:
+    """Two files of 12 and 7 rows: parts of 5, 5, 2, 5 and 2."""
+    folder = tmp_path / "messages"
+    folder.mkdir()
+    for name, ids in (("a", range(12)), ("b", range(12, 19))):
+        table = pd.DataFrame({"id": ids, "text": [f"message {i}" for i in ids]})
+        table.to_parquet(folder / f"{name}.parquet", row_group_size=ROWS_IN_A_PART, index=False)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("started")
+def test_a_killed_worker_costs_no_row_and_what_is_done_is_not_done_again(
+    tmp_path, classifier, messages
+):
+    output = tmp_path / "output"
+    arguments = [str(classifier), str(messages), str(output), "--quiet"]
+    num_rows, _ = classify_parts(parse_args(arguments), DiesOnce)
+    assert (output / "died").exists()
+    assert num_rows == 19
+    files = sorted(output.glob("*.parquet"))
+    assert len(files) == 5
+    table = pd.concat(map(pd.read_parquet, files), ignore_index=True)
+    assert table["id"].tolist() == list(range(19))
+    expected = classify_texts(*open_classifier(classifier), list(table["text"])).amax(dim=1)
+    assert table["probability"].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+
+    files[3].unlink()  # as if the run had been stopped before it
+    times = [file.stat().st_mtime_ns for file in files[:3]]
+    assert main(arguments) == 0
+    assert pd.read_parquet(files[3])["id"].tolist() == list(range(12, 17))
+    assert [file.stat().st_mtime_ns for file in files[:3]] == times
+
+
+def test_other_input_or_columns_are_refused(tmp_path, classifier, messages, capsys):
+    output = tmp_path / "output"
+    arguments = [str(classifier), str(messages), str(output)]
+    output.mkdir()
+    (output / "run.json").write_text('{"of": "another run"}')
+    assert main(arguments) == 2
+    assert "name another folder" in capsys.readouterr().err
+    assert main([*arguments, "--text-column", "x"]) == 2
+    assert "no column 'x'" in capsys.readouterr().err
