@@ -3,7 +3,6 @@
 import csv
 import io
 import os
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,6 @@ from test_classify import fails
 
 import classify
 from growing_file import GrowingFile, as_csv
-from message_files import DataError
 
 
 @pytest.fixture
@@ -145,15 +143,3 @@ def test_a_wrong_last_row_is_found_before_the_work_begins(arguments, tmp_path, c
     arguments[2] = str(tmp_path / "in.jsonl")
     assert "line 26" in fails(capsys, *arguments)
     assert not list(tmp_path.glob("out*"))
-
-
-def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path):
-    table, path = pd.DataFrame({"text": ["a"]}), tmp_path / "folder" / "out.csv"
-    path.parent.mkdir()
-    with GrowingFile(path, {}, resume=False, overwrite=False) as file:
-        file.add(table)
-        shutil.rmtree(path.parent)
-        file.add(table)
-        with pytest.raises(DataError, match=r"0\.csv was removed"):
-            file.finish()
-    assert not path.exists()

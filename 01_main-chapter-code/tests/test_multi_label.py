@@ -1,14 +1,12 @@
 """Several labels a message: how they are read, trained, measured, saved and printed."""
 
 import json
-from functools import partial
 
-import helpers
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import write_csv
+from helpers import fails, write_csv
 from sklearn.metrics import f1_score
 from tiny import batch_of, tiny_classifier, tiny_dataset
 from torch.nn import functional as F
@@ -113,8 +111,7 @@ def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pic
     assert capsys.readouterr().out.startswith("price|taste\t")
 
 
-@pytest.mark.parametrize("options", [("--balance", "undersample"), ("--balance", "weights")])
-def test_sets_of_labels_are_not_balanced(tmp_path, capsys, options):
-    data = write_csv(tmp_path / "m.csv", reviews())
-    said = partial(helpers.fails, finetune)(capsys, "--data", data, "--multi-label", *options)
-    assert "--balance none" in said
+@pytest.mark.parametrize("balance", ["undersample", "weights"])
+def test_sets_of_labels_are_not_balanced(tmp_path, capsys, balance):
+    options = ("--data", write_csv(tmp_path / "m.csv", reviews()), "--multi-label")
+    assert "--balance none" in fails(finetune, capsys, *options, "--balance", balance)
