@@ -134,12 +134,11 @@ def compare(ours: Runs, theirs: Runs) -> Comparison:
     """
     check_same_messages(ours, theirs)
     differences = ours.is_correct.astype(int) - theirs.is_correct  # (S, N)
-    rng, num_seeds = np.random.default_rng(0), len(differences)
-    drawn = np.zeros(NUM_DRAWS)
-    for chosen in rng.integers(num_seeds, size=(num_seeds, NUM_DRAWS)):
-        for seed, d in enumerate(differences):  # messages are drawn anew each time a seed is drawn
-            (draws,) = np.nonzero(chosen == seed)
-            drawn[draws] += rng.choice(d, (len(draws), len(d))).mean(axis=1) / num_seeds
+    rng, (num_seeds, num_messages) = np.random.default_rng(0), differences.shape
+    fractions = np.stack([(differences == d).mean(axis=1) for d in (-1, 0, 1)], axis=1)  # (S, 3)
+    chosen = rng.integers(num_seeds, size=(NUM_DRAWS, num_seeds))
+    outcomes = rng.multinomial(num_messages, fractions[chosen])  # of new messages each time
+    drawn = (outcomes[..., 2] - outcomes[..., 0]).mean(axis=1) / num_messages
     low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
     mean, _, t_low, t_high = mean_and_interval(differences.mean(axis=1).tolist())
     gained, lost = int((differences == 1).sum()), int((differences == -1).sum())
