@@ -270,14 +270,9 @@ def runs_of(suite: str, seeds: Sequence[int], base: ExperimentConfig) -> list[Ex
     """The runs of a suite; those that share frozen layers one after the other, to compute these
     once for all."""
     rows = MAIN if suite == "main" else ROWS.index[ROWS.suite == suite]
+    layers = ("model", "weights", "continued_pretraining_epochs", "trainable", "causal", "padding")
     runs = [row_config(row, seed, base) for row in rows for seed in seeds]
-
-    def layers(run: ExperimentConfig) -> tuple:
-        pretraining = (run.model, run.weights, run.continued_pretraining_epochs)
-        return (*pretraining, run.trainable, run.causal, run.padding)
-
-    in_order = list(dict.fromkeys(map(layers, runs)))
-    return sorted(runs, key=lambda run: in_order.index(layers(run)))
+    return sorted(runs, key=lambda run: [str(getattr(run, name)) for name in layers])
 
 
 def run(args: argparse.Namespace) -> None:

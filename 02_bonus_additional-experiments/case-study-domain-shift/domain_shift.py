@@ -249,10 +249,6 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
         "model": name,
         "seed": seed,
         "command": f"domain_shift.py run --model {name} --seeds {seed}",
-        "different_emails": len(emails),
-        "num_emails": len(sampled.pool) + len(sampled.test),
-        "num_sms": len(sms.train),
-        "max_tokens": MAX_TOKENS,
         "learned": {
             kind: learn(train, sms, sampled) for kind, train in zip(FILTERS, trainers, strict=True)
         },
