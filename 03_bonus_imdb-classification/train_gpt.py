@@ -16,6 +16,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from classifier_folder import save_classifier
+from command_line import run_command
 from download_prepare_dataset import LABELS
 from feature_store import FeatureStore
 from features import FastClassifier, FeatureDataset
@@ -24,7 +25,7 @@ from lora import merge_lora
 from options import AT_LEAST_0, option
 from text_classifier import ClassifierConfig, Trainable, pick_device
 from text_data import WHOLE, ChunkDataset, SpamDataset, encode_messages
-from training_runs import Learner, ReviewsConfig, chapters, run_training
+from training_runs import STOPPED, Learner, ReviewsConfig, chapters, training_command
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class GPTLearner(Learner):
 
 def main(argv: list[str] | None = None) -> int:
     about = "Fine-tune a GPT on the film reviews, and measure it on the official test half."
-    return run_training(GPTLearner, GPTRunConfig, about, argv)
+    command = training_command(GPTLearner, GPTRunConfig, about, argv)
+    return run_command("train_gpt.py", command, STOPPED)
 
 
 if __name__ == "__main__":

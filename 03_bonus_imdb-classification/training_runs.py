@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from command_line import add_options, config_from, make_parser, run_command
+from command_line import add_options, config_from, make_parser
 from download_prepare_dataset import PARTS, read_parts
 from files import write_json
 from fine_tuning import Clock, fingerprint, raise_if_diverged
@@ -275,19 +275,15 @@ def drop_tokens(dataset: SpamDataset, fraction: float, seed: int) -> SpamDataset
     return SpamDataset(sequences, dataset.labels)
 
 
-def run_training(
+def training_command(
     learner: type[Learner],
     config_class: type[ReviewsConfig],
     description: str,
     argv: list[str] | None,
-) -> int:
-    """The command that trains a learner; returns its exit status."""
+) -> Callable[[], None]:
+    """What the command line asks for: a training whose accuracies are printed."""
     parser = make_parser(learner.script, description)
     parser.add_argument("name", help="name of the run and of its result file")
     add_options(parser, config_class, leave_out=("name", *config_class.left_out))
     args = parser.parse_args(argv)
-
-    def run() -> None:
-        print(result_lines(train(config_from(args, config_class), learner)))
-
-    return run_command(learner.script, run, STOPPED)
+    return lambda: print(result_lines(train(config_from(args, config_class), learner)))
