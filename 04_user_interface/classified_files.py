@@ -6,6 +6,7 @@ A `Job` goes on whether or not anybody watches it.
 import csv
 import re
 import threading
+import time
 from numbers import Number
 from pathlib import Path
 
@@ -75,6 +76,7 @@ class Job:
         self.wanted, self.ended = True, False
         self.probabilities = np.empty((0, len(opened.names)))
         """Of the messages that are done: (N, C)."""
+        self.begin = 0.0
         try:
             self.table = table = read_rows(file)
             trained_on = (opened.card.get("training") or {}).get("text_column")
@@ -94,6 +96,7 @@ class Job:
     def run(self) -> None:
         try:
             with ONE_AT_A_TIME:
+                self.begin = time.monotonic()
                 for start in range(0, len(self.texts), ROWS_AT_ONCE):
                     if not self.wanted:
                         return
@@ -105,6 +108,12 @@ class Job:
     @property
     def num_done(self) -> int:
         return len(self.probabilities)
+
+    @property
+    def remaining_seconds(self) -> float:
+        """About. Some messages must be done."""
+        passed = time.monotonic() - self.begin
+        return passed * (len(self.texts) / self.num_done - 1)
 
     def labels(self) -> np.ndarray:
         """Index of the true class of each row that is done; -1 where the file does not say it."""

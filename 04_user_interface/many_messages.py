@@ -46,7 +46,8 @@ def status(job: Job, threshold: float) -> str:
     shares, num_rows = job.probabilities, len(job.texts)
     done = len(shares)
     if not (job.ended and done):
-        text = f"{job.name}: {done:,} of {num_rows:,} messages classified."
+        text = f"{job.name}: {done:,} of {num_rows:,} messages classified"
+        text += f", about {job.remaining_seconds:,.0f} s to go." if done else "."
         bar = f'<progress max="{num_rows}" value="{done}" aria-label="classified"></progress>'
         return note(text) + bar
     labels = Counter(decide(row, job.opened.names, threshold) for row in shares)

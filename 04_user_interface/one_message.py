@@ -52,6 +52,10 @@ MARK_STALE = """(text, judged) => {
   document.querySelector("#answer")?.classList.toggle("stale", now !== then);
   document.querySelector("#lines").hidden = !now.includes("\\n");
 }"""
+COPY = """(judged) => {
+  const said = document.querySelector("#decision").innerText.trim();
+  navigator.clipboard?.writeText(`${said.replace(/\\s*\\n\\s*/g, " – ")}\\n${judged}`);
+}"""
 # The text stands behind the #, which browsers send to no server.
 LINK = """(judged) => {
   history.replaceState(null, "", "#text=" + encodeURIComponent(judged));
@@ -182,7 +186,9 @@ def one_message_tab(
             right = gr.Dropdown(
                 list(names), value=None, label="Wrong? Say the right label", elem_id="right"
             )
-            link = gr.Button("Copy a link to it", size="sm")
+            with gr.Row():
+                copy = gr.Button("Copy the answer", size="sm", min_width=100)
+                link = gr.Button("Copy a link to it", size="sm", min_width=100)
         with gr.Column(scale=6, min_width=300):
             words = gr.HighlightedText(combine_adjacent=True, elem_id="words")
             strongest = gr.HTML()
@@ -243,7 +249,7 @@ def one_message_tab(
         [looks, looked_at, weights],
         **latest,
     )
-
+    copy.click(None, judged, js=COPY)
     link.click(None, judged, js=LINK)
     download_on_click(labelled, labelled_file, [session])
     gr.api(classify, api_name="classify")
