@@ -168,8 +168,8 @@ def _validate_labels(
 ) -> None:
     if len(label_names) < 2:
         raise DataError(
-            f"{name}: a classifier needs at least two labels, of texts that carry only one; found: "
-            f"{label_names or 'none'}."
+            f"{name}: a classifier needs at least two labels; found: {label_names or 'none'} "
+            f"(texts that carry several labels are left out)."
         )
     if len(label_names) > max(2, len(cleaned) / len(Splits._fields)):
         raise DataError(
