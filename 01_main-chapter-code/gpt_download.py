@@ -8,7 +8,6 @@ fetches a model's files beforehand. How files are fetched, checked and kept: `re
 import base64
 import ctrl_c  # noqa: F401
 import dataclasses
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from command_line import make_parser, run_command
 from previous_chapters import END_OF_TEXT, Decoder, GPTConfig, GPTModel, load_weights_into_gpt
 from remote_files import (  # noqa: F401
     DownloadError,
+    HubFile,
     PackageFile,
     RemoteFile,
     cache_folder,
@@ -60,6 +60,7 @@ IMDB_ARCHIVE = RemoteFile(
     "aclImdb_v1.tar.gz",
     ("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz",),
     md5="7c2ac02c03563afcf9b574c7e56c153a",
+    max_size=100_000_000,
 )
 
 # The merges of GPT-2's byte pairs, under the name by which tiktoken keeps this file.
@@ -69,26 +70,28 @@ GPT2_MERGES = RemoteFile(
     "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 )
 
-# Commits on the Hugging Face Hub, or on the mirror that its environment variable names.
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co") + "/openai-community/"
 GPT2_WEIGHTS = {
-    "gpt2-small (124M)": RemoteFile(
+    "gpt2-small (124M)": HubFile(
         "gpt2-small/model.safetensors",
-        (HUB + "gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/model.safetensors",),
-        "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        sha256="248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+        repo="openai-community/gpt2",
+        revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
     ),
-    "gpt2-medium (355M)": RemoteFile(
+    "gpt2-medium (355M)": HubFile(
         "gpt2-medium/model.safetensors",
-        (HUB + "gpt2-medium/resolve/6dcaa7a952f72f9298047fd5137cd6e4f05f41da/model.safetensors",),
+        repo="openai-community/gpt2-medium",
+        revision="6dcaa7a952f72f9298047fd5137cd6e4f05f41da",
     ),
-    "gpt2-large (774M)": RemoteFile(
+    "gpt2-large (774M)": HubFile(
         "gpt2-large/model.safetensors",
-        (HUB + "gpt2-large/resolve/32b71b12589c2f8d625668d2335a01cac3249519/model.safetensors",),
+        repo="openai-community/gpt2-large",
+        revision="32b71b12589c2f8d625668d2335a01cac3249519",
     ),
-    "gpt2-xl (1558M)": RemoteFile(
+    "gpt2-xl (1558M)": HubFile(
         "gpt2-xl/model.safetensors",
-        (HUB + "gpt2-xl/resolve/15ea56dee5df4983c59b2538573817e1667135e2/model.safetensors",),
-        "0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+        sha256="0f8b28eb05a8075f48b61b6f35332978c74fc7763fa9fb4051a1c30511736a6a",
+        repo="openai-community/gpt2-xl",
+        revision="15ea56dee5df4983c59b2538573817e1667135e2",
     ),
 }
 

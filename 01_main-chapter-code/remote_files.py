@@ -26,6 +26,8 @@ from urllib.parse import urlsplit
 import platformdirs
 import requests
 from filelock import FileLock
+from huggingface_hub import constants as hub_constants
+from huggingface_hub import hf_hub_download, hf_hub_url
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -47,6 +49,8 @@ class RemoteFile:
     """Checksum; None where it is not known, as for some larger GPT-2 models."""
     md5: str | None = None
     """Checksum where its publisher gives no SHA-256: tells damage, not forgery."""
+    max_size: int = 10_000_000
+    """Bytes after which a download is stopped: some servers never end their answer."""
 
     @property
     def path(self) -> Path:
@@ -65,6 +69,25 @@ class RemoteFile:
             with tqdm(total=size, unit="B", unit_scale=True) as bar, path.open("wb") as file:
                 for piece in answer.iter_content(65536):
                     bar.update(file.write(piece))
+                    if file.tell() > self.max_size:
+                        raise OSError("more arrived than the file has")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubFile(RemoteFile):
+    """A file on the Hugging Face Hub, fetched by the Hub's client: it goes on after a break."""
+
+    repo: str
+    revision: str
+    """Commit of that repository."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return (hf_hub_url(self.repo, self.path.name, revision=self.revision),)
+
+    def download(self, address: str, path: Path) -> None:
+        _check_answer(address)
+        hf_hub_download(self.repo, path.name, revision=self.revision, local_dir=path.parent)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +180,7 @@ def is_intact(file: RemoteFile, path: Path | None = None) -> bool:
 
 def _download(file: RemoteFile) -> None:
     """Try the addresses in turn; what arrives enters the cache if it passes the check."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
+    if hub_constants.is_offline_mode():
         raise _download_error(file, ["offline mode is set (HF_HUB_OFFLINE)"])
     reasons = []
     for address in file.addresses:
@@ -167,7 +190,7 @@ def _download(file: RemoteFile) -> None:
                 if not is_intact(file, partial):
                     raise OSError("what arrived is truncated or altered")
             return
-        except Exception as error:  # those of pip, requests and zipfile share no class
+        except Exception as error:  # pip, requests, and the Hub's client share no class of errors
             reasons.append(f"{urlsplit(address).hostname or 'pip'}: {in_words(error)}")
     raise _download_error(file, reasons)
 
@@ -225,25 +248,27 @@ def _no_answer() -> TimeoutError:
 def _check_answer(url: str) -> None:
     """Raise an exception unless something answers at `url` soon.
 
-    The libraries try for minutes, and looking up a host name has no time limit at all: so a
-    thread asks that need not be waited for.
+    The libraries try for minutes, and looking up a host name has no time limit at all: so
+    threads ask that need not be waited for. A lost packet is no reason to give up: the question
+    is put a second time, while the first may still be answered.
     """
-    outcome: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
 
     def ask() -> None:
         try:
-            requests.head(url, timeout=patience(), allow_redirects=False)
-            outcome.put(None)
+            requests.head(url, timeout=2 * patience(), allow_redirects=False)
+            outcomes.put(None)
         except Exception as error:
-            outcome.put(error)
+            outcomes.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        failure = outcome.get(timeout=patience())
-    except queue.Empty:
-        failure = _no_answer()
-    if failure is not None:
-        raise failure
+    failure: Exception | None = _no_answer()
+    for _ in range(2):
+        threading.Thread(target=ask, daemon=True).start()
+        with suppress(queue.Empty):
+            failure = outcomes.get(timeout=patience() / 2)
+        if failure is None:
+            return
+    raise failure
 
 
 def _find_pip() -> list[str]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from command_line import HelpFormatter, add_options, config_from, make_parser, run_command
 from features import LatestStore
-from files import read_json, write_json
+from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
 from message_files import DataError
 from run_config import OF_OUTPUT, RunConfig
@@ -148,7 +148,8 @@ def comparison(args: argparse.Namespace) -> str:
 
 def run(args: argparse.Namespace) -> None:
     if args.command != "run":
-        print(make_table(args.results) if args.command == "table" else comparison(args))
+        with reading_results(args.results):
+            print(make_table(args.results) if args.command == "table" else comparison(args))
         return
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.name}.json"

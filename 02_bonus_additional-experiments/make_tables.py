@@ -23,7 +23,7 @@ from experiment_config import MAIN, RESULTS, ROWS
 from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
-from files import write_text
+from files import reading_results, write_text
 from message_files import DataError
 from several_seeds import mean_and_interval
 
@@ -360,7 +360,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    return run_command("make_tables.py", lambda: write_all(args.results), output=args.results)
+
+    def work() -> None:
+        with reading_results(args.results):
+            write_all(args.results)
+
+    return run_command("make_tables.py", work, output=args.results)
 
 
 if __name__ == "__main__":

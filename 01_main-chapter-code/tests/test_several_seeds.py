@@ -87,8 +87,9 @@ def test_wrong_options_are_refused_before_the_work_begins(
     assert complaint in fails(several_seeds, capsys, *arguments)
 
 
-def test_a_damaged_result_is_named(tmp_path, capsys):
-    (tmp_path / "name.json").write_text('{"runs": [', encoding="utf-8")
+@pytest.mark.parametrize("content", ["", "[1]", "{}", "null", '{"runs": [{"seed": 1}]}'])
+def test_a_damaged_result_is_named(tmp_path, capsys, content):
+    (tmp_path / "name.json").write_text(content, encoding="utf-8")
     for arguments in (["table"], ["compare", "name"]):
         said = fails(several_seeds, capsys, *arguments, "--results", tmp_path)
         assert str(tmp_path) in said

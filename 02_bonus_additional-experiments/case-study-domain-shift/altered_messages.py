@@ -24,7 +24,7 @@ import pandas as pd
 from classifier_folder import classify_texts
 from command_line import HelpFormatter, make_parser, run_command
 from evaluation import ngram_baseline
-from files import read_json, write_json
+from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch, resolve_model_name
 from message_files import DataError
@@ -136,6 +136,11 @@ def make_table(results: Path = RESULTS) -> str:
     return cells.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
+def report(args: argparse.Namespace) -> None:
+    with reading_results(args.results):
+        print(make_table(args.results))
+
+
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("altered_messages.py", __doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -146,7 +151,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
     measuring.set_defaults(do=lambda args: run(args.models, args.seeds, args.results))
     reporting = commands.add_parser("report", help="print the table")
-    reporting.set_defaults(do=lambda args: print(make_table(args.results)))
+    reporting.set_defaults(do=report)
     for command in (measuring, reporting):
         command.add_argument("--results", type=Path, default=RESULTS, help="result files")
     return parser.parse_args(argv)

@@ -38,7 +38,7 @@ from continued_pretraining import (
 )
 from evaluation import calibration, ngram_baseline, test_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
-from files import tar_members, write_json
+from files import reading_results, tar_members, write_json
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
 from message_files import DataError
@@ -262,7 +262,9 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
 def run(model: str, seeds: Sequence[int], results: Path) -> None:
     """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
     name, paths = resolve_model_name(model), {s: results / f"seed-{s}.json" for s in seeds}
-    if models := {result["model"] for result in load(results)} - {name}:
+    with reading_results(results):
+        models = {result["model"] for result in load(results)} - {name}
+    if models:
         raise DataError(
             f"{results} holds results of {', '.join(models)}: name another folder with --results."
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from files import read_json, write_text
+from files import read_json, reading_results, write_text
 from message_files import DataError
 from several_seeds import mean_and_interval
 
@@ -170,7 +170,8 @@ def write_report(folder: Path) -> None:
     results, output = load(folder), FOLDER if folder == RESULTS else folder
     if len(results) < 2:
         raise DataError(f"{folder} holds {len(results)} result files; `run` makes them.")
-    write_text(make_tables(results), output / "tables.md")
+    with reading_results(folder):
+        write_text(make_tables(results), output / "tables.md")
     (output / "figures").mkdir(exist_ok=True)
     for name, plot in PLOTS.items():
         figure = plot(results)
