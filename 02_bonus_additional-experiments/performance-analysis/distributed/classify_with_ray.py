@@ -107,7 +107,8 @@ def start_ray(workers: int) -> None:
     how = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
     if "RAY_ADDRESS" not in os.environ:
         how |= {"num_cpus": workers + 1, "include_dashboard": False}
-        how["_system_config"] = {"worker_niceness": 0}  # Ray's 15 is slow beside any other work
+        # Beside other work, Ray's usual niceness of 15 is slow, and its usual 30 s are too short.
+        how["_system_config"] = {"worker_niceness": 0, "agent_register_timeout_ms": 300_000}
     ray.init(**how)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
