@@ -179,6 +179,11 @@ def load_decoder(
         pretrained, cfg = decoder, replace(decoder.cfg, causal=False)
         decoder = build_decoder(cfg).to(device)
         decoder.load_state_dict(pretrained.state_dict())
+    num_blocks = len(decoder.trf_blocks)
+    if isinstance(config.trainable, int) and config.trainable > num_blocks:  # before long work
+        raise DataError(
+            f"trainable={config.trainable} must be a number of last blocks from 0 to {num_blocks}."
+        )
     return decoder, tokenizer, name
 
 
