@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from experiment_config import ExperimentConfig
+from other_classifiers import probabilities_of
 from sklearn.linear_model import LogisticRegression
 
 from features import Store
@@ -60,7 +61,8 @@ def run_encoder(
         regression = LogisticRegression(C=REGRESSION_C[config.classifier], max_iter=1000)
         regression.fit(encoder.encode(list(train["text"])), labels)
     with clock.stage("evaluation"):
-        probabilities = regression.predict_proba(encoder.encode(list(test["text"])))
+        x_test, num_labels = encoder.encode(list(test["text"])), len(messages.label_names)
+        probabilities = probabilities_of(regression, x_test, num_labels)
     about = {"model": "minilm", "train": {"num_examples": len(train)}, "seconds": clock.seconds}
     return probabilities, about
 

@@ -36,17 +36,26 @@ BASELINES = {
 }
 
 
+def probabilities_of(model, x, num_labels: int) -> np.ndarray:
+    """Probabilities (N, C) by a model that has learned the labels' numbers; 0 for a label that no
+    training message carries."""
+    probabilities = np.zeros((len(x), num_labels))
+    probabilities[:, model.classes_] = model.predict_proba(x)
+    return probabilities
+
+
 def run_classical(
     config: ExperimentConfig, messages: Messages, store: Store | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, 2) of a classical model, and what is worth knowing about it."""
+    """Test probabilities (N, C) of a classical model, and what is worth knowing about it."""
     splits, clock, pipeline = messages.splits, Clock(), BASELINES[config.classifier]()
     if config.balance == "weights":
         pipeline[-1].set_params(class_weight="balanced")
+    names = messages.label_names
     with clock.stage("baseline"):
-        pipeline.fit(splits.train["text"], splits.train["label"])
+        pipeline.fit(splits.train["text"], splits.train["label"].map(names.index))
         if hasattr(pipeline, "predict_proba"):
-            probabilities = pipeline.predict_proba(splits.test["text"])
+            probabilities = probabilities_of(pipeline, splits.test["text"], len(names))
         else:  # a support vector machine's margins, squashed into (0, 1)
             spam = 1 / (1 + np.exp(-pipeline.decision_function(splits.test["text"])))
             probabilities = np.stack([1 - spam, spam], axis=1)
@@ -57,7 +66,7 @@ def run_classical(
 def run_frozen_features(
     config: ExperimentConfig, messages: Messages, store: Store | None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, 2) of a regression on the pooled final states of a pretrained model,
+    """Test probabilities (N, C) of a regression on the pooled final states of a pretrained model,
     of which nothing is trained, and what is worth knowing about it."""
     clock, device = Clock(), pick_device(config.device)
     with clock.stage("model"):
@@ -85,4 +94,4 @@ def run_frozen_features(
         regression = LogisticRegression(C=0.1, max_iter=1000, class_weight=weights)
         regression.fit(x_train, train.labels)
     metrics = {"model": name, "train": {"num_examples": len(train)}, "seconds": clock.seconds}
-    return regression.predict_proba(x_test), metrics
+    return probabilities_of(regression, x_test, len(messages.label_names)), metrics

@@ -2,12 +2,17 @@
 
 import encoders
 import numpy as np
+import pandas as pd
 import pytest
 import tiktoken
 import torch
+from experiment_config import ExperimentConfig
+from other_classifiers import run_classical
 from prompting import Conversation
 
+from run_messages import Messages
 from smollm2 import LlamaConfig, LlamaModel
+from text_data import Splits
 
 BYTES = {bytes([i]): i for i in range(256)}
 MARKS = {"<|im_start|>": 256, "<|im_end|>": 257}
@@ -72,3 +77,15 @@ def test_contrastive_fine_tuning_brings_a_class_together(monkeypatch):
     before = gap()
     encoders.fine_tune_contrastively(encoder, texts, labels, seed=1)
     assert gap() > before + 0.05
+
+
+def test_probabilities_stand_in_the_order_of_the_labels_and_unseen_ones_get_none():
+    """As text "10" comes before "2"; and a few texts need not carry every label."""
+    names, texts = ["1", "2", "9", "10"], ["dull", "weak", "superb"] * 4
+    train = pd.DataFrame({"text": texts, "label": ["1", "2", "10"] * 4})
+    messages = Messages(Splits(train, train, train), names, "reviews", texts)
+    config = ExperimentConfig(classifier="char_ngrams", protocol="stars")
+    probabilities, _ = run_classical(config, messages)
+    assert probabilities.shape == (12, 4)
+    assert (probabilities[:, 2] == 0).all()
+    assert [names[i] for i in probabilities.argmax(axis=1)] == list(train["label"])
