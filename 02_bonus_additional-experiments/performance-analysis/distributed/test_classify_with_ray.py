@@ -35,7 +35,9 @@ class DiesOnce(PartClassifier):
 
 
 @pytest.fixture
-def started():
+def started(monkeypatch):
+    here = str(Path(__file__).parent)  # where workers find this module
+    monkeypatch.setenv("PYTHONPATH", here, prepend=os.pathsep)
     try:
         start_ray(workers=2)
     except Exception as error:
