@@ -64,12 +64,15 @@ class GrowingFile:
     def _find_pieces(self) -> None:
         try:
             then = read_json(self.pieces / "run.json")
+            changed = [name for name, value in self.run.items() if then.get(name) != value]
         except FileNotFoundError:
             raise DataError(
                 f"--resume: there is no stopped run of {self.path} to go on with; leave out "
                 f"--resume."
             ) from None
-        if changed := [name for name, value in self.run.items() if then.get(name) != value]:
+        except AttributeError:
+            raise DataError(f"{self.pieces} is damaged; leave out --resume.") from None
+        if changed:
             raise DataError(
                 f"--resume: the stopped run had another {' and another '.join(changed)}; repeat "
                 f"it as it was, or leave out --resume to start anew."

@@ -148,6 +148,14 @@ def _join_list(cell: Any) -> Any:
     return "|".join(map(str, cell))
 
 
+def _plain_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The columns that can be guessed to be texts or labels, as strings."""
+    is_nested = table.apply(lambda column: column.map(type).isin(NESTED).any())
+    if is_nested.all():
+        check_columns(table, path, table.columns)
+    return table.loc[:, ~is_nested].apply(as_strings)
+
+
 def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None:
     """Raise ``DataError`` unless these columns are there, once each, with a cell a row."""
     columns = table.columns
@@ -195,7 +203,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
     def size(column: pd.Series) -> int:  # one plain word, such as a link, is hardly a text
         return sum(len(c) if " " in c or not c.isascii() else 1 for c in column.unique())
 
-    guessed = table.apply(as_strings).apply(size).idxmax()
+    guessed = _plain_cells(table, path).apply(size).idxmax()
     if len(table.columns) == 1 and len(guessed.split()) > 3:
         _complain_about_header(path, "--text-column")
     return guessed
@@ -204,7 +212,7 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
 def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
     if (named := _named(table, path, LABEL_NAMES, "--label-column")) is not None:
         return named
-    cells = table.apply(as_strings)
+    cells = _plain_cells(table, path)
     counts = cells.nunique()
     counts = counts[counts > 1] if (counts > 1).any() else counts
     likeliest = counts[counts == counts.min()].index
