@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 ROWS_AT_ONCE = 10_000
 NESTED = (list, np.ndarray, dict)
-# Usual names of columns; only where none of them occurs is a column guessed by its contents.
 TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "topic", "intent", "v1")
 LABEL_NAMES += ("labels",)
@@ -51,16 +50,22 @@ def read_messages(
     text_column: str | None = None,
     label_column: str | None = None,
     log: Callable[[str], Any] = print,
-    how: TextFormat = AS_NAMED,
+    text_format: TextFormat = AS_NAMED,
 ) -> pd.DataFrame:
     """Labelled texts from a file, or from a folder of them; a set of labels may be empty.
 
     Columns that are not named are guessed, and the guess is said, as are rows left out; `attrs`
     of the result name the columns. Raises ``DataError`` if there are no usable rows.
     """
-    table = read_table(path, how)
-    if is_guess := None in (text_column, label_column):
-        text_column, label_column = guess_columns(table, path, text_column, label_column)
+    table = read_table(path, text_format)
+    check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
+    is_guess = None in (text_column, label_column)
+    if text_column is None:
+        others = table.columns.difference([label_column], sort=False)
+        text_column = guess_text_column(table[others], path)
+    if label_column is None:
+        label_column = guess_label_column(table.drop(columns=text_column), path)
+    if is_guess:
         others = ", ".join(repr(n) for n in table if n not in (text_column, label_column))
         unread = f", nothing from {others[:200]}" if others else ""
         log(f"Reading texts from column {text_column!r}, labels from {label_column!r}{unread}.")
@@ -68,12 +73,14 @@ def read_messages(
     if text_column == label_column:
         raise DataError(f"{path}: text and label cannot both be column {text_column!r}.")
     messages = pd.DataFrame(
-        {"text": as_strings(table[text_column]), "label": as_strings(table[label_column])}
+        {
+            "text": as_strings(table[text_column]),
+            "label": as_strings(table[label_column]).map(normal_form),
+        }
     )
-    messages["label"] = messages["label"].map(normal_form)
     if is_guess:
         log(f"The first: {messages.text[0][:60]!r} is {messages.label[0]!r}.")
-    has_label = (messages.label != "") | bool(how.label_sets)
+    has_label = (messages.label != "") | bool(text_format.label_sets)
     messages.attrs = {"text_column": text_column, "label_column": label_column}
     usable = messages[(messages.text.str.strip() != "") & has_label]
     if len(usable) < len(messages):
@@ -94,13 +101,14 @@ def normal_form(text: str) -> str:
     return " ".join(visible.split())
 
 
-def read_table(path: Path, how: TextFormat = AS_NAMED) -> pd.DataFrame:
+def read_table(path: Path, text_format: TextFormat = AS_NAMED) -> pd.DataFrame:
     """The table in a file, by its ending; every cell of a text format is a string."""
-    return pd.concat(read_table_in_pieces(path, how=how), ignore_index=True)
+    pieces = read_table_in_pieces(path, text_format=text_format)
+    return pd.concat(pieces, ignore_index=True)
 
 
 def read_table_in_pieces(
-    path: Path, num_rows: int = ROWS_AT_ONCE, how: TextFormat = AS_NAMED
+    path: Path, num_rows: int = ROWS_AT_ONCE, text_format: TextFormat = AS_NAMED
 ) -> Iterator[pd.DataFrame]:
     """The same table `num_rows` at a time, so that the file may be larger than the memory.
 
@@ -110,7 +118,7 @@ def read_table_in_pieces(
     readers = {".csv": _read_csv, ".tsv": _read_tsv, ".json": _read_json, ".jsonl": _read_json}
     readers |= {".parquet": _read_parquet, ".xlsx": _read_excel}
     if path.is_dir():
-        yield _read_folder(path, how)
+        yield _read_folder(path, text_format)
         return
     if not path.is_file():
         raise DataError(f"{path}: there is no such file.")
@@ -120,17 +128,15 @@ def read_table_in_pieces(
             f"{path}: the name must end in {', '.join(readers)}, or one with .gz; "
             f"finetune.py takes a folder of texts, too."
         )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty.")
-    empty = True
-    for piece in readers[ending](path, num_rows, how):
+    num_pieces, set_columns = 0, {*text_format.label_sets}
+    for piece in readers[ending](path, num_rows, text_format):
         if not piece.empty:
-            empty = False
+            num_pieces += 1
             piece = piece.rename(columns=normal_form)
-            sets = [name for name in piece.columns if {name, name.lower()} & {*how.label_sets}]
+            sets = [name for name in piece.columns if {name, name.lower()} & set_columns]
             yield piece.assign(**{name: piece[name].map(_join_list) for name in sets})
-    if empty:
-        raise DataError(f"{path}: there are no rows below the header.")
+    if not num_pieces:
+        raise DataError(f"{path}: the file is empty, or holds a header only.")
 
 
 # --- columns -----------------------------------------------------------------------------------
@@ -148,12 +154,8 @@ def _join_list(cell: Any) -> Any:
     return "|".join(map(str, cell))
 
 
-def _plain_cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The columns that can be guessed to be texts or labels, as strings."""
-    is_nested = table.apply(lambda column: column.map(type).isin(NESTED).any())
-    if is_nested.all():
-        check_columns(table, path, table.columns)
-    return table.loc[:, ~is_nested].apply(as_strings)
+def _is_nested(column: pd.Series) -> bool:
+    return column.map(type).isin(NESTED).any()
 
 
 def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None:
@@ -170,29 +172,11 @@ def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None
             f"{path}: there is no column {missing[0]!r}; the columns are "
             f"{', '.join(map(repr, columns))}."
         )
-    if nested := [name for name in names if table[name].map(type).isin(NESTED).any()]:
+    if nested := [name for name in names if _is_nested(table[name])]:
         raise DataError(
             f"{path}: column {nested[0]!r} holds lists or objects; one text or one label a row is "
             f"needed, or --multi-label, for lists of labels that hold no |."
         )
-
-
-def guess_columns(
-    table: pd.DataFrame, path: Path, text_column: str | None, label_column: str | None
-) -> tuple[str, str]:
-    """By the usual names; else the most text, and the fewest different values."""
-    check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
-    if len(table.columns) < 2:
-        raise DataError(
-            f"{path}: one column of texts and one of labels are needed, found only "
-            f"{table.columns[0]!r}. If the separator is another one, name it with --separator."
-        )
-    if text_column is None:
-        others = table.drop(columns=[] if label_column is None else label_column)
-        text_column = guess_text_column(others, path)
-    if label_column is None:
-        label_column = _guess_label_column(table.drop(columns=text_column), path)
-    return text_column, label_column
 
 
 def guess_text_column(table: pd.DataFrame, path: Path) -> str:
@@ -201,29 +185,32 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
         return named
 
     def size(column: pd.Series) -> int:  # one plain word, such as a link, is hardly a text
-        return sum(len(c) if " " in c or not c.isascii() else 1 for c in column.unique())
+        cells = [] if _is_nested(column) else as_strings(column).unique()
+        return sum(len(c) if " " in c or not c.isascii() else 1 for c in cells)
 
-    guessed = _plain_cells(table, path).apply(size).idxmax()
+    guessed = table.apply(size).idxmax()
     if len(table.columns) == 1 and len(guessed.split()) > 3:
         _complain_about_header(path, "--text-column")
     return guessed
 
 
-def _guess_label_column(table: pd.DataFrame, path: Path) -> str:
+def guess_label_column(table: pd.DataFrame, path: Path) -> str:
+    """Of the columns beside that of the texts, the one with a usual name, or the only one."""
     if (named := _named(table, path, LABEL_NAMES, "--label-column")) is not None:
         return named
-    cells = _plain_cells(table, path)
-    counts = cells.nunique()
-    counts = counts[counts > 1] if (counts > 1).any() else counts
-    likeliest = counts[counts == counts.min()].index
-    if len(likeliest) > 1 and counts.min() > 1:
+    if len(table.columns) == 0:
         raise DataError(
-            f"{path}: the labels could stand in column {' or '.join(map(repr, likeliest))}; name "
-            f"it with --label-column."
+            f"{path}: one column of texts and one of labels are needed, found only one. If the "
+            f"separator is another one, name it with --separator."
         )
-    if str(likeliest[0]) in set(cells[likeliest[0]]):
+    if len(table.columns) > 1:
+        raise DataError(
+            f"{path}: the labels could stand in column {' or '.join(map(repr, table))}; name it "
+            f"with --label-column."
+        )
+    if table.columns[0] in set(as_strings(table.iloc[:, 0])):
         _complain_about_header(path, "--label-column")
-    return likeliest[0]
+    return table.columns[0]
 
 
 def _named(table: pd.DataFrame, path: Path, usual: Sequence[str], option: str) -> str | None:
@@ -246,17 +233,18 @@ def _complain_about_header(path: Path, option: str) -> None:
 def text_lines(file: BinaryIO, name: str, encoding: str | None = None) -> Iterator[str]:
     """The lines of a text, with their ends; UTF-8 if no other encoding is named.
 
-    Raises ``DataError``: for UTF-8, with the line that is none; NULs are a sign of binary data.
+    Raises ``DataError``; where no encoding is named, with the line that is not UTF-8.
     """
     errors = "surrogateescape" if encoding is None else "strict"  # bytes that are no UTF-8 are kept
     try:
         lines = io.TextIOWrapper(file, encoding or "utf-8-sig", errors, newline="\n")
         for number, line in enumerate(lines, start=1):
             if encoding is None and (wrong := re.search("[\0\udc80-\udcff]", line)):
+                binary = "looks like binary data" if wrong[0] == "\0" else "is not UTF-8"
                 raise DataError(
-                    f"{name}: line {number} is not UTF-8 (byte 0x{ord(wrong[0]) % 256:02x}); save "
-                    f"it as UTF-8, or name its encoding: --encoding utf-16, windows-1252 or "
-                    f"latin-1, perhaps."
+                    f"{name}: line {number} {binary} (byte 0x{ord(wrong[0]) % 256:02x}); save it "
+                    f"as UTF-8, or name its encoding: --encoding utf-16, windows-1252 or latin-1, "
+                    f"perhaps."
                 )
             yield line
     except LookupError:
@@ -265,36 +253,36 @@ def text_lines(file: BinaryIO, name: str, encoding: str | None = None) -> Iterat
         raise DataError(f"{name}: this is not the --encoding of the text ({error}).") from None
 
 
-def _lines(path: Path, how: TextFormat) -> Iterator[str]:
+def _lines(path: Path, text_format: TextFormat) -> Iterator[str]:
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
-            yield from text_lines(file, str(path), how.encoding)
+            yield from text_lines(file, str(path), text_format.encoding)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: the compressed file is damaged ({error}).") from None
 
 
-def _read_csv(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
+def _read_csv(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
     """Separated by commas, or by semicolons where the header has only these, outside of quotes."""
-    lines = _lines(path, how)
+    lines = _lines(path, text_format)
     header = next(lines, "")
     if declared := re.fullmatch(r"sep=(.)\s*", header):  # a line that Excel writes
-        return _read_separated(path, lines, num_rows, how.separator or declared[1])
+        return _read_separated(path, lines, num_rows, text_format.separator or declared[1])
     found = {*re.sub('"[^"]*"', "", header)} & {",", ";"}
-    if len(found) == 2 and not how.separator:
+    if len(found) == 2 and not text_format.separator:
         raise DataError(f"{path}: the header has , and ; : name the --separator.")
     guessed = found.pop() if found else ","
-    return _read_separated(path, chain([header], lines), num_rows, how.separator or guessed)
+    return _read_separated(path, chain([header], lines), num_rows, text_format.separator or guessed)
 
 
-def _read_tsv(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
+def _read_tsv(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
     """Quotes are ordinary characters, unless the whole file is properly quoted."""
-    separator = how.separator or "\t"
+    separator = text_format.separator or "\t"
     try:
-        widths = {len(row) for row in _rows(path, _lines(path, how), separator)}
+        widths = {len(row) for row in _rows(path, _lines(path, text_format), separator)}
         quoting = csv.QUOTE_MINIMAL if len(widths) == 1 else csv.QUOTE_NONE
     except DataError:
         quoting = csv.QUOTE_NONE
-    return _read_separated(path, _lines(path, how), num_rows, separator, quoting)
+    return _read_separated(path, _lines(path, text_format), num_rows, separator, quoting)
 
 
 def _read_separated(
@@ -341,34 +329,30 @@ def _rows(
         ) from None
 
 
-def _read_json(path: Path, num_rows: int, how: TextFormat) -> Iterator[pd.DataFrame]:
+def _read_json(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
     """An object a line, or one array of objects."""
-    numbered = enumerate(_lines(path, how), start=1)
-    numbered = ((f"{path}: line {i}", line) for i, line in numbered if line.strip())
-    where, first = next(numbered, ("", ""))
-    if first.lstrip().startswith("["):
-        text = first + "".join(line for _, line in numbered)
-        records = (_json_object(entry, f"{path}") for entry in _parse_json(text, f"{path}"))
+    lines = _lines(path, text_format)
+    first = next(lines, "")
+    if first.startswith("["):
+        parts = iter([(f"{path}", first + "".join(lines))])
     else:
-        lines = chain([(where, first)] if first else [], numbered)
-        records = (_json_object(_parse_json(line, where), where) for where, line in lines)
+        numbered = enumerate(chain([first], lines), start=1)
+        parts = ((f"{path}: line {i}", line) for i, line in numbered if line.strip())
+    records = (record for where, text in parts for record in _json_objects(text, where))
     while piece := list(islice(records, num_rows)):
         yield pd.DataFrame(piece, dtype=object)  # so that whole numbers stay whole
 
 
-def _json_object(entry: Any, where: str) -> dict:
-    if not isinstance(entry, dict):
-        raise DataError(f"{where}: {str(entry)[:60]} is not a JSON object with named fields.")
-    return entry
-
-
-def _parse_json(text: str, where: str) -> Any:
+def _json_objects(text: str, where: str) -> list[dict]:
     try:
         content = json.loads(text)
-        json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}.") from None
-    return content
+    objects = content if isinstance(content, list) else [content]
+    for entry in objects:
+        if not isinstance(entry, dict):
+            raise DataError(f"{where}: {str(entry)[:60]} is not a JSON object with named fields.")
+    return objects
 
 
 def _read_parquet(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFrame]:
@@ -400,7 +384,7 @@ def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFra
         yield table[start : start + num_rows].reset_index(drop=True)
 
 
-def _read_folder(folder: Path, how: TextFormat) -> pd.DataFrame:
+def _read_folder(folder: Path, text_format: TextFormat) -> pd.DataFrame:
     """Sub-folders are labels, their files texts; without any, files are labels, lines are texts."""
     entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
     labels = [entry for entry in entries if entry.is_dir()]
@@ -409,7 +393,7 @@ def _read_folder(folder: Path, how: TextFormat) -> pd.DataFrame:
             f"{folder} holds two parts: --data {folder / 'train'} --test-data {folder / 'test'}."
         )
     rows = [
-        {"text": "".join(_lines(file, how)).strip(), "label": label.name}
+        {"text": "".join(_lines(file, text_format)).strip(), "label": label.name}
         for label in labels
         for file in sorted(label.rglob("[!.]*"))
         if file.is_file()
@@ -420,7 +404,7 @@ def _read_folder(folder: Path, how: TextFormat) -> pd.DataFrame:
         rows = [
             {"text": line.strip(), "label": file.name if same_stem else file.stem}
             for file in files
-            for line in _lines(file, how)
+            for line in _lines(file, text_format)
         ]
     if not rows:
         raise DataError(f"{folder}: there are no texts in this folder.")

@@ -10,15 +10,12 @@ not answered after 3.5 seconds counts as out of reach; for a slow network, the e
 
 import hashlib
 import os
-import queue
-import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -214,25 +211,12 @@ def _download_error(file: RemoteFile, reasons: list[str]) -> DownloadError:
 # Networks that are slow, silent or absent
 # ---------------------------------------------------------------------------------------------
 
-WORDS = {
-    r"ProxyError|connect to proxy": "the proxy does not answer or refuses",
-    r"not known|name resolution|getaddrinfo|nodename|failed to resolve": "host name not found",
-    r"connection refused|actively refused|10061": "connection refused",
-    r"certificate.verify": "the server's certificate is not trusted",
-    r"timed out": "the server fell silent",
-    r"wheel .* is invalid": "the package that arrived is truncated or altered",
-    r"incomplete|disconnected|aborted|reset by peer|connection broken": "the connection broke off",
-}
 
-
-def in_words(error: Exception | str) -> str:
-    """What happened, in a few words: the libraries' messages are long and all different."""
+def in_words(error: BaseException) -> str:
+    """What happened: libraries wrap an error several times, and the innermost says it shortest."""
+    while error.__context__ is not None:
+        error = error.__context__
     text = getattr(error, "strerror", None) or str(error)
-    if status := re.search(r"\b([45]\d\d) (?:Client|Server) Error", text):
-        return f"the server answered with error {status[1]}"
-    for pattern, words in WORDS.items():
-        if re.search(pattern, text, re.IGNORECASE):
-            return words
     return text.partition("\n")[0][:200] or type(error).__name__
 
 
@@ -248,47 +232,32 @@ def _no_answer() -> TimeoutError:
 def _check_answer(url: str) -> None:
     """Raise an exception unless something answers at `url` soon.
 
-    The libraries try for minutes, and looking up a host name has no time limit at all: so
-    threads ask that need not be waited for. A lost packet is no reason to give up: the question
-    is put a second time, while the first may still be answered.
+    The libraries try for minutes, and looking up a host name has no time limit at all: so a
+    thread asks that need not be waited for.
     """
-    outcomes: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    outcome = [_no_answer()]
 
     def ask() -> None:
         try:
-            requests.head(url, timeout=2 * patience(), allow_redirects=False)
-            outcomes.put(None)
+            requests.head(url, timeout=patience(), allow_redirects=False)
+            outcome.clear()
         except Exception as error:
-            outcomes.put(error)
+            outcome[:] = [error]
 
-    failure: Exception | None = _no_answer()
-    for _ in range(2):
-        threading.Thread(target=ask, daemon=True).start()
-        with suppress(queue.Empty):
-            failure = outcomes.get(timeout=patience() / 2)
-        if failure is None:
-            return
-    raise failure
-
-
-def _find_pip() -> list[str]:
-    """The command that runs pip: this Python's, or uv's, whose environments have none."""
-    bounds = {"UV_HTTP_TIMEOUT": f"{patience():.0f}", "UV_HTTP_RETRIES": "0"}
-    env = os.environ | bounds | {"UV_COMPILE_BYTECODE": "1"}
-    for pip in ([sys.executable, "-m", "pip"], ["uvx", "pip"]):
-        with suppress(FileNotFoundError):
-            if subprocess.run([*pip, "--version"], capture_output=True, env=env).returncode == 0:
-                return pip
-    raise OSError("this Python has no pip (`python -m ensurepip` or `uv pip install pip` adds it)")
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(patience())
+    if outcome:
+        raise outcome[0]
 
 
 def _pip_download(requirement: str, wheel: Path) -> None:
     """Let pip put a package's wheel there; it is stopped if no index soon offers that file."""
+    pip, start = [sys.executable, "-m", "pip"], time.monotonic()
+    subprocess.run([*pip, "--version"], check=True, capture_output=True)
+    seconds_to_start = time.monotonic() - start  # not the network's fault
     options = ["--no-deps", "--only-binary=:all:", f"--dest={wheel.parent}", "--no-input"]
     options += ["--retries=1", "--progress-bar=off", "--disable-pip-version-check"]
-    start = time.monotonic()
-    pip = _find_pip()
-    seconds_to_start = time.monotonic() - start  # not the network's fault
     process = subprocess.Popen(
         [*pip, "download", *options, requirement],
         stdout=subprocess.PIPE,
@@ -300,10 +269,9 @@ def _pip_download(requirement: str, wheel: Path) -> None:
     timer = threading.Timer(seconds_to_start + patience(), process.terminate)
     timer.daemon = True
     timer.start()
-    lines, found = [], False
+    line, found = "", False
     with process:
         for line in process.stdout:
-            lines.append(line.strip())
             if wheel.name in line:
                 found = True
                 timer.cancel()
@@ -313,4 +281,4 @@ def _pip_download(requirement: str, wheel: Path) -> None:
         raise _no_answer()
     timer.cancel()
     if process.returncode != 0:
-        raise OSError(in_words("\n".join(reversed(lines)).removeprefix("ERROR: ")))
+        raise OSError(line.strip().removeprefix("ERROR: "))

@@ -95,8 +95,8 @@ def _read_own(path: Path, config: RunConfig, log: Callable) -> pd.DataFrame:
     """
     columns = (config.text_column, config.label_column)
     label_sets = (config.label_column, *LABEL_NAMES) if config.multi_label else ()
-    how = TextFormat(config.separator, config.encoding, label_sets)
-    messages = read_messages(path, *columns, log, how)
+    text_format = TextFormat(config.separator, config.encoding, label_sets)
+    messages = read_messages(path, *columns, log, text_format)
     if config.multi_label:
         messages["label"] = messages["label"].map(label_set)
         log(f"{(messages['label'] == '').sum():,} texts carry none of the labels.")

@@ -42,7 +42,7 @@ def make_wheel(content: bytes) -> bytes:
 
 GOOD_WHEEL = make_wheel(CONTENT)
 BODIES = {  # everything else is answered with error 404
-    **dict.fromkeys(("/good", "/slow", "/late", "/halfway", "/endless"), CONTENT),
+    **dict.fromkeys(("/good", "/slow", "/halfway", "/endless"), CONTENT),
     "/truncated": CONTENT[:-1000],  # its header says more
     "/short": CONTENT[:-1000],  # only the checksum tells
     "/corrupted": b"X" + CONTENT[1:],
@@ -63,7 +63,6 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         self.requests: list[tuple[str, str]] = []  # method, path
         self.released = threading.Event()  # set: whoever is kept waiting is let go
-        self.asked_twice = threading.Event()
         super().__init__(("127.0.0.1", 0), Handler)
 
     def __enter__(self):
@@ -110,12 +109,6 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.5)
         elif self.path == "/silent":
             self.server.released.wait(60)
-        elif self.path == "/late" and self.command == "HEAD":
-            if len(self.server.requests) == 1:  # it is answered when a second question is put
-                self.server.asked_twice.wait(60)
-            else:
-                self.server.asked_twice.set()
-                self.server.released.wait(60)
 
     def log_message(self, *_):
         pass
