@@ -5,7 +5,6 @@ python 04_user_interface/app.py [DIR [DIR]]
 
 import argparse
 import ctrl_c  # noqa: F401
-import socket
 import sys
 from pathlib import Path
 
@@ -70,12 +69,6 @@ def serve(args: argparse.Namespace) -> None:
         raise OSError(
             f"the package {error.name} is missing; install what the page needs with "
             f"`python -m pip install -r 04_user_interface/requirements-extra.txt`."
-        ) from None
-    try:
-        socket.create_server((args.host, args.port)).close()
-    except OSError:
-        raise OSError(
-            f"cannot listen on {args.host}, port {args.port}; choose another --port or --host."
         ) from None
     if args.train:
         train_if_missing(args.folder)

@@ -23,13 +23,12 @@ from html_parts import (
     download_on_click,
     note,
     refusal,
-    table,
     tiles,
     visible,
 )
 from opened import Opened
 from quality import confusion_table
-from thresholds import by_class, consequences, decide
+from thresholds import consequences, decide
 
 from evaluation import confusion_matrix
 from message_files import DataError
@@ -81,16 +80,15 @@ def worst_errors(job: Job, labels: np.ndarray, threshold: float) -> list[list[An
 
 def report(job: Job, threshold: float) -> list[Any]:
     """What the file's own labels say of the answers: counts, classes, matrix, errors."""
-    labels = job.labels() if job.ended and job.num_done and job.label_column else np.array([])
+    labels = job.labels() if job.label_column else np.array([])
     known = labels >= 0
     if not known.any():
-        return [gr.Column(visible=False), "", "", "", gr.Dataset(samples=[])]
+        return [gr.Column(visible=False), "", "", gr.Dataset(samples=[])]
     shares, names = job.probabilities[known], job.opened.names
     matrix = confusion_matrix(labels[known], shares.argmax(axis=1), len(names))
     return [
         gr.Column(visible=True),
         tiles(consequences(labels[known], shares, threshold)),
-        table(by_class(names, labels[known], shares, threshold), "Each class"),
         confusion_table(matrix, names),
         gr.Dataset(samples=worst_errors(job, labels, threshold)),
     ]
@@ -148,20 +146,16 @@ def many_messages_tab(
         threading.Thread(target=work, args=(key,), daemon=True).start()
         return "", key
 
-    def show(key: str, threshold: float, seen: tuple) -> list[Any]:
-        """All that is shown of the job; its tables only where they have changed."""
+    def show(key: str, threshold: float) -> list[Any]:
+        """How far the job is; its tables, once it has ended."""
         job = jobs.get(key)
-        if job is None:
-            nothing = ["", [], gr.Column(visible=False), "", "", "", gr.skip()]
-            unusable = gr.Button(interactive=False)
-            return [*nothing, unusable, unusable, gr.Timer(active=False), None]
-        now = (key, threshold, job.num_done > 0, job.ended)
-        tables = [gr.skip()] * 6
-        if now != seen:
+        done, ended = (job.num_done, job.ended) if job else (0, True)
+        tables = [[], gr.Column(visible=False), "", "", gr.skip()]
+        if done and ended:
             tables = [first_rows(job, threshold), *report(job, threshold)]
-        usable = gr.Button(interactive=job.num_done > 0)
-        timer = gr.Timer(active=not job.ended)
-        return [status(job, threshold), *tables, usable, usable, timer, now]
+        usable = gr.Button(interactive=done > 0)
+        said = status(job, threshold) if job else ""
+        return [said, *tables, usable, usable, gr.Timer(active=not ended)]
 
     def pick(key: str, row: list) -> tuple[str, gr.Tabs]:
         return jobs[key].texts[int(row[0]) - 1], gr.Tabs(selected="one")
@@ -187,15 +181,11 @@ def many_messages_tab(
         job.run()
         return str(job.write("csv", threshold))
 
-    seen, timer = gr.State(None), gr.Timer(1, active=False)
+    timer = gr.Timer(1, active=False)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            file = gr.File(
-                label="File of messages",
-                file_types=FILE_TYPES,
-                height=150,
-                elem_id="upload",
-            )
+            about = {"label": "File of messages", "elem_id": "upload"}
+            file = gr.File(file_types=FILE_TYPES, height=150, **about)
             hidden = {"choices": [], "interactive": False, "allow_custom_value": True}
             column = gr.Dropdown(label="Column with the messages", elem_id="column", **hidden)
             label_column = gr.Dropdown(
@@ -226,7 +216,6 @@ def many_messages_tab(
     with gr.Column(visible=False, elem_id="report") as judged:
         gr.Markdown("## Measured by the file's own labels")
         numbers = gr.HTML()
-        classes = gr.HTML()
         gr.Markdown("A row for each true class, a column for each likeliest class:")
         matrix = gr.HTML()
         errors = gr.Dataset(
@@ -245,10 +234,10 @@ def many_messages_tab(
         api_visibility="private",
         show_progress_on=problem,
     )
-    shown = [state, answers, judged, numbers, classes, matrix, errors]
-    shown += [as_csv, as_excel, timer, seen]
+    shown = [state, answers, judged, numbers, matrix, errors]
+    shown += [as_csv, as_excel, timer]
     look_again = [page.load, key.change, timer.tick, threshold.change]
-    inputs = [key, threshold, seen]
+    inputs = [key, threshold]
     gr.on(look_again, show, inputs, shown, trigger_mode="always_last", **QUIET)
     stop.click(stop_job, key, None, **QUIET).then(show, inputs, shown, **QUIET)
     open_after(answers.select(pick_answer, key, [message, tabs], **QUIET))

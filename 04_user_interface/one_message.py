@@ -1,21 +1,22 @@
 """The first tab: one message, its class, the words behind it, and what a layer attends to.
 
-Everything shown is made from one state: the session's messages, each with its own answer, and
-which of them is open. And `/classify`, which gives programs the same answer.
+A session is the messages so far, each with its probabilities and, where it was said, the right
+label; and which of them is open. And `/classify`, which gives programs the same answer.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 import numpy as np
 import pandas as pd
-from explanations import Attention, Explanation, attention
+from explanations import Attention, Explanation, attention, explain
 from gradio.events import Dependency
 from html_parts import (
     QUIET,
     beginning,
     download_on_click,
+    fleeting_file,
     heat_table,
     note,
     refusal,
@@ -24,18 +25,11 @@ from html_parts import (
     visible,
 )
 from opened import Opened
-from session import (
-    NO_MESSAGE,
-    Judge,
-    close_entry,
-    history_rows,
-    labelled_file,
-    new_session,
-    opened_entry,
-    say_right,
-)
 from thresholds import UNDECIDED, decide
 
+MAX_LINES = 200  # that are classified each by itself
+NO_MESSAGE = "There is no message yet: type one, or click an example."
+NO_REASONS = (gr.HighlightedText([], label="Words …"), "", "")
 NUM_STRONGEST = 6  # words in the table
 WEAK = 0.15  # of the strongest word's change: a weaker word is not marked
 NOT_READ = "not read"
@@ -55,15 +49,6 @@ MARK_STALE = """(text, judged) => {
 COPY = """(judged) => {
   const said = document.querySelector("#decision").innerText.trim();
   navigator.clipboard?.writeText(`${said.replace(/\\s*\\n\\s*/g, " – ")}\\n${judged}`);
-}"""
-# The text stands behind the #, which browsers send to no server.
-LINK = """(judged) => {
-  history.replaceState(null, "", "#text=" + encodeURIComponent(judged));
-  navigator.clipboard?.writeText(location.href);
-}"""
-FROM_LINK = """() => {
-  try { return decodeURIComponent(location.hash.match(/^#text=(.*)$/)?.[1] ?? ""); }
-  catch { return ""; }
 }"""
 
 
@@ -101,50 +86,117 @@ def attention_map(seen: Attention) -> str:
 def one_message_tab(
     opened: Opened, second: Opened | None, threshold: gr.Slider, page: gr.Blocks
 ) -> tuple[gr.Textbox, Callable[[Dependency], None]]:
-    """Builds the tab; returns its box, and what opens the box's text after an event."""
-    names, shape = opened.names, opened.classifier.decoder.cfg
-    judge = Judge(opened, second)
+    """Builds the tab; returns its box, and what opens the box's text after an event.
 
-    def show(session: dict[str, Any], threshold: float) -> list[Any]:
-        """All that the tab shows of the session; what does not belong to the open entry is gone."""
-        entry, found = opened_entry(session), None
-        decision, bars, others = "", None, []
-        said = note(session["said"]) if session["said"] else ""
-        if entry is not None:
-            found, others = entry["found"], entry["others"]
-            probabilities = np.array(entry["probabilities"])
-            best = names[int(probabilities.argmax())]
-            answer = decide(probabilities, names, threshold)
-            detail = f"{probabilities.max():.1%}"
-            if answer == UNDECIDED:
-                detail = f"likeliest: {best}, {detail}"
-            if threshold:
-                detail += f"; undecided below {threshold:.0%}"
-            decision = f"<h2>{safe(answer)}</h2>{note(detail)}"
-            said = note(f"{answer}, {detail}", "unseen")  # for screen readers
-            bars = dict(zip(names, entry["probabilities"], strict=True))
-        rows = history_rows(session, names, threshold)
-        num_said = sum(entry["right"] is not None for entry in session["entries"])
+    A session is changed in place, since the answers to two clicks may be on their way at once.
+    """
+    names, shape = opened.names, opened.classifier.decoder.cfg
+
+    def remember(texts: list[str], session: dict[str, Any]) -> None:
+        """Classify those that are new."""
+        if new := [text for text in dict.fromkeys(texts) if text not in session["entries"]]:
+            for text, probabilities in zip(new, opened.probabilities(new)):
+                session["entries"][text] = {"probabilities": probabilities, "right": None}
+
+    def past_of(session: dict[str, Any], threshold: float) -> list[Any]:
+        """The session's messages, the latest first, and how many of them were labelled."""
+        entries = session["entries"]
+        rows = [
+            [
+                beginning(text),
+                decide(entry["probabilities"], names, threshold),
+                f"{entry['probabilities'].max():.1%}",
+                entry["right"] or "",
+            ]
+            for text, entry in reversed(entries.items())
+        ]
+        num_said = sum(entry["right"] is not None for entry in entries.values())
+        download = gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0)
+        return [gr.Column(visible=bool(rows)), gr.Dataset(samples=rows), download]
+
+    def show(session: dict[str, Any], threshold: float, said: str = "") -> list[Any]:
+        """The answer to the open message, if one is, and the past."""
+        text, past = session["open"], past_of(session, threshold)
+        if not text:
+            return ["", note(said), gr.Column(visible=False), "", None, None, *past]
+        entry = session["entries"][text]
+        probabilities = entry["probabilities"]
+        answer, detail = decide(probabilities, names, threshold), f"{probabilities.max():.1%}"
+        if answer == UNDECIDED:
+            detail = f"likeliest: {names[probabilities.argmax()]}, {detail}"
+        if threshold:
+            detail += f"; undecided below {threshold:.0%}"
+        said = note(f"{answer}, {detail}", "unseen")  # for screen readers
+        decision = f"<h2>{safe(answer)}</h2>{note(detail)}"
+        bars = dict(zip(names, probabilities.tolist(), strict=True))
+        return [text, said, gr.Column(visible=True), decision, bars, entry["right"], *past]
+
+    def open_text(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+        """The answer at once; the reasons of another message are gone, and follow."""
+        text, before = text.strip(), session["open"]
+        remember([text] if text else [], session)
+        session["open"] = text
+        reasons = [gr.skip()] * 3 if text == before else NO_REASONS
+        return [*show(session, threshold, NO_MESSAGE), *reasons]
+
+    def open_lines(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+        """Each line becomes one of the session's messages; none is open."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        remember(lines[:MAX_LINES], session)
+        session["open"] = ""
+        said = f"{len(lines):,} messages: click one below to see the words behind its answer."
+        if len(lines) > MAX_LINES:
+            said = f"The first {MAX_LINES} of {said} 'Many messages' takes them all, as a file."
+        return show(session, threshold, said)
+
+    def close(session: dict[str, Any], threshold: float) -> list[Any]:
+        session["open"] = ""
+        return ["", *show(session, threshold)]
+
+    def give_reasons(text: str, session: dict[str, Any]) -> Iterator[list[Any]]:
+        """The words behind an answer, then other opinions, while no other message is opened."""
+        if not text:
+            return
+        best = int(session["entries"][text]["probabilities"].argmax())
+        asked = (opened.classifier, opened.tokenizer, text, best)
+        found = explain(*asked, wanted=lambda: session["open"] == text)
+        if found is None:
+            return
+        words = [marked_words(found, names[best]), strongest_words(found, names[best])]
+        yield [*words, gr.skip()]
+        opinions = other_opinions(text)
+        if opinions and session["open"] == text:
+            yield [*words, table(pd.DataFrame(opinions), "Other opinions")]
+
+    def other_opinions(text: str) -> list[dict[str, str]]:
+        opinions = []
+        rival = opened.rival_probabilities(text)
+        if rival is not None:
+            opinions.append(("linear model on n-grams", names, rival))
+        if second is not None:
+            opinions.append((second.name, second.names, second.probabilities([text])[0]))
         return [
-            entry["text"] if entry else "",
-            said,
-            gr.Column(visible=entry is not None),
-            decision,
-            bars,
-            marked_words(found, best) if found else gr.HighlightedText([], label="Words …"),
-            strongest_words(found, best) if found else "",
-            table(pd.DataFrame(others), "Other opinions") if others else "",
-            entry["right"] if entry else None,
-            gr.Column(visible=bool(rows)),
-            gr.Dataset(samples=rows),
-            gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0),
+            {"who else": who, "answer": theirs[p.argmax()], "sure": f"{p.max():.1%}"}
+            for who, theirs, p in opinions
         ]
 
-    def show_attention(session: dict[str, Any], layer: int, head: int, wanted: bool, whole: bool):
-        entry = opened_entry(session)
-        if entry is None or not wanted:
+    def say_right(label: str, text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+        """Of the text whose answer was on the screen, even if another is open by now."""
+        session["entries"][text]["right"] = label
+        return past_of(session, threshold)
+
+    def labelled_file(session: dict[str, Any]) -> str:
+        """The messages whose right label was said, as `finetune.py --data` takes them."""
+        labels = {text: entry["right"] for text, entry in session["entries"].items()}
+        path = fleeting_file("labelled.csv")
+        rows = pd.DataFrame(labels.items(), columns=["text", "label"]).dropna()
+        rows.to_csv(path, index=False, encoding="utf-8")
+        return str(path)
+
+    def show_attention(text: str, layer: int, head: int, wanted: bool, whole: bool):
+        if not (text and wanted):
             return gr.Column(visible=wanted), None, ""
-        seen = attention(opened.classifier, opened.tokenizer, entry["text"], layer, head)
+        seen = attention(opened.classifier, opened.tokenizer, text, layer, head)
         share = 0.7 * seen.decisive / seen.decisive.max()  # a full red would be hard to read on
         marked = list(zip(seen.tokens, share.tolist()))
         return gr.Column(visible=True), marked, attention_map(seen) if whole else ""
@@ -158,9 +210,9 @@ def one_message_tab(
         return {"label": names[int(probabilities.argmax())], "probabilities": answer}
 
     def text_of_row(row: int, session: dict[str, Any]) -> str:
-        return session["entries"][-1 - row]["text"]  # the latest is first
+        return [*session["entries"]][-1 - row]  # the latest is first
 
-    session = gr.State(new_session())
+    session = gr.State({"entries": {}, "open": ""})
     message = gr.Textbox(
         label="Message",
         lines=1,  # with one line, Enter submits
@@ -186,9 +238,7 @@ def one_message_tab(
             right = gr.Dropdown(
                 list(names), value=None, label="Wrong? Say the right label", elem_id="right"
             )
-            with gr.Row():
-                copy = gr.Button("Copy the answer", size="sm", min_width=100)
-                link = gr.Button("Copy a link to it", size="sm", min_width=100)
+            copy = gr.Button("Copy the answer", size="sm")
         with gr.Column(scale=6, min_width=300):
             words = gr.HighlightedText(combine_adjacent=True, elem_id="words")
             strongest = gr.HTML()
@@ -222,35 +272,34 @@ def one_message_tab(
         )
         labelled = gr.Button("Download labelled as CSV", elem_id="labelled", size="sm")
 
-    run = {"trigger_mode": "multiple", "show_progress_on": [said], "api_visibility": "private"}
+    shown = [judged, said, answer, decision, bars, right, past, history, labelled]
+    reasons = [words, strongest, others]
+    opening = {"inputs": [message, session, threshold], "outputs": [*shown, *reasons]}
+    run = {"trigger_mode": "always_last", "show_progress_on": [said], "api_visibility": "private"}
     latest = {"trigger_mode": "always_last", **QUIET}
 
     def open_after(event: Dependency) -> None:
-        event.then(judge.open_if_any, [message, session], session, **run)
+        event.then(open_text, **opening, **run)
 
-    gr.on([button.click, message.submit], judge.open, [message, session], session, **run)
+    gr.on([button.click, message.submit], open_text, **opening, **run)
     open_after(history.click(text_of_row, [history, session], message, **QUIET))
-    open_after(page.load(None, None, message, js=FROM_LINK))
     if examples:
         open_after(example.click(lambda row: row[0], example, message, **QUIET))
-    lines.click(judge.open_lines, [message, session], session, **run)
-    clear.click(close_entry, session, [message, session], **QUIET)
-    right.input(say_right, [right, judged, session], session, **QUIET)
-    shown = [judged, said, answer, decision, bars, words, strongest, others, right, past, history]
-    gr.on(
-        [session.change, threshold.change], show, [session, threshold], [*shown, labelled], **latest
-    )
+    lines.click(open_lines, [message, session, threshold], shown, **run)
+    clear.click(close, [session, threshold], [message, *shown], **QUIET)
+    threshold.change(show, [session, threshold], shown, **latest)
+    right.input(say_right, [right, judged, session, threshold], [past, history, labelled], **QUIET)
+    judged.change(give_reasons, [judged, session], reasons, **latest)
     fit = [page.load, message.change, judged.change]
     gr.on(fit, None, [message, judged], js=MARK_STALE)
     gr.on(
-        [session.change, layer.input, head.input, wanted.input, whole.input],
+        [judged.change, layer.input, head.input, wanted.input, whole.input],
         show_attention,
-        [session, layer, head, wanted, whole],
+        [judged, layer, head, wanted, whole],
         [looks, looked_at, weights],
         **latest,
     )
     copy.click(None, judged, js=COPY)
-    link.click(None, judged, js=LINK)
     download_on_click(labelled, labelled_file, [session])
     gr.api(classify, api_name="classify")
     return message, open_after

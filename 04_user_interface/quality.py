@@ -5,9 +5,9 @@ from typing import Any
 import gradio as gr
 import matplotlib.pyplot as plt
 import numpy as np
-from html_parts import QUIET, heat_table, table, tiles
+from html_parts import QUIET, heat_table, tiles
 from opened import Opened, TestPredictions
-from thresholds import answered_and_right, by_class, consequences
+from thresholds import consequences
 
 from evaluation import calibration, plot_calibration
 
@@ -59,36 +59,16 @@ def headline(metrics: dict[str, Any]) -> None:
 
 
 def threshold_section(opened: Opened, threshold: gr.Slider) -> None:
-    test = opened.test_predictions
-
-    def show(value: float) -> tuple[str, str]:
-        classes = by_class(opened.names, *test, value)
-        return tiles(consequences(*test, value)), table(classes, "Each class at this threshold")
-
     gr.Markdown(
         "A message whose likeliest class is less probable than the threshold is left undecided, "
         "for a person to look at. The higher the threshold, the fewer wrong answers, and the more "
         "that is left over. Counted on the test messages:"
     )
-    with gr.Row():
-        with gr.Column(scale=2, min_width=300):
-            threshold.render()
-            numbers = gr.HTML(elem_id="consequences", elem_classes="live")
-        with gr.Column(scale=3, min_width=300):
-            gr.LinePlot(
-                answered_and_right(*test),
-                x="answered",
-                y="right",
-                x_lim=[0, 1.01],
-                x_title="share that is answered",
-                y_title="share of those that is right",
-                show_label=False,
-                height=300,
-                buttons=[],
-            )
-    classes = gr.HTML()
+    threshold.render()
+    numbers, test = gr.HTML(elem_id="consequences", elem_classes="live"), opened.test_predictions
     # On every change, and when the page is opened.
-    gr.on(None, show, threshold, [numbers, classes], trigger_mode="always_last", **QUIET)
+    show = lambda value: tiles(consequences(*test, value))  # noqa: E731
+    gr.on(None, show, threshold, numbers, trigger_mode="always_last", **QUIET)
 
 
 def calibration_section(test: TestPredictions) -> None:

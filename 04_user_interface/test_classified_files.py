@@ -101,15 +101,6 @@ def test_below_the_threshold_the_download_is_undecided(classified, tmp_path):
     assert set(labels) == {"undecided"}
 
 
-def test_thousands_of_rows_come_back_in_order(classified, tmp_path):
-    path = tmp_path / "many.csv"
-    rows = [f"{i},message number {i % 977}" for i in range(3_500)]
-    path.write_text("\n".join(["id,text", *rows]), encoding="utf-8")
-    result = pd.read_csv(classified(path, "text")[1], dtype=str)
-    assert result["id"].tolist() == [str(i) for i in range(3_500)]
-    assert result["predicted_label"][:977].tolist() == result["predicted_label"][977:1954].tolist()
-
-
 def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path, monkeypatch):
     path = tmp_path / "some.csv"
     path.write_text("text\n" + "hello\n" * 3_000, encoding="utf-8")
@@ -155,12 +146,9 @@ def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, 
 
 def test_a_written_file_is_deleted_after_an_hour(monkeypatch):
     timers = []
-
-    def timer(*when_and_what) -> threading.Thread:
-        timers.append(when_and_what)
-        return threading.Thread()
-
-    monkeypatch.setattr(threading, "Timer", timer)
+    monkeypatch.setattr(
+        threading, "Timer", lambda *given: timers.append(given) or threading.Thread()
+    )
     path = fleeting_file("a.csv")
     path.touch()
     [(seconds, delete, arguments)] = timers
