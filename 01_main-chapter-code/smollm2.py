@@ -8,14 +8,12 @@ no biases.
 Shapes in comments: B sequences, T tokens each, D embedding dimensions, H heads.
 """
 
-import math
-import struct
+import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import gguf
-import numpy as np
 import tiktoken
 import torch
 import torch.nn.functional as F
@@ -145,50 +143,12 @@ class LlamaModel(Decoder):
 
 # --- Its weights, out of a GGUF file -------------------------------------------------------------
 
-# GGUF's types of values: text, list, and the numbers by their codes in `struct`.
-UINT32, TEXT, LIST, UINT64 = 4, 8, 9, 10
-NUMBERS = dict(zip((*range(8), 10, 11, 12), "BbHhIif?Qqd"))
 
-
-def _read(file: BinaryIO, kind: int):
-    """The next value of a GGUF file."""
-    if kind == TEXT:
-        return file.read(_read(file, UINT64)).decode()
-    if kind == LIST:
-        item_kind, length = _read(file, UINT32), _read(file, UINT64)
-        return [_read(file, item_kind) for _ in range(length)]
-    code = "<" + NUMBERS[kind]
-    return struct.unpack(code, file.read(struct.calcsize(code)))[0]
-
-
-def read_metadata(file: BinaryIO) -> tuple[dict, int]:
-    """The head of a GGUF file: what it says about the model, and its number of tensors.
-
-    (`gguf.GGUFReader` reads it as well, but takes seconds for a vocabulary.)
-    """
-    _magic, _version, num_tensors, num_entries = struct.unpack("<4sIQQ", file.read(24))
-    entries = {_read(file, TEXT): _read(file, _read(file, UINT32)) for _ in range(num_entries)}
-    return entries, num_tensors
-
-
-def load_gguf(path: Path) -> dict[str, Tensor]:
-    """The tensors of a GGUF file by name, quantised ones as the float32 numbers they stand for."""
-    with open(path, "rb") as file:
-        metadata, num_tensors = read_metadata(file)
-        places = {}
-        for _ in range(num_tensors):
-            name, num_dims = _read(file, TEXT), _read(file, UINT32)
-            shape = [_read(file, UINT64) for _ in range(num_dims)][::-1]
-            kind = gguf.GGMLQuantizationType(_read(file, UINT32))
-            places[name] = gguf.quant_shape_to_byte_shape(shape, kind), kind, _read(file, UINT64)
-        alignment = metadata.get("general.alignment", 32)
-        start = math.ceil(file.tell() / alignment) * alignment
-    content = np.memmap(path, mode="r")[start:]
-    tensors = {}
-    for name, (shape, kind, offset) in places.items():
-        data = content[offset : offset + math.prod(shape)].reshape(shape)
-        tensors[name] = torch.tensor(gguf.dequantize(data, kind))
-    return tensors
+@functools.lru_cache(maxsize=1)  # it takes seconds to read a vocabulary
+def read_gguf(path: Path) -> tuple[list[gguf.ReaderTensor], dict[str, Any]]:
+    """The tensors of a GGUF file, and what it says about the model and its vocabulary."""
+    reader = gguf.GGUFReader(path)
+    return reader.tensors, {name: field.contents() for name, field in reader.fields.items()}
 
 
 GGUF_NAMES = {
@@ -206,7 +166,10 @@ GGUF_NAMES = {
 
 def load_smollm2(path: Path) -> LlamaModel:
     """SmolLM2-135M from its GGUF file, in evaluation mode."""
-    tensors = load_gguf(path)
+    tensors = {  # quantised ones as the float32 numbers they stand for
+        tensor.name: torch.tensor(gguf.dequantize(tensor.data, tensor.tensor_type))
+        for tensor in read_gguf(path)[0]
+    }
     embedding = tensors.pop("token_embd.weight")
     state = {"tok_emb.weight": embedding, "out_head.weight": embedding}
     state["final_norm.scale"] = tensors.pop("output_norm.weight")
@@ -247,8 +210,7 @@ def smollm2_tokenizer(path: Path) -> tiktoken.Encoding:
 
     The vocabulary is in the order of its merges, so that a token's number is its rank.
     """
-    with open(path, "rb") as file:
-        metadata, _ = read_metadata(file)
+    _, metadata = read_gguf(path)
     tokens = metadata["tokenizer.ggml.tokens"]
     num_special = metadata["tokenizer.ggml.token_type"].count(3)  # they come first
     bytes_of = bytes_of_characters()

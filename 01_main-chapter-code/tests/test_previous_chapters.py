@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import DECODERS, GPT, random_decoder
 
+from export import shape_in_transformers
 from gpt_download import GPT2_WEIGHTS, MODEL_CONFIGS, load_mini_tokenizer
 from previous_chapters import (
     GELU,
@@ -99,13 +100,10 @@ def test_logits_and_attention_maps_equal_those_of_an_independent_gpt2(transforme
     shape = MODEL_CONFIGS[name]
     cfg = dataclasses.replace(shape, vocab_size=211, context_length=40, emb_dim=4 * shape.n_heads)
     model = random_decoder(cfg)
-    theirs = transformers.GPT2Config(
-        vocab_size=211, n_positions=40, n_embd=cfg.emb_dim, n_layer=cfg.n_layers, n_head=cfg.n_heads
-    )
-    twin = transformers.GPT2LMHeadModel(theirs).eval()
-    missing, unexpected = twin.transformer.load_state_dict(gpt2_state_dict(model), strict=False)
-    assert not unexpected
-    assert not [name for name in missing if not name.endswith(".attn.bias")]  # the causal mask
+    _, sizes, weights = shape_in_transformers(model)
+    twin = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=211, **sizes)).eval()
+    missing, unexpected = twin.load_state_dict(weights, strict=False)
+    assert (missing, unexpected) == (["lm_head.weight"], [])
     twin.set_attn_implementation("eager")
     ids = torch.randint(cfg.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
