@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-MAX_MEMBER_SIZE = 50_000_000  # bytes of a file in an archive
 DAMAGES = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, UnicodeError)
 
 
@@ -83,21 +82,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-class _BoundedReader:
-    """A file of which nobody reads too much at once: headers of archives can announce anything."""
-
-    def __init__(self, file: Any):
-        self.file = file
-
-    def read(self, size: int) -> bytes:
-        if size > MAX_MEMBER_SIZE:
-            raise tarfile.ReadError(f"a part of it would have {size:,} bytes")
-        return self.file.read(size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)
-
-
 def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file in an archive, .tar.gz or .tar.xz; nothing is extracted.
 
@@ -108,7 +92,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
     try:
         with (
             (gzip.open if is_gzip else lzma.open)(path) as file,
-            tarfile.open(fileobj=_BoundedReader(file), mode="r:") as archive,
+            tarfile.open(fileobj=file, mode="r:") as archive,
         ):
             for member in archive:
                 if member.isfile():

@@ -9,16 +9,8 @@ import hashlib
 import json
 import math
 import platform
-import re
-import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from multiprocessing import get_context
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +23,7 @@ from continued_pretraining import (
     continue_pretraining,
     encode_for_pretraining,
 )
-from evaluation import example_messages, ngram_baseline, test_metrics, wilson_interval
+from evaluation import example_messages
 from features import FastClassifier, FeatureDataset, Store
 from files import file_sha256
 from gpt_download import (
@@ -43,8 +35,15 @@ from gpt_download import (
     resolve_model_name,
 )
 from lora import DoRALinear, LoRALinear, add_lora, merge_lora
+from measuring import (  # noqa: F401
+    Clock,
+    evaluate_baseline,
+    in_fresh_process,
+    measure,
+    peak_memory_mb,
+)
 from message_files import DataError
-from multi_label import LabelByLabel, best_thresholds, label_set_baseline, label_set_metrics
+from multi_label import LabelByLabel
 from previous_chapters import Decoder
 from run_config import RunConfig
 from run_folder import RunFolder
@@ -60,11 +59,6 @@ from text_data import ChunkDataset, SpamDataset, Splits, class_weights, encode_m
 from training import History, TrainConfig, train_classifier_simple
 
 CORRECTIONS = {"lora": LoRALinear, "dora": DoRALinear}
-MAX_BASELINE_MESSAGES = 20_000  # beyond this the n-gram baseline takes longer than the GPT
-MAX_BASELINE_CHARACTERS = 20_000_000  # and here, than everything else together
-# Messages times labels. The regression has a coefficient for each label and n-gram, and its
-# optimizer keeps a few dozen copies of them: a gigabyte here, and without a bound all memory.
-MAX_BASELINE_SIZE = 200_000
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
 
 
@@ -79,19 +73,6 @@ class RunResult:
     history: History
     metrics: dict[str, Any]
     """What metrics.json holds."""
-
-
-@dataclass
-class Clock:
-    """Seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str):
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
 
 
 @dataclass
@@ -374,75 +355,3 @@ def fingerprint(splits: Splits) -> str:
     for part in splits:
         digest.update(json.dumps(part[["text", "label"]].values.tolist()).encode())
     return digest.hexdigest()
-
-
-def measure(
-    logits: list[Tensor], datasets: list[ChunkDataset], about: ClassifierConfig
-) -> dict[str, Any]:
-    """Metrics of the three parts: accuracies, and everything else for the test part.
-
-    Takes the logits (K, C) of each part's chunks.
-    """
-    metrics, metrics_of = {}, test_metrics
-    measured = [
-        (dataset.mean(about.probabilities(part)).numpy(), np.array(dataset.text_labels))  # (N, C)
-        for part, dataset in zip(logits, datasets, strict=True)
-    ]
-    if about.thresholds is not None:
-        metrics["thresholds"] = best_thresholds(*measured[1])  # of the validation part
-        metrics_of = partial(label_set_metrics, thresholds=metrics["thresholds"])
-    for name, (probabilities, labels) in zip(Splits._fields, measured, strict=True):
-        metrics[name] = metrics_of(probabilities, labels)
-        if name != "test":
-            metrics[name] = {key: metrics[name][key] for key in ("num_examples", "accuracy")}
-    metrics["test_predictions"] = {  # of the last part: curves can be drawn from it later
-        "labels": labels.tolist(),
-        "probabilities": np.round(probabilities.astype(float), 6).tolist(),
-    }
-    return metrics
-
-
-def evaluate_baseline(
-    splits: Splits, datasets: list[ChunkDataset], multi_label: bool
-) -> dict[str, Any] | None:
-    """Test accuracy of the n-gram regression on the same messages, where it is quick."""
-    num_messages, num_labels = len(splits.train), splits.train["label"].nunique()
-    num_characters = splits.train["text"].str.len().sum()
-    if (
-        num_messages > MAX_BASELINE_MESSAGES
-        or num_characters > MAX_BASELINE_CHARACTERS
-        or num_messages * num_labels > MAX_BASELINE_SIZE
-    ):
-        return None
-    if multi_label:
-        train, _, test = (np.array(dataset.text_labels) for dataset in datasets)
-        return label_set_baseline(splits, train, test)
-    baseline = ngram_baseline().fit(splits.train["text"], splits.train["label"])
-    correct = int((baseline.predict(splits.test["text"]) == splits.test["label"]).sum())
-    return {
-        "accuracy": correct / len(splits.test),
-        "accuracy_interval": list(wilson_interval(correct, len(splits.test))),
-    }
-
-
-def in_fresh_process(function: Callable, *arguments: Any) -> Any:
-    """What a function of a module returns in a process of its own, whose seconds and memory hold
-    nothing of what was done before."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def peak_memory_mb() -> float | None:
-    """Most memory the process held so far, in MB; None where the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        status = ""
-    if own := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
-        return round(int(own[1]) * 1024 / 1e6, 1)
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # on Linux, of the parent process too
-    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e6, 1)

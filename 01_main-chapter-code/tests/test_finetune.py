@@ -18,6 +18,7 @@ import classify
 import fine_tuning
 import finetune
 import gpt_download
+import measuring
 import run_messages
 from classifier_folder import classify_texts, open_classifier
 from files import file_sha256
@@ -171,7 +172,7 @@ def test_six_texts_are_enough_for_two_labels(tmp_path):
 
 
 def test_no_baseline_where_it_would_take_all_memory(messages_csv, tmp_path, monkeypatch):
-    monkeypatch.setattr(fine_tuning, "MAX_BASELINE_SIZE", 2 * 42 - 1)
+    monkeypatch.setattr(measuring, "MAX_BASELINE_SIZE", 2 * 42 - 1)
     assert train(messages_csv, tmp_path / "out")["ngram_baseline"] is None
 
 
