@@ -6,7 +6,6 @@ writes `tables.md` and the figures into that folder. Without --results it takes 
 repository, and fills in README.md and tables.md, between their marks, and figures/.
 """
 
-import argparse
 import ctrl_c  # noqa: F401
 import re
 import sys
@@ -74,9 +73,7 @@ def curves(measured: Measured, task: str) -> dict[str, dict[int, Runs]]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------
+# --- Tables --------------------------------------------------------------------------------------
 
 
 def markdown(lines: Iterable[dict[str, str]] | pd.DataFrame) -> str:
@@ -230,9 +227,7 @@ TABLES = {
 }
 
 
-# ---------------------------------------------------------------------------------------------
-# Figures
-# ---------------------------------------------------------------------------------------------
+# --- Figures -------------------------------------------------------------------------------------
 
 
 def forest_plot(rows: Iterable[Runs], reference: Runs) -> Figure:
@@ -317,9 +312,7 @@ PLOTS = {
 }
 
 
-# ---------------------------------------------------------------------------------------------
-# The documents
-# ---------------------------------------------------------------------------------------------
+# --- The documents -------------------------------------------------------------------------------
 
 
 def fill_in(text: str, measured: Measured) -> str:
@@ -352,20 +345,12 @@ def write_all(results: Path) -> None:
         plot(measured).savefig(figures / f"{name}.png", dpi=110)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("make_tables.py", __doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
-
-    def work() -> None:
-        with reading_results(args.results):
-            write_all(args.results)
-
-    return run_command("make_tables.py", work, output=args.results)
+    results = parser.parse_args(argv).results
+    write = reading_results(results)(write_all)  # whatever goes wrong in it, the files are named
+    return run_command("make_tables.py", lambda: write(results), output=results)
 
 
 if __name__ == "__main__":

@@ -60,11 +60,7 @@ class Conversation:
 
     @torch.no_grad()
     def __init__(
-        self,
-        decoder: Decoder,
-        tokenizer,
-        turns: Sequence[tuple[str, str]],
-        answers: Sequence[str],
+        self, decoder: Decoder, tokenizer, turns: Sequence[tuple[str, str]], answers: Sequence[str]
     ):
         """Takes turns (who speaks, what is said) and the C possible answers."""
         self.decoder, self.tokenizer = decoder, tokenizer

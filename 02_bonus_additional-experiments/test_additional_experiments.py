@@ -4,7 +4,6 @@ Everything runs on a tiny model and the made-up messages; no metric from here is
 """
 
 import json
-import os
 import re
 import shlex
 
@@ -81,9 +80,7 @@ def run_quickly(rows, results, patch, *options: str) -> int:
     return experiments.main(["--suite", "main", "--results", str(results), "--quiet", *options])
 
 
-# ---------------------------------------------------------------------------------------------
-# The whole suite
-# ---------------------------------------------------------------------------------------------
+# --- The whole suite -----------------------------------------------------------------------------
 
 SAME_AS_ROW_1 = {"last-block", "accumulated"}  # in one epoch
 # Of rows that differ in a number, one.
@@ -132,15 +129,7 @@ def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
     assert num_states < len(store) < 2 * num_states
 
 
-def test_own_process_is_another_one_and_its_errors_arrive():
-    assert experiments.in_fresh_process(os.getpid) != os.getpid()
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        experiments.in_fresh_process(os.stat, "nowhere")
-
-
-# ---------------------------------------------------------------------------------------------
-# Options
-# ---------------------------------------------------------------------------------------------
+# --- Options -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -179,9 +168,7 @@ def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win():
     assert "model" not in runs["char-ngrams"].identity()
 
 
-# ---------------------------------------------------------------------------------------------
-# Messages and measurements
-# ---------------------------------------------------------------------------------------------
+# --- Messages and measurements -------------------------------------------------------------------
 
 
 def messages_of(options: str):
@@ -247,9 +234,7 @@ def test_spam_metrics_are_what_the_paper_names():
     assert metrics["roc_area"] == pytest.approx(4 / 6)  # of pairs of spam and ham, in order
 
 
-# ---------------------------------------------------------------------------------------------
-# What is there already
-# ---------------------------------------------------------------------------------------------
+# --- What is there already -----------------------------------------------------------------------
 
 
 def test_measured_row_is_not_overwritten(tmp_path, capsys):

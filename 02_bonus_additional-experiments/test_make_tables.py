@@ -22,9 +22,7 @@ def answers(by_seed: dict[int, list[float]], messages: int = 0) -> Runs:
     return Runs("a row", "none", spam, predicted, labels, texts, [{}] * len(spam))
 
 
-# ---------------------------------------------------------------------------------------------
-# Comparing
-# ---------------------------------------------------------------------------------------------
+# --- Comparing -----------------------------------------------------------------------------------
 
 
 def test_comparison_counts_what_only_one_of_two_got_right():
@@ -76,9 +74,7 @@ def test_average_is_that_of_the_probabilities():
     assert both.accuracies == [1 / 2]
 
 
-# ---------------------------------------------------------------------------------------------
-# The repository's own results
-# ---------------------------------------------------------------------------------------------
+# --- The repository's own results ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", make_tables.DOCUMENTS, ids=lambda path: path.name)

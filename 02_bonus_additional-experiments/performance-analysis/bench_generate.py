@@ -56,13 +56,8 @@ def run(
         }
         for way in ways
     ]
-    notes = [f"Prompt of {prompt} tokens."]
-    return {
-        "tables": {"ways": rows},
-        "notes": notes,
-        "unavailable": unavailable,
-        "rounds": rounds,
-    }
+    result = {"tables": {"ways": rows}, "notes": [f"Prompt of {prompt} tokens."]}
+    return result | {"unavailable": unavailable, "rounds": rounds}
 
 
 def plot(result: dict[str, Any], path) -> None:

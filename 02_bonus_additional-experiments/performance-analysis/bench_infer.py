@@ -112,10 +112,8 @@ def run(
     ways, logits, unavailable = bench.try_each(makers, lambda classify: classify(quarter))
     of_many = {way: partial(classify, mixed) for way, classify in ways.items()}
     of_one = {way: partial(classify, typical) for way, classify in ways.items()}
-    seconds, latency = (
-        bench.time_in_turns(of_many, repetitions),
-        bench.time_in_turns(of_one, LATENCY_ROUNDS),
-    )
+    seconds = bench.time_in_turns(of_many, repetitions)
+    latency = bench.time_in_turns(of_one, LATENCY_ROUNDS)
     probabilities = {way: values.softmax(dim=-1) for way, values in logits.items()}
     expected = probabilities["plain loop"]
     rows = [

@@ -22,12 +22,7 @@ from gpt_download import MODEL_CONFIGS
 from lora import add_lora
 from previous_chapters import GPTConfig, num_parameters
 from run_config import RunConfig
-from text_classifier import (
-    GPTClassifier,
-    calc_logits,
-    calc_loss_batch,
-    freeze_all_but,
-)
+from text_classifier import GPTClassifier, calc_logits, calc_loss_batch, freeze_all_but
 from text_data import collate
 
 CHOICES = ["inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing"]
@@ -187,11 +182,7 @@ def chapter_peak_mb(model: str, device: str) -> float | None:
 
 
 def run(
-    model: str,
-    device: torch.device,
-    choices: list[str],
-    batch_sizes: list[int],
-    lengths: list[int],
+    model: str, device: torch.device, choices: list[str], batch_sizes: list[int], lengths: list[int]
 ) -> dict[str, Any]:
     cfg, rows = MODEL_CONFIGS[model], []
     settings = [(choice, 8, 120) for choice in choices]

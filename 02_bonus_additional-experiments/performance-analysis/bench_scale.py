@@ -1,4 +1,4 @@
-"""Time and memory against length, batch size, model size, number of messages, threads, workers.
+"""Time and memory against length, batch size, model size, number of messages, threads.
 
 Each measurement gives a table's rows, and the seconds of every round by row.
 """
@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from bench_memory import FLOAT, measure, model_for, passing_numbers, random_batch
 from lower_bound import achieved_flops, block_operations
-from torch.utils.data import DataLoader
 
 import classify
 from classifier_folder import save_classifier
@@ -33,7 +32,6 @@ OPTIONS = {
     "shapes": (["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"], "shapes of models"),
     "messages": ([10**3, 10**4, 10**5, 10**6], "messages in a file"),
     "threads": (sorted({1, 2, os.cpu_count()}), "threads that compute"),
-    "workers": ([0, 1, 2], "further processes that load batches"),
     "repetitions": (5, "rounds; the median counts"),
 }
 ATTENTION = {"fused": "inference", "by hand": "inference_by_hand"}  # as bench_memory.py names it
@@ -82,11 +80,8 @@ def against_batch_size(classifier: GPTClassifier, sizes: list[int], repetitions:
 
 def against_threads(classifier: GPTClassifier, threads: list[int], repetitions: int) -> Measured:
     """Messages a second as `classify.py` does, and the FLOP/s achieved, with so many threads."""
-    model, dataset = (
-        FastClassifier(classifier),
-        bench.mixed_dataset(classifier.config.model_name, 64),
-    )
-    before, rows = torch.get_num_threads(), []
+    model, name = FastClassifier(classifier), classifier.config.model_name
+    dataset, before, rows = bench.mixed_dataset(name, 64), torch.get_num_threads(), []
 
     def classify_with(num_threads: int) -> None:
         torch.set_num_threads(num_threads)
@@ -100,18 +95,6 @@ def against_threads(classifier: GPTClassifier, threads: list[int], repetitions: 
         rows.append({"threads": n, "GFLOP/s": gflops, "messages a second": speed})
     torch.set_num_threads(before)
     return rows, rounds
-
-
-def against_workers(classifier: GPTClassifier, workers: list[int], repetitions: int) -> Measured:
-    """Seconds in which batches are made, by so many further processes."""
-    dataset = bench.mixed_dataset(classifier.config.model_name, 1000)
-
-    def make_batches(num_workers: int) -> None:
-        list(DataLoader(dataset, 8, collate_fn=dataset.collate, num_workers=num_workers))
-
-    rounds = bench.time_in_turns({str(n): partial(make_batches, n) for n in workers}, repetitions)
-    column = "seconds for 1,000 messages"
-    return [{"processes that load": n, column: median(rounds[str(n)])} for n in workers], rounds
 
 
 def against_model_size(classifier: GPTClassifier, shapes: list[str], repetitions: int) -> Measured:
@@ -150,10 +133,8 @@ def against_messages(classifier: GPTClassifier, numbers: list[int], repetitions:
 
 
 def classify_file(options: list[str]) -> dict[str, float | None]:
-    return {
-        "seconds": bench.seconds_of(lambda: classify.main(options)),
-        "peak, MB": peak_memory_mb(),
-    }
+    seconds = bench.seconds_of(lambda: classify.main(options))
+    return {"seconds": seconds, "peak, MB": peak_memory_mb()}
 
 
 # Each table, and the option that has its values.
@@ -161,7 +142,6 @@ TABLES = {
     "length": (against_length, "lengths"),
     "batch_size": (against_batch_size, "batch_sizes"),
     "threads": (against_threads, "threads"),
-    "workers": (against_workers, "workers"),
     "model_size": (against_model_size, "shapes"),
     "messages": (against_messages, "messages"),
 }

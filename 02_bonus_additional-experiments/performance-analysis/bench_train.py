@@ -251,9 +251,7 @@ def compare(
         stages[name]["training"] *= num_epochs / epochs_run
     once = {stage: stages[CHAPTER["float32"]][stage] for stage in STAGES[:3]}
     for name, sample in samples.items():
-        estimates = {
-            stage: seconds * sample.factor[stage] for stage, seconds in stages[name].items()
-        }
+        estimates = {stage: sample.factor[stage] * s for stage, s in stages[name].items()}
         cached = name in (FROZEN_ONCE, LAST_POSITION)
         stages[name] = once | ({} if cached else {"frozen_layers": 0.0}) | estimates
     flops, lengths = median(rounds["FLOP/s"]), [part.lengths for part in parts]

@@ -1,11 +1,8 @@
 """The same classifier in `transformers`: the measure of what a reader could use instead."""
 
-import copy
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 
-import bench_common as bench
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -42,17 +39,14 @@ def hugging_face_generator(decoder: Decoder):
 
 
 def hugging_face_classifier(classifier: GPTClassifier):
-    """A sequence classifier that gives the logits of ours, read at the last token; where the last
-    block alone is trained, so it is here.
+    """A sequence classifier that gives the logits of ours, read at the last token, as long as the
+    head's bias, which the library's has not, is zero; it has the same layers frozen.
 
-    It finds a message's last real token by looking for the padding token, for which it takes
-    `<|endoftext|>`, which no message holds.
+    It finds a message's last real token by the padding token, `<|endoftext|>`, which none holds.
     """
     decoder = classifier.decoder
     twin, weights = _empty_twin(decoder, "SequenceClassification")
-    twin.score = copy.deepcopy(decoder.out_head)  # the library's has no bias
-    head = {f"score.{name}": tensor for name, tensor in decoder.out_head.state_dict().items()}
-    twin.load_state_dict(weights | head)
+    twin.load_state_dict(weights | {"score.weight": decoder.out_head.weight.detach()})
     twin.requires_grad_(decoder.tok_emb.weight.requires_grad)
     blocks, norm = (getattr(twin.base_model, n) for n in LAST_LAYERS[twin.config.model_type])
     for part in (blocks[-1], norm, twin.score):
@@ -73,18 +67,11 @@ def trainer_run(
 ) -> Callable[[], dict[str, float]]:
     """A function that takes these steps and evaluation batches with `transformers`' Trainer, and
     returns the seconds of both."""
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-    moments: list[float] = []
-
-    class Stopwatch(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            bench.synchronize()
-            moments.append(time.perf_counter())
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
     class GivenBatches(Trainer):
         def get_train_dataloader(self) -> DataLoader:
-            return DataLoader([steps[0], *steps], batch_size=None)  # the first is not counted
+            return DataLoader(steps, batch_size=None)
 
         def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
             return DataLoader(evaluations, batch_size=None)
@@ -94,14 +81,12 @@ def trainer_run(
     where = {"output_dir": tempfile.gettempdir(), "use_cpu": twin.device.type == "cpu"}
     arguments = TrainingArguments(**where, **rates, **nothing, disable_tqdm=True)
     data = {"train_dataset": steps, "eval_dataset": evaluations}
-    trainer = GivenBatches(twin, arguments, callbacks=[Stopwatch()], **data)
+    trainer = GivenBatches(twin, arguments, **data)
     trainer.remove_callback(PrinterCallback)
-    trainer.evaluate()  # the first call allocates
 
     def run() -> dict[str, float]:
-        moments.clear()
-        trainer.train()
-        training = moments[-1] - moments[0]
-        return {"training": training, "evaluation": bench.seconds_of(trainer.evaluate)}
+        training, evaluation = trainer.train().metrics, trainer.evaluate()
+        return {"training": training["train_runtime"], "evaluation": evaluation["eval_runtime"]}
 
+    run()  # the first call allocates
     return run

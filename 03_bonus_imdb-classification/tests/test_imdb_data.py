@@ -39,11 +39,7 @@ def test_archive_and_folder_give_the_same_bytes_on_every_run(tmp_path, archive):
     for source, output in ((archive, "a"), (archive, "b"), (folder, "c"), (archive, "a")):
         assert prepare_data("--source", source, "--output", tmp_path / output) == 0
     assert checksums(tmp_path / "a") == checksums(tmp_path / "b") == checksums(tmp_path / "c")
-    assert sorted(checksums(tmp_path / "a")) == [
-        "test.parquet",
-        "train.parquet",
-        "validation.parquet",
-    ]
+    assert {*checksums(tmp_path / "a")} == {f"{part}.parquet" for part in prepare.PARTS}
 
 
 def test_markup_is_removed_and_facts_of_the_path_are_kept(archive):
@@ -72,11 +68,9 @@ def test_remove_markup(raw, clean):
 
 def test_whole_films_are_on_one_side_and_no_text_is_on_two():
     rows = [(f"train/pos/{i}_8", f"text {i}", "pos", 8, f"tt{i // 3:07}") for i in range(600)]
-    rows += [
-        ("train/neg/0_1", "text 5", "neg", 1, "tt9"),
-        ("train/neg/1_1", "seen", "neg", 1, "tt9"),
-    ]
-    rows += [("test/neg/0_1", "seen", "neg", 1, "tt8"), ("test/neg/1_1", "seen", "neg", 1, "tt8")]
+    for i, text in enumerate(["text 5", "seen"]):
+        rows += [(f"train/neg/{i}_1", text, "neg", 1, "tt9")]
+        rows += [(f"test/neg/{i}_1", "seen", "neg", 1, "tt8")]
     reviews = pd.DataFrame(rows, columns=["id", "text", "label", "rating", "film"])
     parts = prepare.split_reviews(reviews)
     assert not set(parts["train"]["film"]) & set(parts["validation"]["film"])
@@ -86,15 +80,6 @@ def test_whole_films_are_on_one_side_and_no_text_is_on_two():
     assert len(parts["test"]) == 2  # as published, repetitions and all
     assert len(parts["train"]) + len(parts["validation"]) == 600
     assert 20 < len(parts["validation"]) < 120
-
-
-@pytest.mark.parametrize("fraction", [0.0, 0.5, 0.9])
-def test_truncated_archive_is_refused(archive, tmp_path, capsys, fraction):
-    content = archive.read_bytes()
-    archive.write_bytes(content[: int(len(content) * fraction)])
-    assert prepare_data("--source", archive, "--output", tmp_path / "out") == 2
-    assert "truncated or damaged" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_interrupted_extraction_is_refused(tmp_path, capsys):
@@ -115,8 +100,7 @@ def test_cached_archive_comes_first_then_its_other_forms(tmp_path, monkeypatch, 
     labelled.write_bytes(b"")
     assert prepare.find_source() == labelled
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    whole = RemoteFile(archive.name, (), md5=md5)
-    monkeypatch.setattr(prepare, "IMDB_ARCHIVE", whole)
+    monkeypatch.setattr(prepare, "IMDB_ARCHIVE", RemoteFile(archive.name, (), md5=md5))
     (cache / archive.name).write_bytes(archive.read_bytes())
     assert prepare.find_source() == cache / archive.name
 

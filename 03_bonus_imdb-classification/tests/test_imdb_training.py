@@ -61,21 +61,6 @@ def test_result_classifier_and_probabilities_agree(tmp_path, parts):
     assert classifier.config.cut == "both"
 
 
-@pytest.mark.parametrize(
-    "option",
-    [{"cut": "windows"}, {"pooling": "mean"}, {"word_dropout": 0.5}, {"precision": "bfloat16"}],
-    ids=str,
-)
-def test_an_option_changes_the_result(tmp_path, parts, default_losses, option):
-    result = run(tmp_path, parts, validation_only=True, **option)
-    assert result["history"]["validation_loss"] != default_losses
-
-
-@pytest.fixture(scope="module")
-def default_losses(tmp_path_factory, parts) -> list[float]:
-    return run(tmp_path_factory.mktemp("default"), parts)["history"]["validation_loss"]
-
-
 def test_trial_reads_no_test_review_and_small_runs_stand_apart(tmp_path):
     parts = write_sample_parts(tmp_path / "parts")
     run(tmp_path, parts, "curve-8", train_size=8, test_size=6)
@@ -148,16 +133,14 @@ def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
 
 def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
     data = SpamDataset([torch.arange(1000), torch.arange(1)], [1, 0])
-    some, others = (training_runs.drop_tokens(data, 0.25, seed) for seed in (1, 2))
-    for part in (some, others):
+    dropped = [training_runs.drop_tokens(data, 0.25, seed) for seed in (1, 2, 1)]
+    for part in dropped:
         ids = part.sequences[0]
         assert 700 < len(ids) < 800
         assert (ids.diff() > 0).all()  # in their order
-        assert ids[-1] == 999
-        assert part.sequences[1].tolist() == [0]
-        assert (part.labels, part.lengths) == ([1, 0], [len(ids), 1])
-    assert some.sequences[0].tolist() != others.sequences[0].tolist()
-    assert torch.equal(training_runs.drop_tokens(data, 0.25, 1).sequences[0], some.sequences[0])
+        assert (ids[-1], part.sequences[1].tolist(), part.labels) == (999, [0], [1, 0])
+    first, other, again = (part.sequences[0].tolist() for part in dropped)
+    assert first == again != other
 
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])

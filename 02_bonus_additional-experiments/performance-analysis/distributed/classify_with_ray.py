@@ -78,7 +78,7 @@ def classify_parts(
         raise DataError(f"{args.input} holds no rows of Parquet files.")
     about = {
         "classifier": file_sha256(folder / "config.json"),  # it has the weights' checksum
-        "input": {file.name: file.stat().st_size for file in files},
+        "input": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         "text_column": args.text_column,
     }
     output.mkdir(parents=True, exist_ok=True)

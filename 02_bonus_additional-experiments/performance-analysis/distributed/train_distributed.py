@@ -2,21 +2,22 @@
 
     torchrun --standalone --nproc_per_node 2 train_distributed.py --model gpt-mini
 
-Every process works on its share of each batch, and the gradients are averaged over all messages, so
-that any number of processes takes the same steps as `finetune.py` on one. Data, model, checkpoint
+Every process computes its share of each batch's logits and gets those of the others, so that any
+number of processes takes the same steps as `finetune.py` on one. Data, model, training, checkpoint
 and results are the chapter's own; what is added here is who computes what, and who writes.
 
-Shapes in comments: C classes, N messages of a data set.
+Shapes in comments: B messages of a batch, C classes.
 """
 
 import argparse
 import ctrl_c  # noqa: F401
 import io
+import math
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import replace
 from datetime import timedelta
@@ -27,14 +28,12 @@ from typing import Any
 import matplotlib
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import fine_tuning
 from command_line import add_options, config_from, make_parser, run_command
@@ -44,61 +43,63 @@ from gpt_download import build_decoder
 from message_files import DataError
 from run_config import RunConfig
 from run_folder import CHECKPOINT, RunFolder
-from text_classifier import (
-    TOKENS_AT_ONCE,
-    GPTClassifier,
-    calc_logits,
-    calc_loss_batch,
-    pick_device,
-)
-from text_data import SpamDataset, batches_by_length, make_loader
-from training import (
-    Checkpoint,
-    History,
-    TrainConfig,
-    TrainingState,
-    message_weights,
-    micro_batches,
-    update,
-)
+from text_classifier import GPTClassifier, pick_device, predict_logits
+from text_data import SpamDataset
+from training import Checkpoint, TrainingState, train_classifier_simple
 
 PROGRAM = Path(__file__).name
 TIMEOUT = timedelta(minutes=10)  # for a process that answers no more but has not ended either
 STOPPED = "a process ended; repeat the command with --resume to go on from the last finished epoch."
 
-Batch = Mapping[str, Tensor]
+
+# --- Who computes what: every `size`-th message, since neighbours are of similar length ----------
 
 
-# ---------------------------------------------------------------------------------------------
-# Who computes what: every `size`-th message, since neighbours in a batch are of similar length
-# ---------------------------------------------------------------------------------------------
+class SharedClassifier(FastClassifier):
+    """A FastClassifier of whose every batch each process computes its share, and gets all logits.
 
-
-def share_of_batch(batch: Batch, weights: Tensor | None) -> tuple[Batch, float]:
-    """This process's messages of a batch, and what fraction of the batch's weight they have.
-
-    A process that gets none takes one that counts nothing, since all others wait for it at the
-    exchange of gradients.
+    So losses and predictions are those of whole batches, and the chapter's own functions train and
+    predict with it, as long as all processes call it with the same batches. `wrapped` is the module
+    whose processes exchange their gradients.
     """
-    rank, size = dist.get_rank(), dist.get_world_size()
-    counts = message_weights(batch["labels"], weights)
-    rows = slice(rank if rank < len(counts) else 0, None, size)
-    own = {name: t[rows] if t.dim() else t for name, t in batch.items()}
-    return own, (counts[rank::size].sum() / counts.sum()).item()
+
+    def __init__(self, model: FastClassifier, wrapped: nn.Module):
+        super().__init__(model.classifier, model.num_layers, model.precision)
+        self.wrapped = (wrapped,)  # in a tuple, so that parameters keep their names
+
+    def forward(self, **batch: Tensor) -> Tensor:
+        """The batch's logits (B, C). Where the messages are not enough for all processes, some are
+        computed twice, and the second time they count nothing."""
+        rank, size, num = dist.get_rank(), dist.get_world_size(), len(batch["attention_mask"])
+        rows = torch.arange(rank, math.ceil(num / size) * size, size) % num
+        own = self.wrapped[0](**{n: t[rows] if t.dim() else t for n, t in batch.items()})
+        shares = [torch.empty_like(own) for _ in range(size)]
+        dist.all_gather(shares, own.detach().contiguous())
+        shares[rank] = own
+        if own.requires_grad:  # the gradients are to be added up; DDP and FSDP take their mean
+            own.register_hook(lambda gradient: size * gradient)
+        return torch.stack(shares, dim=1).flatten(0, 1)[:num]
+
+    def eval(self) -> "SharedClassifier":
+        """Every epoch begins with this and one seed for all: dropout is to be unlike on each."""
+        rank, size = dist.get_rank(), dist.get_world_size()
+        torch.manual_seed((torch.initial_seed() * size + rank) % 2**63)
+        return super().eval()
 
 
-def share_of_losses(
-    model: nn.Module, batch: Batch, config: TrainConfig, weights: Tensor | None
-) -> Iterator[Tensor]:
-    """This process's losses, whose mean over all processes is the mean loss of the batch.
-
-    Every message weighs the same on whichever process it lands, which a mean of the processes'
-    means would not achieve. DDP and FSDP take the mean of the gradients.
-    """
-    for part, fraction in micro_batches(batch, config.micro_batch_size, weights):
-        own, own_fraction = share_of_batch(part, weights)
-        loss = calc_loss_batch(model, own, weights, config.label_smoothing)
-        yield dist.get_world_size() * fraction * own_fraction * loss
+def share(model: FastClassifier, strategy: str, device: torch.device) -> SharedClassifier:
+    """The model, to be trained by all processes. With "fsdp", each then holds a slice of every
+    parameter, a `DTensor`, on its device."""
+    if strategy == "ddp":  # gradients lie where they are exchanged, or there would be two of each
+        return SharedClassifier(model, DistributedDataParallel(model, gradient_as_bucket_view=True))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # FastClassifier's output is a view, and nobody changes it in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+    # Each block is gathered when its turn comes. The last one, which FastClassifier does not call
+    # as a whole, is gathered along with embeddings, final norm and head.
+    for block in model.classifier.decoder.trf_blocks[:-1]:
+        fully_shard(block, mesh=mesh)
+    return SharedClassifier(model, fully_shard(model, mesh=mesh))
 
 
 def compute_features_together(
@@ -116,73 +117,6 @@ def compute_features_together(
     return FeatureDataset(features, dataset.labels, own.made_by)
 
 
-@torch.no_grad()
-def predict_together(model: FastClassifier, dataset: SpamDataset) -> Tensor:
-    """Logits (N, C) of all messages, on every process; each row is computed by one of them.
-
-    The processes take one batch each at a time. In the last round, those for which none is left
-    repeat the last one, because FSDP needs all of them at every layer.
-    """
-    model.eval()
-    rank, size = dist.get_rank(), dist.get_world_size()
-    device = next(model.parameters()).device
-    batches = batches_by_length(dataset.lengths, TOKENS_AT_ONCE[device.type])
-    logits = torch.zeros(len(dataset), len(model.config.label_names), device=device)
-    for first in range(0, len(batches), size):
-        indices = batches[min(first + rank, len(batches) - 1)]
-        own = calc_logits(model, dataset.collate([dataset[i] for i in indices]))
-        if first + rank < len(batches):
-            logits[indices] = own.float()
-    dist.all_reduce(logits)  # all other processes hold zeros in a row, so its sum is the row
-    return logits.cpu()
-
-
-def evaluate_together(model: FastClassifier, dataset: SpamDataset) -> tuple[float, float]:
-    """Mean loss and accuracy over a data set."""
-    logits, labels = predict_together(model, dataset), torch.tensor(dataset.labels)
-    accuracy = (logits.argmax(dim=-1) == labels).float().mean().item()
-    return F.cross_entropy(logits, labels).item(), accuracy
-
-
-def train_together(
-    model: FastClassifier,
-    train: SpamDataset,
-    validation: SpamDataset,
-    config: TrainConfig,
-    strategy: str,
-    device: torch.device,
-    weights: Tensor | None,
-    checkpoint: Checkpoint,
-    progress: bool = False,
-) -> History:
-    """`train_classifier_simple` on all processes; the first one writes the checkpoint."""
-    rank, size = dist.get_rank(), dist.get_world_size()
-    state, module = TrainingState(model, train, config), model
-    checkpoint.load(state)
-    validate_alike({"the checkpoint": state.num_steps_done})
-    if strategy == "fsdp":
-        state = cut_into_slices(state, train, device)
-    else:  # gradients lie where they are exchanged, or else there would be two copies of them
-        module = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    done, total = state.num_steps_done, state.num_steps
-    with tqdm(total=total, initial=done, desc="training", unit="step", disable=not progress) as bar:
-        while not state.is_finished:
-            seed = state.start_epoch()
-            torch.manual_seed(seed * size + rank)  # dropout unlike on all others
-            for batch in make_loader(train, config.batch_size, True, True, seed):
-                state.set_learning_rate()
-                losses = share_of_losses(module, batch, config, weights)
-                own = update(state.optimizer, losses, config.max_grad_norm)
-                loss = torch.tensor(own / size, device=device)
-                dist.all_reduce(loss)
-                state.history.step_losses.append(loss.item())
-                bar.update()
-            state.add_epoch(evaluate_together(model, train), evaluate_together(model, validation))
-            save(state, checkpoint)
-    state.restore_best_weights()
-    return state.history
-
-
 def validate_alike(facts: Mapping[str, Any]) -> None:
     """Processes on several machines can see different files; together they would learn nonsense."""
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -195,41 +129,16 @@ def validate_alike(facts: Mapping[str, Any]) -> None:
         )
 
 
-# ---------------------------------------------------------------------------------------------
-# FSDP2: a process holds a slice of each parameter, as a `DTensor`
-# ---------------------------------------------------------------------------------------------
+# --- One checkpoint, of whole tensors -------------------------------------------------------------
 
 
-def cut_into_slices(
-    state: TrainingState, train: SpamDataset, device: torch.device
-) -> TrainingState:
-    """The same state, of whose tensors each process keeps a slice on its device."""
-    moments = [state.optimizer.state.get(p, {}) for p in state.parameters.values()]
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    # FastClassifier's output is a view, and nobody changes it in place.
-    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
-    # Each block is gathered when its turn comes. The last one, which FastClassifier does not call
-    # as a whole, is gathered along with embeddings, final norm and head.
-    for block in state.model.classifier.decoder.trf_blocks[:-1]:
-        fully_shard(block, mesh=mesh)
-    fully_shard(state.model, mesh=mesh)
-    sliced = TrainingState(state.model, train, state.config)
-    sliced.history = state.history
-    for parameter, tensors in zip(sliced.parameters.values(), moments, strict=True):
-        own = {name: slice_like(tensor, parameter) for name, tensor in tensors.items()}
-        sliced.optimizer.state.update({parameter: own} if own else {})
-    best = state.best_weights.items()
-    sliced.best_weights = {name: slice_like(t, sliced.parameters[name]) for name, t in best}
-    return sliced
-
-
-def slice_like(tensor: Tensor, parameter: DTensor) -> Tensor:
+def slice_like(tensor: Tensor, parameter: Tensor) -> Tensor:
     """This process's slice of a tensor, cut as a parameter is; a step count stays whole."""
     tensor = tensor.to(parameter.device)
-    if tensor.shape != parameter.shape:
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor, mesh, placements, src_data_rank=None)
+    how = (parameter.device_mesh, parameter.placements)
+    return distribute_tensor(tensor, *how, src_data_rank=None)
 
 
 def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -245,25 +154,40 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return gathered
 
 
-def save(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """The chapter's checkpoint, of whole tensors, written by the first process.
+class SharedCheckpoint(Checkpoint):
+    """The chapter's checkpoint, written by the first process: any number of processes, either
+    strategy, and finetune.py itself can go on from it."""
 
-    Any number of processes, either strategy, and finetune.py itself can go on from it.
-    """
-    moments = {i: whole(t) for i, t in state.optimizer.state_dict()["state"].items()}
-    gathered = SimpleNamespace(
-        parameters=whole(state.parameters),
-        best_weights=whole(state.best_weights),
-        optimizer=SimpleNamespace(state_dict=lambda: {"state": moments}),
-        history=state.history,
-    )
-    if dist.get_rank() == 0:
-        checkpoint.save(gathered)
+    def save(self, state: TrainingState) -> None:
+        moments = {i: whole(t) for i, t in state.optimizer.state_dict()["state"].items()}
+        gathered = SimpleNamespace(
+            parameters=whole(state.parameters),
+            best_weights=whole(state.best_weights),
+            optimizer=SimpleNamespace(state_dict=lambda: {"state": moments}),
+            history=state.history,
+        )
+        if dist.get_rank() == 0:
+            super().save(gathered)
+
+    @torch.no_grad()
+    def load(self, state: TrainingState) -> None:
+        if self.path.exists():
+            saved = SimpleNamespace(history=state.history)
+            saved.parameters = {n: torch.empty(p.shape) for n, p in state.parameters.items()}
+            saved.optimizer = torch.optim.AdamW(saved.parameters.values())
+            super().load(saved)
+            for name, parameter in state.parameters.items():
+                parameter.copy_(slice_like(saved.parameters[name], parameter))
+                moments = saved.optimizer.state.get(saved.parameters[name], {})
+                own = {key: slice_like(tensor, parameter) for key, tensor in moments.items()}
+                state.optimizer.state.update({parameter: own} if own else {})
+            best = saved.best_weights.items()
+            state.best_weights = {n: slice_like(t, state.parameters[n]) for n, t in best}
+            state.history = saved.history
+        validate_alike({"the checkpoint": state.num_steps_done})
 
 
-# ---------------------------------------------------------------------------------------------
-# The run
-# ---------------------------------------------------------------------------------------------
+# --- The run -------------------------------------------------------------------------------------
 
 
 def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -> None:
@@ -274,7 +198,7 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
     run = fine_tuning.prepare(config, None, device if strategy == "ddp" else torch.device("cpu"))
     config, clock = run.config, run.clock
     validate_alike(run.identity)
-    checkpoint = Checkpoint(config.output / CHECKPOINT, run.identity)
+    checkpoint = SharedCheckpoint(config.output / CHECKPOINT, run.identity)
     resume = config.resume or (num_restarts() > 0 and checkpoint.path.exists())
     to_write = (config.output, run.identity, resume, config.overwrite)
     with RunFolder(*to_write) if is_first else nullcontext() as folder:
@@ -291,14 +215,15 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
         datasets, num_done = fine_tuning.compute_frozen_layers(
             run, classifier, num_frozen if strategy == "ddp" else 0, compute_features_together
         )
+        model = FastClassifier(classifier, num_done, config.precision)
         with clock.stage("training"):
-            model = FastClassifier(classifier, num_done, config.precision)
-            how = (config, strategy, device, run.loss_weights(), checkpoint, not config.quiet)
-            history = train_together(model, *datasets[:2], *how)
+            shared = share(model, strategy, device)
+            how = (config, run.loss_weights(), checkpoint, not config.quiet)
+            history = train_classifier_simple(shared, *datasets[:2], *how)
             fine_tuning.raise_if_diverged(history, config)
         with clock.stage("evaluation"):
             model.precision = "float32"
-            logits = [predict_together(model, dataset) for dataset in datasets]
+            logits = [predict_logits(shared, dataset) for dataset in datasets]
             tensors = whole(classifier.state_dict())
         if not is_first:
             return None

@@ -2,8 +2,6 @@
 
 import json
 import re
-import socket
-import struct
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,53 +13,27 @@ from fine_tuning import RunConfig, fine_tune
 
 pytest.importorskip("openai", reason="needs external-api/requirements-extra.txt")
 import classify_with_api
-from classify_with_api import compare
 
 SECRET = "sk-not-to-be-shown"
 PRICES = ["--input-price", 10, "--output-price", 20]
 COST = (50 * 10 + 1 * 20) / 1e6  # of an answer, by the server's count
 
 
-def completion(content, finish_reason="stop", usage=(50, 1)) -> dict:
+def completion(content, finish_reason="stop") -> dict:
     message = {"role": "assistant", "content": content}
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    if usage:
-        body["usage"] = {"prompt_tokens": usage[0], "completion_tokens": usage[1]}
-    return body
+    return body | {"usage": {"prompt_tokens": 50, "completion_tokens": 1}}
 
 
-def reset(handler) -> None:
-    """Hang up without a word, so that the client sees a connection reset."""
-    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    handler.connection.close()
-
-
-def hang(handler) -> None:
+def hang(handler) -> dict:
     handler.server.closing.wait(20)
-
-
-class Server(ThreadingHTTPServer):
-    """Answers by the rule `spam if "prize"`, unless a reply for the n-th request is set."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict] = []
-        self.replies: dict[int, object] = {}
-        self.closing = threading.Event()
-
-    def handle_error(self, request, client_address):
-        pass  # clients that hang up are part of the tests
-
-    @property
-    def asked(self) -> list[str]:
-        """The messages in the requests."""
-        return [json.loads(r["messages"][-1]["content"])["message"] for r in self.requests]
+    return {}
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers by the rule `spam if "prize"`, unless a reply for the n-th request is set."""
+
     def log_message(self, *_):
         pass
 
@@ -71,11 +43,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(body)
         usual = completion("spam" if "prize" in body["messages"][-1]["content"] else "ham")
         reply = self.server.replies.get(number, self.server.replies.get("all", usual))
-        if callable(reply):
-            return reply(self)
-        self.send(*(reply if isinstance(reply, tuple) else (200, reply)))
-
-    def send(self, status: int, content) -> None:
+        reply = reply(self) if callable(reply) else reply
+        status, content = reply if isinstance(reply, tuple) else (200, reply)
         raw = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -84,9 +53,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
 
 
+def asked(server) -> list[str]:
+    """The messages in the requests."""
+    return [json.loads(r["messages"][-1]["content"])["message"] for r in server.requests]
+
+
 @pytest.fixture
 def server(monkeypatch):
-    server = Server()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.requests, server.replies, server.closing = [], {}, threading.Event()
+    server.handle_error = lambda *_: None  # clients that hang up are part of the tests
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:word@127.0.0.1:{server.server_port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
@@ -133,7 +109,7 @@ def test_every_test_message_is_asked_about_once_and_both_are_judged(ask, server,
     server.replies[0] = completion("unsure")
     status, printed, answers = ask()
     assert (status, [line["index"] for line in answers]) == (0, list(range(12)))
-    assert server.asked == list(trained.messages.splits.test["text"])
+    assert asked(server) == list(trained.messages.splits.test["text"])
     metrics = json.loads((tmp_path / "answers.jsonl.metrics.json").read_text("utf-8"))
     assert metrics["api"]["accuracy"] == pytest.approx(11 / 12)
     assert (metrics["num_unparsed"], metrics["tokens"]) == (1, [600, 12])
@@ -178,7 +154,7 @@ def test_wrong_answers_are_counted_and_never_guessed(ask, server):
     assert "11 answers were not a label" in printed
 
 
-@pytest.mark.parametrize("trouble", [(401, {}), (404, {}), (429, {}), (500, {}), reset, hang])
+@pytest.mark.parametrize("trouble", [(401, {}), (500, {}), hang])
 def test_trouble_that_stays_ends_the_run_and_the_same_command_goes_on(ask, server, trouble):
     server.replies = dict.fromkeys((4, 5), trouble)
     status, printed, answers = ask("--timeout", 2 if trouble is hang else 60, "--retries", 1)
@@ -203,9 +179,9 @@ def test_going_on_asks_nothing_twice_and_loses_nothing(ask, server, tmp_path):
     path.write_bytes(whole + b'{"index": 5, "ans')  # stopped while writing
     assert ask("--concurrency", 4)[0] == 0
     assert path.read_bytes().startswith(whole)
-    assert len(server.asked) == len(set(server.asked)) == 12
+    assert len(asked(server)) == len(set(asked(server))) == 12
     assert ask()[0] == 0  # finished: judged again, nothing asked
-    assert len(server.asked) == 12
+    assert len(asked(server)) == 12
 
 
 def test_answers_to_another_question_are_not_mixed_in(ask, server, tmp_path):
@@ -225,7 +201,7 @@ def test_several_messages_are_under_way_at_a_time(ask, server):
 
     def wait_for_others(handler):
         together.wait()
-        handler.send(200, completion("ham"))
+        return completion("ham")
 
     server.replies["all"] = wait_for_others
     status, _, answers = ask("--concurrency", 3, "--timeout", 20)
@@ -260,28 +236,21 @@ def test_address_and_key_must_be_given(ask, server, monkeypatch, name):
     assert (status, name in printed, server.requests) == (2, True, [])
 
 
-def test_other_messages_than_those_of_the_training_are_refused(ask, trained, server, tmp_path):
-    other = tmp_path / "other.csv"
-    text = trained.config.data.read_text("utf-8")
-    other.write_text(text.replace("home 3,", "home 333,"), encoding="utf-8")
-    status, printed, _ = ask(data=other)
-    assert (status, "messages.csv" in printed, server.requests) == (2, True, [])
-
-
-def test_a_test_file_of_the_training_is_asked_for(trained, ask, server, tmp_path):
+def test_other_messages_than_those_of_the_training_are_refused(trained, ask, server, tmp_path):
     own = tmp_path / "own.csv"
     own.write_text("text,label\nwin a prize,spam\nsee you,ham\n", encoding="utf-8")
     options = {"trainable": "head", "num_epochs": 1, "test_data": own, "overwrite": True}
     result = fine_tune(replace(trained.config, output=tmp_path / "c", **options))
     classifier = ["--classifier", result.config.output]
-    assert "own.csv" in ask(*classifier)[1]
+    status, printed, _ = ask(*classifier)
+    assert (status, "own.csv" in printed, server.requests) == (2, True, [])
     assert ask(*classifier, "--test-data", own)[0] == 0
-    assert server.asked == ["win a prize", "see you"]
+    assert asked(server) == ["win a prize", "see you"]
 
 
 def test_comparison_counts_the_messages_on_which_they_differ():
     ours, theirs = np.array([True] * 8 + [False, True]), np.array([False] * 8 + [True, True])
-    found = compare(ours, theirs)
+    found = classify_with_api.compare(ours, theirs)
     assert (found["only_api_right"], found["only_classifier_right"]) == (8, 1)
     assert found["p_value"] == pytest.approx(2 * (1 + 9) / 2**9)
-    assert compare(ours, ours)["p_value"] == 1
+    assert classify_with_api.compare(ours, ours)["p_value"] == 1
