@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fast_paths import Uninitialised
 from features import FastClassifier
-from files import save_tensors, write_json
+from files import file_sha256, save_tensors, write_json
 from gpt_download import (
     MODEL_CONFIGS,
     architecture_of,
@@ -118,12 +118,10 @@ def _build(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> GPTClass
     return classifier
 
 
-def checksum(config: Mapping[str, Any], *weights: Path) -> str:
-    """SHA-256 over the configuration and the files of weights."""
+def checksum(config: Mapping[str, Any], weights: Path) -> str:
+    """SHA-256 over the configuration and the file of weights."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for path in weights:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(bytes.fromhex(file_sha256(weights)))
     return digest.hexdigest()
 
 

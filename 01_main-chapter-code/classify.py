@@ -123,9 +123,7 @@ def classify_lines(
             yield "\t".join(map(printable, [*cells, text]))
 
 
-# ---------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------
+# --- Files ---------------------------------------------------------------------------------------
 
 
 class Survey(NamedTuple):
@@ -138,10 +136,7 @@ class Survey(NamedTuple):
 
 
 def survey_file(
-    path: Path,
-    text_column: str | None,
-    trained_on: str | None = None,
-    how: TextFormat = AS_NAMED,
+    path: Path, text_column: str | None, trained_on: str | None = None, how: TextFormat = AS_NAMED
 ) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 

@@ -18,9 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 Z_95 = 1.959963984540054  # a standard normal value lies within +-Z_95 with probability 0.95
 
-# ---------------------------------------------------------------------------------------------
-# From a confusion matrix
-# ---------------------------------------------------------------------------------------------
+# --- From a confusion matrix ---------------------------------------------------------------------
 
 
 def confusion_matrix(labels: Sequence[int], predicted: Sequence[int], num_classes: int):
@@ -76,9 +74,7 @@ def wilson_interval(num_correct: int, num_examples: int) -> tuple[float, float]:
     return low, high
 
 
-# ---------------------------------------------------------------------------------------------
-# From probabilities
-# ---------------------------------------------------------------------------------------------
+# --- From probabilities --------------------------------------------------------------------------
 
 
 class Calibration(NamedTuple):
@@ -127,9 +123,7 @@ def test_metrics(probabilities: np.ndarray, labels: Sequence[int]) -> dict:
 test_metrics.__test__ = False  # the name is no test for pytest
 
 
-# ---------------------------------------------------------------------------------------------
-# A baseline to beat
-# ---------------------------------------------------------------------------------------------
+# --- A baseline to beat --------------------------------------------------------------------------
 
 
 def example_messages(
@@ -155,9 +149,7 @@ def ngram_baseline(seed: int = 0) -> Pipeline:
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# Pictures
-# ---------------------------------------------------------------------------------------------
+# --- Pictures ------------------------------------------------------------------------------------
 
 
 def show(figure: Figure, alt: str) -> None:

@@ -47,10 +47,7 @@ def select_positions(x: Tensor, positions: Tensor) -> Tensor:
 
 
 def block_at_positions(
-    block: "TransformerBlock",
-    x: Tensor,
-    positions: Tensor,
-    attention_mask: Tensor | None = None,
+    block: "TransformerBlock", x: Tensor, positions: Tensor, attention_mask: Tensor | None = None
 ) -> Tensor:
     """`block(x, attention_mask)` at one position of each sequence: (B, T, D), (B,) -> (B, 1, D).
 

@@ -102,9 +102,7 @@ class PreparedRun:
         return weights.to(self.config.device)
 
 
-# ---------------------------------------------------------------------------------------------
-# The steps of a run
-# ---------------------------------------------------------------------------------------------
+# --- The steps of a run --------------------------------------------------------------------------
 
 
 def prepare(
@@ -293,15 +291,11 @@ def finish(run: PreparedRun, folder: RunFolder, result: RunResult) -> None:
     folder.write(result.classifier, result.metrics, result.history)
 
 
-# ---------------------------------------------------------------------------------------------
-# The run
-# ---------------------------------------------------------------------------------------------
+# --- The run -------------------------------------------------------------------------------------
 
 
 def fine_tune(
-    config: RunConfig,
-    messages: Messages | None = None,
-    store: Store | None = None,
+    config: RunConfig, messages: Messages | None = None, store: Store | None = None
 ) -> RunResult:
     """Fine-tune and measure a classifier; writes `config.output` if that is given.
 

@@ -115,7 +115,8 @@ def read_table_in_pieces(
     What is wrong with a row is found when the row is reached.
     """
     path = Path(path)
-    readers = {".csv": _read_csv, ".tsv": _read_tsv, ".json": _read_json, ".jsonl": _read_json}
+    readers = dict.fromkeys((".csv", ".tsv"), _read_separated)
+    readers |= dict.fromkeys((".json", ".jsonl"), _read_json)
     readers |= {".parquet": _read_parquet, ".xlsx": _read_excel}
     if path.is_dir():
         yield _read_folder(path, text_format)
@@ -261,47 +262,41 @@ def _lines(path: Path, text_format: TextFormat) -> Iterator[str]:
         raise DataError(f"{path}: the compressed file is damaged ({error}).") from None
 
 
-def _read_csv(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
-    """Separated by commas, or by semicolons where the header has only these, outside of quotes."""
-    lines = _lines(path, text_format)
-    header = next(lines, "")
-    if declared := re.fullmatch(r"sep=(.)\s*", header):  # a line that Excel writes
-        return _read_separated(path, lines, num_rows, text_format.separator or declared[1])
-    found = {*re.sub('"[^"]*"', "", header)} & {",", ";"}
-    if len(found) == 2 and not text_format.separator:
-        raise DataError(f"{path}: the header has , and ; : name the --separator.")
-    guessed = found.pop() if found else ","
-    return _read_separated(path, chain([header], lines), num_rows, text_format.separator or guessed)
-
-
-def _read_tsv(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
-    """Quotes are ordinary characters, unless the whole file is properly quoted."""
-    separator = text_format.separator or "\t"
-    try:
-        widths = {len(row) for row in _rows(path, _lines(path, text_format), separator)}
-        quoting = csv.QUOTE_MINIMAL if len(widths) == 1 else csv.QUOTE_NONE
-    except DataError:
-        quoting = csv.QUOTE_NONE
-    return _read_separated(path, _lines(path, text_format), num_rows, separator, quoting)
-
-
-def _read_separated(
-    path: Path,
-    lines: Iterable[str],
-    num_rows: int,
-    separator: str,
-    quoting: int = csv.QUOTE_MINIMAL,
-) -> Iterator[pd.DataFrame]:
+def _read_separated(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
     """Tables of the rows below the first, which has the names; missing last cells are empty."""
-    rows = _rows(path, lines, separator, quoting)
+    lines, separator = _lines(path, text_format), text_format.separator
+    is_tsv = ".tsv" in path.name.lower()
+    first = next(lines, "")
+    if declared := re.fullmatch(r"sep=(.)\s*", first):  # a line that Excel writes
+        separator = separator or declared[1]
+    else:
+        lines = chain([first], lines)
+    separator = separator or ("\t" if is_tsv else _guess_separator(first, path))
+    is_quoted = not is_tsv or _is_properly_quoted(path, text_format, separator)
+    rows = _rows(path, lines, separator, csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
     header = [name or f"column {i}" for i, name in enumerate(next(rows, []), start=1)]
     while piece := list(islice(rows, num_rows)):
         yield pd.DataFrame([row + [""] * (len(header) - len(row)) for row in piece], columns=header)
 
 
-def _rows(
-    path: Path, lines: Iterable[str], separator: str, quoting: int = csv.QUOTE_MINIMAL
-) -> Iterator[list[str]]:
+def _guess_separator(header: str, path: Path) -> str:
+    """A comma, or a semicolon where the header has only these, outside of quotes."""
+    found = {*re.sub('"[^"]*"', "", header)} & {",", ";"}
+    if len(found) == 2:
+        raise DataError(f"{path}: the header has , and ; : name the --separator.")
+    return found.pop() if found else ","
+
+
+def _is_properly_quoted(path: Path, text_format: TextFormat, separator: str) -> bool:
+    """Whether quotes enclose cells in a TSV file; in most they are ordinary characters."""
+    try:
+        rows = _rows(path, _lines(path, text_format), separator, csv.QUOTE_MINIMAL)
+        return len({len(row) for row in rows}) == 1
+    except DataError:
+        return False
+
+
+def _rows(path: Path, lines: Iterable[str], separator: str, quoting: int) -> Iterator[list[str]]:
     """The cells of each row, empty lines left out. Raises ``DataError``, with the line in which the
     row begins, for wrong quotes and for a row that is longer than the first."""
     separator = separator.replace("\\t", "\t")

@@ -1,6 +1,5 @@
 """A classifier as an ONNX network, in 32 bits or 8, which ONNX Runtime runs on a processor."""
 
-import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
@@ -10,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classifier_folder import FIELDS, checksum
+from classifier_folder import FIELDS
 from features import FastClassifier
-from files import write_json
+from files import read_json, write_json
 from gpt_download import load_tokenizer
 from text_classifier import ClassifierConfig, GPTClassifier
 from text_data import SpamDataset
@@ -104,21 +103,18 @@ class OnnxClassifier(nn.Module):
 
 
 def write_config(config: ClassifierConfig, folder: Path, **more: Any) -> None:
-    """What a classifier is beside its network, with a checksum over both."""
+    """What a classifier is beside its network."""
     about = {"model": config.model_name, **{name: getattr(config, name) for name in FIELDS}, **more}
-    about["checksum"] = checksum(about, *sorted(folder.glob(f"{NETWORK}*")))
     write_json(about, folder / "config.json")
 
 
 def open_onnx(folder: Path) -> tuple[OnnxClassifier, Any]:
     """The classifier in a folder that `export.py --format onnx` wrote, and its tokenizer.
 
-    Raises ``ValueError`` for a folder that was altered.
+    Raises ``ValueError`` for a folder that is damaged.
     """
     if not find_spec("onnxruntime"):
         raise ValueError(f"{folder} needs onnxruntime: python -m pip install onnxruntime")
-    about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if about.pop("checksum", None) != checksum(about, *sorted(folder.glob(f"{NETWORK}*"))):
-        raise ValueError(f"{folder} is damaged or was altered; export the classifier again.")
+    about = read_json(folder / "config.json")
     config = ClassifierConfig(about["model"], **{name: about[name] for name in FIELDS})
     return OnnxClassifier(folder / NETWORK, config), load_tokenizer(config.model_name)

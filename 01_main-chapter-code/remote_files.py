@@ -119,9 +119,7 @@ class PackageFile(RemoteFile):
             shutil.copyfileobj(source, target)
 
 
-# ---------------------------------------------------------------------------------------------
-# The cache
-# ---------------------------------------------------------------------------------------------
+# --- The cache -----------------------------------------------------------------------------------
 
 
 class DownloadError(RuntimeError):
@@ -207,9 +205,7 @@ def _download_error(file: RemoteFile, reasons: list[str]) -> DownloadError:
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# Networks that are slow, silent or absent
-# ---------------------------------------------------------------------------------------------
+# --- Networks that are slow, silent or absent ----------------------------------------------------
 
 
 def in_words(error: BaseException) -> str:

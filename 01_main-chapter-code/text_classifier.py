@@ -46,9 +46,7 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-# ---------------------------------------------------------------------------------------------
-# Pooling: from logits at every token to logits of the message
-# ---------------------------------------------------------------------------------------------
+# --- Pooling: from logits at every token to logits of the message --------------------------------
 
 Pooling = Literal["last", "mean", "first"]
 
@@ -84,9 +82,7 @@ def pool_first(logits: Tensor, attention_mask: Tensor) -> Tensor:
 POOLINGS = {"last": pool_last, "mean": pool_mean, "first": pool_first}
 
 
-# ---------------------------------------------------------------------------------------------
-# The classifier
-# ---------------------------------------------------------------------------------------------
+# --- The classifier ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -188,9 +184,7 @@ class GPTClassifier(nn.Module):
         return self.decoder.device
 
 
-# ---------------------------------------------------------------------------------------------
-# What is trained
-# ---------------------------------------------------------------------------------------------
+# --- What is trained -----------------------------------------------------------------------------
 
 Trainable = Literal["head", "last_block", "last_two_blocks", "all"]
 _TRAINED_BLOCKS = {"head": 0, "last_block": 1, "last_two_blocks": 2}
@@ -238,9 +232,7 @@ def train_mode(model: nn.Module) -> None:
             module.train()
 
 
-# ---------------------------------------------------------------------------------------------
-# Losses, accuracies, predictions. `model` is a GPTClassifier, or a FastClassifier around one.
-# ---------------------------------------------------------------------------------------------
+# --- Losses, accuracies, predictions. `model` is a GPTClassifier, or a FastClassifier around one.
 
 
 def calc_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:

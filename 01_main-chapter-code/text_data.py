@@ -27,9 +27,7 @@ SAMPLE_MESSAGES = Path(__file__).parent / "gpt-mini" / "sample-messages.tsv"
 SPLIT_FRACTIONS = (0.7, 0.1, 0.2)  # training, validation, test
 
 
-# ---------------------------------------------------------------------------------------------
-# Reading
-# ---------------------------------------------------------------------------------------------
+# --- Reading -------------------------------------------------------------------------------------
 
 
 def read_sms_spam(zip_path: Path | None = None) -> pd.DataFrame:
@@ -58,9 +56,7 @@ def _read_without_quoting(text: str) -> pd.DataFrame:
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# Cleaning, balancing, splitting
-# ---------------------------------------------------------------------------------------------
+# --- Cleaning, balancing, splitting --------------------------------------------------------------
 
 
 def clean_messages(messages: pd.DataFrame) -> pd.DataFrame:
@@ -136,9 +132,7 @@ def class_weights(labels: Sequence[int], num_classes: int) -> Tensor:
     return torch.tensor(len(labels) / (num_classes * counts), dtype=torch.float32)
 
 
-# ---------------------------------------------------------------------------------------------
-# Augmentation: more training messages from those at hand
-# ---------------------------------------------------------------------------------------------
+# --- Augmentation: more training messages from those at hand -------------------------------------
 
 # Characters that look alike, as spammers write them to slip past word lists.
 LOOK_ALIKES = {"a": "@4", "e": "3", "i": "1!", "l": "1", "o": "0", "s": "$5", "t": "7"}
@@ -184,9 +178,7 @@ def augment_messages(messages: pd.DataFrame, copies: int, seed: int) -> pd.DataF
     )
 
 
-# ---------------------------------------------------------------------------------------------
-# Data set and loaders
-# ---------------------------------------------------------------------------------------------
+# --- Data set and loaders ------------------------------------------------------------------------
 
 LONGEST_TOKEN = 128  # bytes, in GPT-2's vocabulary; fewer in the others'
 IGNORED = -100  # the label of a message whose class nobody knows; PyTorch's losses skip it

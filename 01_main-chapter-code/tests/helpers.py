@@ -1,7 +1,6 @@
 """What several test files share: commands as a reader runs them, made-up messages, a full disk."""
 
 import importlib
-import json
 import multiprocessing
 import os
 import random
@@ -118,9 +117,3 @@ def file_size_limit(num_bytes: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def edit_json(path: Path, **changes) -> None:
-    """Overwrite some fields of a JSON object in a file."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(content | changes), encoding="utf-8")

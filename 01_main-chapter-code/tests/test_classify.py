@@ -13,18 +13,9 @@ import helpers
 import pandas as pd
 import pytest
 import torch
-from helpers import (
-    CHAPTER,
-    command_environment,
-    file_size_limit,
-    made_up_messages,
-    run_python,
-    write_csv,
-)
+from helpers import CHAPTER, command_environment, made_up_messages, run_python, write_csv
 
-import classifier_folder
 import classify
-import gpt_download
 from classifier_folder import classify_texts, open_classifier
 from fine_tuning import RunConfig, fine_tune
 
@@ -143,14 +134,12 @@ def test_standard_output_that_ends_early_or_is_full(
     assert not re.search("Traceback|Exception ignored", done.stderr)
 
 
-@pytest.mark.parametrize("name", ["input", "output"])
-def test_a_closed_stream_is_a_failure_in_one_sentence(
-    tiny_classifier_folder, capsys, monkeypatch, name
-):
-    monkeypatch.setattr(sys, f"std{name.removesuffix('put')}", None)  # as Python does
-    said = fails(capsys, tiny_classifier_folder, status=1)
-    assert said.startswith(f"classify.py: standard {name} is closed; ")
-    assert said.count("\n") == 1
+def test_a_closed_stream_is_a_failure_in_one_sentence(tiny_classifier_folder, capsys, monkeypatch):
+    for name in ("input", "output"):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, f"std{name.removesuffix('put')}", None)  # as Python does
+            said = fails(capsys, tiny_classifier_folder, status=1)
+        assert re.fullmatch(rf"classify\.py: standard {name} is closed; .*\n", said)
 
 
 def test_out_of_memory_exits_1(tiny_classifier_folder, capsys, monkeypatch):
@@ -199,7 +188,6 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
         (("--file", "."), ["folder"]),
         (("--separator", ";", "a text"), ["--separator", "--file"]),
         (("--encoding", "latin-1", "a text"), ["--encoding", "--file"]),
-        (("--device", "tpu", "a text"), ["--device", "'tpu'"]),
     ],
 )
 def test_classify_names_what_is_wrong(
@@ -223,11 +211,6 @@ def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, 
     arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv", "--output")
     assert "folder" in fails(capsys, *arguments, tmp_path / "folder")
 
-    with file_size_limit(10):
-        said = fails(capsys, *arguments, tmp_path / "out.csv", status=1)
-    assert said.count("\n") <= 3
-    assert not (tmp_path / "out.csv").exists()
-
 
 def test_ctrl_c_while_libraries_are_imported_is_one_word():
     stopped = run_python("-c", "import ctrl_c; raise KeyboardInterrupt", PYTHONPATH=str(CHAPTER))
@@ -239,20 +222,6 @@ def test_ctrl_c_while_libraries_are_imported_is_one_word():
         nodes = [n for n in ast.parse(source).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         names = [getattr(node, "module", node.names[0].name).partition(".")[0] for node in nodes]
         assert {*names[: names.index("ctrl_c")]} <= sys.stdlib_module_names
-
-
-def test_a_folder_that_is_none_is_named(tmp_path, capsys):
-    said = fails(capsys, tmp_path / "absent", "hello")
-    assert "absent" in said
-    assert "not a classifier folder" in said
-
-
-def test_a_tokenizer_that_cannot_be_had_exits_1(tiny_classifier_folder, capsys, monkeypatch):
-    def unavailable(_):
-        raise gpt_download.DownloadError("no network")
-
-    monkeypatch.setattr(classifier_folder, "load_tokenizer", unavailable)
-    assert "no network" in fails(capsys, tiny_classifier_folder, "hello", status=1)
 
 
 def test_true_labels_in_the_file_tell_how_good_the_answers_are(

@@ -14,16 +14,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import made_up_messages
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save
 from test_classifier_folder import vouch_for
-from test_message_files import ROWS, pairs, write, write_as
+from test_message_files import pairs, write_as
 from tiny import tiny_classifier, tiny_dataset
 
 from classifier_folder import classify_texts, open_classifier
 from files import tar_members
-from message_files import DataError, read_messages, read_table
+from message_files import DataError, read_messages
 from training import Checkpoint, TrainConfig, TrainingState, train_classifier_simple
 
 REPEATED = (pytest.mark.slow, pytest.mark.repeated)
@@ -154,36 +152,15 @@ def test_weights_that_cannot_be_are_refused_whoever_vouches_for_them(
                 open_classifier(tiny_classifier_folder)
 
 
-BYTES = st.binary(max_size=200)
-WRONG_BYTES = st.tuples(st.integers(0, 10**6), st.integers(1, 255))
-
-
-@settings(max_examples=80, derandomize=True)
-@given(BYTES | WRONG_BYTES, st.sampled_from(["csv", "tsv", "jsonl", "parquet"]))
-def test_whatever_the_bytes_there_is_a_table_or_a_sentence(tmp_path_factory, what, ending):
-    """Any bytes, or a table of which one byte is wrong."""
-    path = tmp_path_factory.mktemp("bytes") / f"m.{ending}"
-    if not isinstance(what, bytes):
-        raw = bytearray(write_as(path, ROWS * 10).read_bytes())
-        raw[what[0] % len(raw)] ^= what[1]
-        what = bytes(raw)
-    write(path, what)
-    try:
-        is_usable = len(read_table(path)) >= 1
-    except DataError as error:
-        is_usable = str(path) in str(error)
-    assert is_usable
-
-
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_damaged_table_is_refused_or_loses_no_more_than_the_damaged_rows(tmp_path, ending):
-    """A thousand files, each with one byte removed, added or changed."""
+    """Hundreds of files, each with one byte removed, added or changed."""
     rows = [
         (f'He said "{i}, perhaps", twice', "ham") if i % 3 else (f"{i}", "spam") for i in range(9)
     ]
     path = write_as(tmp_path / f"m.{ending}", rows)
     raw, rng, refused = path.read_bytes(), random.Random(0), 0
-    for _ in range(1000):
+    for _ in range(500):
         at, new = rng.randrange(len(raw)), rng.choice(b'",;\t\n\r a1\\{}\xff')
         removed, added = rng.choice([(1, b""), (0, bytes([new])), (1, bytes([new]))])
         path.write_bytes(raw[:at] + added + raw[at + removed :])
@@ -194,4 +171,4 @@ def test_a_damaged_table_is_refused_or_loses_no_more_than_the_damaged_rows(tmp_p
         else:
             assert len(set(rows) - set(found)) <= 2, (at, removed, added)
             assert len(found) >= len(rows) - 2
-    assert 0 < refused < 1000
+    assert 0 < refused < 500

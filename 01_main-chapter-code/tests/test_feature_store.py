@@ -13,21 +13,11 @@ def features(classifier, store, num_layers=2) -> FeatureDataset:
     return FeatureDataset.from_classifier(classifier, tiny_dataset(), num_layers, store=store)
 
 
-def test_stored_states_give_the_logits_of_computed_ones(tmp_path):
-    classifier = tiny_classifier()
-    expected = predict_logits(classifier, tiny_dataset())
-    with FeatureStore(tmp_path) as store:
-        features(classifier, store)
-    for data in (features(classifier, store), features(classifier, FeatureStore(tmp_path))):
-        assert data.sequences[0].dtype == torch.float16
-        logits = predict_logits(FastClassifier(classifier, num_layers=2), data)
-        torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
-
-
-def test_what_is_stored_is_not_computed_again_and_other_layers_are_not_taken_for_it(
+def test_stored_states_give_the_logits_of_computed_ones_and_are_not_computed_again(
     tmp_path, monkeypatch
 ):
     classifier, computed = tiny_classifier(), []
+    expected = predict_logits(classifier, tiny_dataset())
     run_blocks = classifier.decoder.run_blocks
 
     def counting(x, *args, **kwargs):
@@ -35,16 +25,16 @@ def test_what_is_stored_is_not_computed_again_and_other_layers_are_not_taken_for
         return run_blocks(x, *args, **kwargs)
 
     monkeypatch.setattr(classifier.decoder, "run_blocks", counting)
-    for _ in range(2):
-        with FeatureStore(tmp_path) as store:
-            features(classifier, store)
-    num_messages = len(tiny_dataset())
-    assert sum(computed) == num_messages
-    features(classifier, FeatureStore(tmp_path), num_layers=1)
-    assert sum(computed) == 2 * num_messages
-    features(tiny_classifier(seed=1), FeatureStore(tmp_path))
-    with pytest.raises(KeyError):
-        FeatureStore(tmp_path)["of no layer"]
+    with FeatureStore(tmp_path) as store:
+        features(classifier, store)
+    stored = [features(classifier, s) for s in (store, FeatureStore(tmp_path))]
+    assert sum(computed) == len(tiny_dataset())
+    features(classifier, FeatureStore(tmp_path), num_layers=1)  # other layers' states are others
+    assert sum(computed) == 2 * len(tiny_dataset())
+    for data in stored:
+        assert data.sequences[0].dtype == torch.float16
+        logits = predict_logits(FastClassifier(classifier, num_layers=2), data)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0.02)
 
 
 def test_whole_files_outlive_a_killed_pass(tmp_path, monkeypatch):
@@ -59,8 +49,5 @@ def test_whole_files_outlive_a_killed_pass(tmp_path, monkeypatch):
     with found:
         found["c"] = 2 * states
     torch.testing.assert_close(FeatureStore(tmp_path)["c"], (2 * states).half())
-
-
-def test_states_beyond_half_precision_are_refused(tmp_path):
     with pytest.raises(OverflowError, match="range of half precision"):
-        FeatureStore(tmp_path)["big"] = torch.tensor([[1e5]])
+        store["big"] = torch.tensor([[1e5]])

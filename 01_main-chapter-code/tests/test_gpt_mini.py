@@ -29,10 +29,7 @@ AS_PUBLISHED = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|
 
 TOKENIZER = load_mini_tokenizer()
 PUBLISHED = tiktoken.Encoding(
-    "published",
-    pat_str=AS_PUBLISHED,
-    mergeable_ranks=TOKENIZER._mergeable_ranks,
-    special_tokens={},
+    "published", pat_str=AS_PUBLISHED, mergeable_ranks=TOKENIZER._mergeable_ranks, special_tokens={}
 )
 
 
@@ -67,11 +64,6 @@ def test_a_trained_vocabulary_cuts_texts_as_the_library_that_trained_it(tmp_path
         # The library writes a sign for each byte of a token.
         lengths = [len(tokenizer.decode_single_token_bytes(i)) for i in ids]
         assert lengths == list(map(len, library.encode(text).tokens))
-
-
-def test_documents_are_joined_by_the_end_of_text():
-    ids = pretrain.encode_documents(["one", "two three"], TOKENIZER)
-    assert TOKENIZER.decode(ids.tolist()) == "one<|endoftext|>two three<|endoftext|>"
 
 
 def test_batches_cover_an_epoch_without_repetition_and_can_be_continued(monkeypatch):

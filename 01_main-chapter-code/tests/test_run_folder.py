@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import (
-    file_size_limit,
-    kill_at_a_rename,
-    made_up_messages,
-    write_csv,
-)
+from helpers import file_size_limit, kill_at_a_rename, made_up_messages, write_csv
 from safetensors.torch import load_file
 from test_finetune import QUICK, fails, outcome, train
 

@@ -1,7 +1,5 @@
 """The classifier as a module: pooling, padding, freezing, losses and predictions."""
 
-import itertools
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,14 +35,6 @@ def test_padding_changes_no_logits(pooling, causal):
     torch.testing.assert_close(classifier(**wide), alone, rtol=0, atol=1e-5)
 
 
-def test_every_pooling_reads_something_else():
-    dataset = tiny_dataset(12)
-    kinds = itertools.product(POOLINGS, (True, False))
-    logits = [predict_logits(tiny_classifier(pooling=p, causal=c), dataset) for p, c in kinds]
-    for one, other in itertools.combinations(logits, 2):
-        assert (one - other).abs().max() > 1e-3
-
-
 def test_the_mean_is_that_of_all_final_states():
     classifier, ids = tiny_classifier(pooling="mean"), tiny_dataset().sequences[0]
     decoder = classifier.decoder
@@ -61,12 +51,6 @@ def test_the_first_token_sees_later_ones_without_the_causal_mask_only():
         classifier = tiny_classifier(pooling="first", causal=causal)
         moved = predict_logits(classifier, changed) - predict_logits(classifier, dataset)
         assert (moved.abs().max() < 1e-5) == causal
-
-
-def test_predictions_keep_the_order():
-    classifier, dataset = tiny_classifier(), tiny_dataset(150)
-    one_by_one = torch.cat([calc_logits(classifier, collate([item])) for item in dataset])
-    torch.testing.assert_close(predict_logits(classifier, dataset), one_by_one, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from text_data import (
     augment_messages,
     balance_classes,
     batches_by_length,
-    class_weights,
     clean_messages,
     cut_tokens,
     drop_words,
@@ -97,12 +96,6 @@ def test_published_split_is_the_known_one_and_leaks(sms):
     assert leaked["label"].value_counts().to_dict() == {"spam": 33, "ham": 4}
 
 
-def test_class_weights_make_classes_count_alike():
-    labels = [0] * 90 + [1] * 9 + [2]
-    weights = class_weights(labels, 3)
-    torch.testing.assert_close(weights * torch.tensor([90.0, 9, 1]), torch.full((3,), 100 / 3))
-
-
 texts = st.text(string.ascii_letters + " !", min_size=1).filter(str.strip)
 
 
@@ -123,9 +116,8 @@ def test_about_the_given_fraction_is_altered():
     rng, text = random.Random(0), " ".join(["word"] * 10_000)
     assert len(drop_words(text, rng, 0.2).split()) == pytest.approx(8000, rel=0.05)
     assert write_look_alikes("e" * 10_000, rng, 0.2).count("3") == pytest.approx(2000, rel=0.1)
-    numbered = " ".join(map(str, range(1000)))
-    moved = sum(a != b for a, b in zip(swap_words(numbered, rng).split(), numbered.split()))
-    assert 100 < moved < 300
+    moved = swap_words(" ".join(map(str, range(1000))), rng).split()
+    assert 100 < sum(word != str(i) for i, word in enumerate(moved)) < 300
 
 
 def test_augmented_messages_keep_originals_and_labels():
@@ -188,11 +180,6 @@ def test_grouping_by_length_spares_padding_and_stays_random():
     assert sum(mask.numel() for mask in masks()) > 1.8 * lengths.sum()
     assert order(1) == order(1)
     assert order(1) != order(2)
-
-
-def test_sequences_and_labels_must_match():
-    with pytest.raises(ValueError, match="2 sequences but 1 labels"):
-        SpamDataset([torch.ones(1), torch.ones(1)], [0])
 
 
 @given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 100))
