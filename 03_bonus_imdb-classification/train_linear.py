@@ -29,19 +29,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 from tqdm import tqdm
 
+import imdb_results as report
 from command_line import add_options, config_from, make_parser, run_command
 from download_prepare_dataset import PARTS, read_parts
 from fine_tuning import Clock, in_fresh_process
-from imdb_results import (
-    Measurement,
-    draw,
-    kind_of_run,
-    label_numbers,
-    machine,
-    metrics,
-    result_lines,
-    write_result,
-)
 from options import AT_LEAST_1, option
 
 # Words, and signs one by one: what reviewers mean by "!", "?" or "10" is worth counting.
@@ -139,7 +130,7 @@ TRIED = {
 
 
 @dataclass(frozen=True)
-class LinearConfig(Measurement):
+class LinearConfig(report.Measurement):
     """What models are measured on. Raises ``ValueError`` for what cannot be."""
 
     train_size: int | None = option(None, "reviews learned from; default: all", AT_LEAST_1, "data")
@@ -156,16 +147,16 @@ def measure(
     """The result of one model, and the test reviews' probabilities of being positive (N,)."""
     model, clock = METHODS[name](seed=seed), Clock()
     with clock.stage("training"):
-        model.fit(train["text"], label_numbers(train))
+        model.fit(train["text"], report.label_numbers(train))
     with clock.stage("inference"):
         positive = model.predict_proba(test["text"])[:, 1]
     result = {
         "method": f"C={model[-1].C:g}" if name in TRIED else "",
-        "test": metrics(positive, test),
+        "test": report.metrics(positive, test),
         "parameters": np.size(getattr(model[-1], "coef_", [])),
         "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
     }
-    return result | machine(), positive
+    return result | report.machine(), positive
 
 
 def choose(
@@ -173,10 +164,11 @@ def choose(
 ) -> tuple[dict[str, Any], None]:
     """Validation accuracy by strength of regularisation; n-grams are counted only once."""
     vectorizer, classifier = METHODS[name](seed=seed)
-    x, labels = vectorizer.fit_transform(train["text"]), label_numbers(train)
-    other = vectorizer.transform(validation["text"]), label_numbers(validation)
+    x, labels = vectorizer.fit_transform(train["text"]), report.label_numbers(train)
+    other = vectorizer.transform(validation["text"]), report.label_numbers(validation)
     scores = {C: classifier.set_params(C=C).fit(x, labels).score(*other) for C in TRIED[name]}
-    return {"accuracy_by_C": {f"{C:g}": score for C, score in scores.items()}} | machine(), None
+    by_c = {f"{C:g}": score for C, score in scores.items()}
+    return {"accuracy_by_C": by_c, **report.machine()}, None
 
 
 def run(names: Sequence[str], config: LinearConfig) -> None:
@@ -190,15 +182,15 @@ def run(names: Sequence[str], config: LinearConfig) -> None:
     else:
         train = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
         task, measured = measure, parts["test"]
-    train = draw(train, config.train_size, config.seed)
-    folder = config.results / kind_of_run(config.train_size, config.choose)
+    train = report.draw(train, config.train_size, config.seed)
+    folder = config.results / report.kind_of_run(config.train_size, config.choose)
     suffix = f"-{config.train_size}" if config.train_size else ""
     for name in tqdm(names, unit="model", disable=config.quiet):
         result, positive = in_fresh_process(task, name, train, measured, config.seed)
         about = {"model": name, "seed": config.seed, "num_train": len(train)}
         result = about | result | {"command": config.command("train_linear.py", name)}
-        write_result(name + suffix, result, None if suffix else positive, folder)
-        print(f"{name:<14}{result.get('accuracy_by_C') or result_lines(result)}")
+        report.write_result(name + suffix, result, None if suffix else positive, folder)
+        print(f"{name:<14}{result.get('accuracy_by_C') or report.result_lines(result)}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,20 +19,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import imdb_results as report
 from command_line import add_options, config_from, make_parser
 from download_prepare_dataset import PARTS, read_parts
 from files import write_json
 from fine_tuning import Clock, fingerprint, raise_if_diverged
-from imdb_results import (
-    Measurement,
-    draw,
-    kind_of_run,
-    label_numbers,
-    machine,
-    metrics,
-    result_lines,
-    write_result,
-)
 from options import AT_LEAST_1, FRACTION, option
 from previous_chapters import num_parameters
 from run_config import OF_DATA, RunConfig
@@ -54,7 +45,7 @@ def chapters(name: str, default: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ReviewsConfig(Measurement, RunConfig):
+class ReviewsConfig(report.Measurement, RunConfig):
     """One training run: options of finetune.py, but for `left_out`, and some of its own.
 
     Raises ``ValueError`` that names everything wrong with it.
@@ -95,7 +86,7 @@ class ReviewsConfig(Measurement, RunConfig):
     @property
     def kind(self) -> str:
         """Apart, so that what was not measured on all test reviews is not taken for it."""
-        return kind_of_run(self.test_size, self.validation_only)
+        return report.kind_of_run(self.test_size, self.validation_only)
 
     @property
     def folder(self) -> Path:
@@ -128,7 +119,7 @@ class Learner:
         """The reviews as the model is to read them, a chunk or several of each."""
         how = (self.config.max_length, self.config.cut, self.is_marked)
         chunks = [cut_tokens(ids, *how) for ids in self.encode(list(reviews["text"]))]
-        return ChunkDataset(chunks, label_numbers(reviews).tolist())
+        return ChunkDataset(chunks, report.label_numbers(reviews).tolist())
 
     def make_model(self, texts: Sequence[str], clock: Clock, is_under_way: bool) -> nn.Module:
         """The model with a new head, from token ids and mask to logits (B, 2). `texts` are the
@@ -150,7 +141,7 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> di
     parts = read_parts(config.data, PARTS[:2] if config.validation_only else PARTS)
     sizes = {"train": (config.train_size, config.seed), "test": (config.test_size, 0)}
     sizes["validation"] = (config.validation_size, 0)
-    parts, learner = {part: draw(parts[part], *sizes[part]) for part in parts}, load(config)
+    parts, learner = {part: report.draw(parts[part], *sizes[part]) for part in parts}, load(config)
     command, config, clock = config.command(learner.script, config.name), learner.config, Clock()
     options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
     with RunFolder(config.folder, options, config.resume, config.overwrite) as folder:
@@ -185,15 +176,15 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], Learner]) -> di
             "command": command,
             "seed": config.seed,
             "num_train": len(parts["train"]),
-            **{part: metrics(values, parts[part]) for part, values in positive.items()},
+            **{part: report.metrics(values, parts[part]) for part, values in positive.items()},
             "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
             "resumed": config.resume,  # the seconds are then those after the stop
             # Then they lack the states that another run left there.
             "kept_states": getattr(config, "feature_store", None) is not None,
-            **machine(str(next(model.parameters()).device)),
+            **report.machine(str(next(model.parameters()).device)),
         }
         probabilities = None if config.kind else positive["test"]
-        write_result(config.name, result, probabilities, config.results / config.kind)
+        report.write_result(config.name, result, probabilities, config.results / config.kind)
         write_json(result, folder.path / METRICS)
         folder.checkpoint.remove()
     return result
@@ -280,4 +271,4 @@ def training_command(
     parser.add_argument("name", help="name of the run and of its result file")
     add_options(parser, config_class, leave_out=("name", *config_class.left_out))
     args = parser.parse_args(argv)
-    return lambda: print(result_lines(train(config_from(args, config_class), learner)))
+    return lambda: print(report.result_lines(train(config_from(args, config_class), learner)))

@@ -13,19 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import html_parts as parts
 import numpy as np
 from classified_files import ERRORS_SHOWN, FILE_TYPES, ROWS_SHOWN, Job
 from gradio.events import Dependency
-from html_parts import (
-    KEPT_SECONDS,
-    QUIET,
-    beginning,
-    download_on_click,
-    note,
-    refusal,
-    tiles,
-    visible,
-)
+from html_parts import KEPT_SECONDS, QUIET, beginning, note, refusal, tiles, visible
 from opened import Opened
 from quality import confusion_table
 from thresholds import consequences, decide
@@ -243,7 +235,7 @@ def many_messages_tab(
     open_after(answers.select(pick_answer, key, [message, tabs], **QUIET))
     open_after(errors.click(pick, [key, errors], [message, tabs], **QUIET))
     for button, kind in ((as_csv, "csv"), (as_excel, "xlsx")):
-        download_on_click(button, partial(write, kind), [key, threshold])
+        parts.download_on_click(button, partial(write, kind), [key, threshold])
 
     # What programs call has widgets of its own, which nobody sees.
     with gr.Row(visible=False):

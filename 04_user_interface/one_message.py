@@ -8,22 +8,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
+import html_parts as parts
 import numpy as np
 import pandas as pd
 from explanations import Attention, Explanation, attention, explain
 from gradio.events import Dependency
-from html_parts import (
-    QUIET,
-    beginning,
-    download_on_click,
-    fleeting_file,
-    heat_table,
-    note,
-    refusal,
-    safe,
-    table,
-    visible,
-)
+from html_parts import QUIET, beginning, note
 from opened import Opened
 from thresholds import UNDECIDED, decide
 
@@ -59,7 +49,7 @@ def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
     for part, change in zip(found.parts, found.changes, strict=True):
         word = part.lstrip()
         number = f"{change:+.1f}" if abs(change) > limit else None
-        tokens += [(part[: len(part) - len(word)], None), (visible(word), number)]
+        tokens += [(part[: len(part) - len(word)], None), (parts.visible(word), number)]
     colors = {number: "orange" if number[0] == "+" else "blue" for _, number in tokens if number}
     if found.unread:
         tokens.append((beginning(found.unread), NOT_READ))
@@ -74,13 +64,13 @@ def strongest_words(found: Explanation, label_name: str) -> str:
         "log-odds": [f"{found.changes[i]:+.2f}" for i in order],
         f"{label_name} without it": [f"{found.probabilities_without[i]:.1%}" for i in order],
     }
-    return table(pd.DataFrame(columns), "Strongest words")
+    return parts.table(pd.DataFrame(columns), "Strongest words")
 
 
 def attention_map(seen: Attention) -> str:
     tokens = seen.tokens[-MAX_TOKENS_SHOWN:]
     shades = seen.weights[-len(tokens) :, -len(tokens) :].sqrt().numpy()
-    return heat_table("map", np.full(shades.shape, ""), shades / shades.max(), tokens, tokens)
+    return parts.heat_table("map", np.full(shades.shape, ""), shades / shades.max(), tokens, tokens)
 
 
 def one_message_tab(
@@ -127,7 +117,7 @@ def one_message_tab(
         if threshold:
             detail += f"; undecided below {threshold:.0%}"
         said = note(f"{answer}, {detail}", "unseen")  # for screen readers
-        decision = f"<h2>{safe(answer)}</h2>{note(detail)}"
+        decision = f"<h2>{parts.safe(answer)}</h2>{note(detail)}"
         bars = dict(zip(names, probabilities.tolist(), strict=True))
         return [text, said, gr.Column(visible=True), decision, bars, entry["right"], *past]
 
@@ -166,7 +156,7 @@ def one_message_tab(
         yield [*words, gr.skip()]
         opinions = other_opinions(text)
         if opinions and session["open"] == text:
-            yield [*words, table(pd.DataFrame(opinions), "Other opinions")]
+            yield [*words, parts.table(pd.DataFrame(opinions), "Other opinions")]
 
     def other_opinions(text: str) -> list[dict[str, str]]:
         opinions = []
@@ -188,7 +178,7 @@ def one_message_tab(
     def labelled_file(session: dict[str, Any]) -> str:
         """The messages whose right label was said, as `finetune.py --data` takes them."""
         labels = {text: entry["right"] for text, entry in session["entries"].items()}
-        path = fleeting_file("labelled.csv")
+        path = parts.fleeting_file("labelled.csv")
         rows = pd.DataFrame(labels.items(), columns=["text", "label"]).dropna()
         rows.to_csv(path, index=False, encoding="utf-8")
         return str(path)
@@ -204,7 +194,7 @@ def one_message_tab(
     def classify(message: str) -> dict[str, Any]:
         """Classify one message: the likeliest label, and the probability of every label."""
         if not str(message).strip():
-            raise refusal(NO_MESSAGE)
+            raise parts.refusal(NO_MESSAGE)
         probabilities = opened.probabilities([str(message)])[0]
         answer = dict(zip(names, probabilities.tolist(), strict=True))
         return {"label": names[int(probabilities.argmax())], "probabilities": answer}
@@ -300,6 +290,6 @@ def one_message_tab(
         **latest,
     )
     copy.click(None, judged, js=COPY)
-    download_on_click(labelled, labelled_file, [session])
+    parts.download_on_click(labelled, labelled_file, [session])
     gr.api(classify, api_name="classify")
     return message, open_after

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import bench_common as bench
 import pandas as pd
@@ -159,41 +159,27 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
 # --- Timing --------------------------------------------------------------------------------------
 
 
-class Sample(NamedTuple):
+def sample_of(batches: Batches, num: int) -> Batches:
     """Some batches of each stage, which stand for all."""
-
-    batches: Batches
-    num: dict[str, int]
-    """Of all batches."""
-    factor: dict[str, float]
-    """By how much all of them have more positions than the sample."""
-    run: Callable[[], dict[str, float]]
-    """Takes the sample, and returns each stage's seconds."""
+    return {stage: bench.evenly_spaced(b, num, num_positions) for stage, b in batches.items()}
 
 
-def sample_of(everything: Batches, num: int, functions: dict[str, Callable]) -> Sample:
-    """A sample on which each stage's function was called already."""
-    batches = {s: bench.evenly_spaced(b, num, num_positions) for s, b in everything.items()}
-    positions = {s: sum(map(num_positions, b)) for s, b in batches.items()}
+def timing(functions: dict[str, Callable], batches: Batches) -> Callable[[], dict[str, float]]:
+    """A function that calls each stage's function with its batches, and returns the seconds."""
 
-    def run_stage(stage: str) -> float:
+    def seconds_of(stage: str) -> float:
         return bench.seconds_of(lambda: [functions[stage](batch) for batch in batches[stage]])
 
     for stage, function in functions.items():
         function(batches[stage][-1])  # the longest, which allocates
-    return Sample(
-        batches,
-        {stage: len(b) for stage, b in everything.items()},
-        {s: sum(map(num_positions, b)) / positions[s] for s, b in everything.items()},
-        lambda: {stage: run_stage(stage) for stage in functions},
-    )
+    return lambda: {stage: seconds_of(stage) for stage in functions}
 
 
-def trainer_sample(classifier: GPTClassifier, grouped: Sample) -> Sample:
-    """`transformers`' Trainer on the very batches that the grouped way is timed on."""
+def trainer_timing(classifier: GPTClassifier, batches: Batches) -> Callable[[], dict[str, float]]:
+    """The same by `transformers`' Trainer."""
     twin = hugging_face_classifier(classifier)
-    batches = {s: [hugging_face_inputs(x, twin) for x in b] for s, b in grouped.batches.items()}
-    return grouped._replace(run=trainer_run(twin, batches["training"], batches["evaluation"]))
+    batches = {s: [hugging_face_inputs(x, twin) for x in b] for s, b in batches.items()}
+    return trainer_run(twin, batches["training"], batches["evaluation"])
 
 
 def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
@@ -222,9 +208,13 @@ def compare(
     cfg, classifier = MODEL_CONFIGS[model], bench.random_classifier(model, device)
     num_frozen = freeze_all_but(classifier, trainable)
     step, samples = make_step(classifier, learning_rate=1e-6), {}
-    for name, (way, batches) in make_ways(classifier, parts, num_frozen, num_epochs).items():
+    ways = make_ways(classifier, parts, num_frozen, num_epochs)
+    batches = {name: way_batches for name, (_, way_batches) in ways.items()}
+    sampled = {name: sample_of(b, options["sample"]) for name, b in batches.items()}
+    for name, (way, _) in ways.items():
         functions = {"training": partial(step, way), "evaluation": partial(predict, way)}
-        samples[name] = sample_of(batches, options["sample"], functions)
+        samples[name] = timing(functions, sampled[name])
+    batches[TRAINER], sampled[TRAINER] = batches[GROUPED], sampled[GROUPED]
     epochs_run = num_epochs if num_frozen else 1
     how = {"model": model, "weights": "random", "pooling": "last"}
     how |= {"trainable": trainable, "num_epochs": epochs_run}
@@ -233,14 +223,13 @@ def compare(
     runs = {name: partial(run_chapter, config, precision) for precision, name in CHAPTER.items()}
     optional = {
         CHAPTER["bfloat16"]: lambda: bench.require_bf16(device),
-        TRAINER: lambda: trainer_sample(classifier, samples[GROUPED]),
+        TRAINER: lambda: trainer_timing(classifier, sampled[GROUPED]),
     }
-    made, _, unavailable = bench.try_each(optional, lambda sample: None)
-    samples |= {name: sample for name, sample in made.items() if sample}
+    made, _, unavailable = bench.try_each(optional, lambda made: None)
+    samples |= {name: function for name, function in made.items() if function}
     runs = {name: function for name, function in runs.items() if name not in unavailable}
 
-    functions = {name: sample.run for name, sample in samples.items()}
-    functions["FLOP/s"] = partial(achieved_flops, cfg, device, 1.0)
+    functions = samples | {"FLOP/s": partial(achieved_flops, cfg, device, 1.0)}
     if num_frozen:
         rounds = bench.take_turns(functions | runs, repetitions)
     else:
@@ -250,15 +239,17 @@ def compare(
     for name in runs:
         stages[name]["training"] *= num_epochs / epochs_run
     once = {stage: stages[CHAPTER["float32"]][stage] for stage in STAGES[:3]}
-    for name, sample in samples.items():
-        estimates = {stage: sample.factor[stage] * s for stage, s in stages[name].items()}
+    for name in samples:
+        for stage, part in sampled[name].items():
+            positions = [sum(map(num_positions, b)) for b in (batches[name][stage], part)]
+            stages[name][stage] *= positions[0] / positions[1]
         cached = name in (FROZEN_ONCE, LAST_POSITION)
-        stages[name] = once | ({} if cached else {"frozen_layers": 0.0}) | estimates
+        stages[name] = once | ({} if cached else {"frozen_layers": 0.0}) | stages[name]
     flops, lengths = median(rounds["FLOP/s"]), [part.lengths for part in parts]
     return {
         "stages": stages,
-        "batches": {name: sample.num for name, sample in samples.items()},
-        "batches_timed_in_a_round": len(samples[PLAIN].batches["training"]),
+        "batches": {n: {stage: len(b) for stage, b in batches[n].items()} for n in samples},
+        "batches_timed_in_a_round": len(sampled[PLAIN]["training"]),
         "achieved_gflops": flops / 1e9,
         "lower_bound": training_operations(cfg, lengths, num_epochs, num_frozen) / flops,
         "unavailable": unavailable,

@@ -196,20 +196,22 @@ def ask_all(questions: Sequence[Turns], config: ApiConfig, file: AnswerFile) -> 
     client = openai.OpenAI(timeout=config.timeout, max_retries=config.retries)
 
     def ask_and_keep(i: int) -> None:
-        likely = config.concurrency * likely_tokens(questions[i], config)
-        if config.max_cost and config.cost(file.tokens() + likely) > config.max_cost:
-            raise OSError(
-                f"--max-cost {config.max_cost}: {config.cost(file.tokens()):.4g} are spent, and "
-                f"the next {config.concurrency} could cost {config.cost(likely):.4g}."
-            )
         file.add({"index": i, **ask(client, questions[i], config, is_first=not file.answers)})
 
-    done = {answer["index"] for answer in file.answers}
-    missing = [i for i in range(len(questions)) if i not in done]
-    with ThreadPoolExecutor(config.concurrency) as pool:
-        asked = pool.map(ask_and_keep, missing)  # an error cancels those that have not begun
-        for _ in tqdm(asked, initial=len(done), total=len(questions), disable=None):
-            pass
+    answered = {answer["index"] for answer in file.answers}
+    missing = [i for i in range(len(questions)) if i not in answered]
+    bar = tqdm(total=len(questions), initial=len(answered), disable=None)
+    with ThreadPoolExecutor(config.concurrency) as pool, bar:
+        for start in range(0, len(missing), config.concurrency):
+            now = missing[start : start + config.concurrency]
+            likely = sum(likely_tokens(questions[i], config) for i in now)
+            if config.max_cost and config.cost(file.tokens() + likely) > config.max_cost:
+                raise OSError(
+                    f"--max-cost {config.max_cost}: {config.cost(file.tokens()):.4g} are spent, "
+                    f"and the next {len(now)} could cost {config.cost(likely):.4g}."
+                )
+            list(pool.map(ask_and_keep, now))
+            bar.update(len(now))
 
 
 def ask(client: openai.OpenAI, turns: Turns, config: ApiConfig, is_first: bool) -> dict[str, Any]:
