@@ -132,11 +132,14 @@ class Survey(NamedTuple):
     columns: list[str]
     text_column: str
     num_rows: int
-    how: TextFormat
+    text_format: TextFormat
 
 
 def survey_file(
-    path: Path, text_column: str | None, trained_on: str | None = None, how: TextFormat = AS_NAMED
+    path: Path,
+    text_column: str | None,
+    trained_on: str | None = None,
+    text_format: TextFormat = AS_NAMED,
 ) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 
@@ -145,18 +148,18 @@ def survey_file(
     """
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
-    for table in read_table_in_pieces(path, ROWS_AT_ONCE, how):
+    for table in read_table_in_pieces(path, ROWS_AT_ONCE, text_format):
         check_columns(table, path, [])
         if text_column is None:
             known = trained_on in table.columns
             text_column = trained_on if known else guess_text_column(table, path)
             print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
-        check_columns(table, path, {text_column, *how.label_sets} & {*table.columns})
+        needed = [text_column, *text_format.label_sets]
+        check_columns(table, path, table.columns.intersection(needed))
         columns |= dict.fromkeys(table.columns)
         num_rows += len(table)
-    check_columns(pd.DataFrame(columns=list(columns)), path, [text_column])
-    check_added(path, columns, ADDED_COLUMNS)
-    return Survey(list(columns), text_column, num_rows, how)
+    check_columns(pd.DataFrame(columns=list(columns)), path, needed)
+    return Survey(list(columns), text_column, num_rows, text_format)
 
 
 def check_added(path: Path, columns: Iterable[str], added: Iterable[str]) -> None:
@@ -168,8 +171,9 @@ def check_added(path: Path, columns: Iterable[str], added: Iterable[str]) -> Non
         )
 
 
-def probability_columns(classifier: GPTClassifier) -> list[str]:
-    return [f"probability of {label}" for label in classifier.config.label_names]
+def added_columns(classifier: GPTClassifier, all_probabilities: bool) -> list[str]:
+    names = classifier.config.label_names if all_probabilities else []
+    return [*ADDED_COLUMNS, *(f"probability of {name}" for name in names)]
 
 
 def classify_file(
@@ -182,18 +186,18 @@ def classify_file(
 ) -> Iterator[pd.DataFrame]:
     """The file's pieces after the first `num_done`, with the columns `predicted_label` and
     `probability` added, and with one for each label where wanted."""
-    show = sys.stderr.isatty()
+    show, added = sys.stderr.isatty(), added_columns(classifier, all_probabilities)
     with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
-        for number, table in enumerate(read_table_in_pieces(path, ROWS_AT_ONCE, survey.how)):
+        pieces = read_table_in_pieces(path, ROWS_AT_ONCE, survey.text_format)
+        for number, table in enumerate(pieces):
             if number >= num_done:
                 table = table.reindex(columns=survey.columns)
                 texts = as_strings(table[survey.text_column]).tolist()
                 probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
-                names = list(map(classifier.config.answer, probabilities))
-                likeliest = probabilities.amax(dim=1).numpy().round(4)
-                table = table.assign(predicted_label=names, probability=likeliest)
+                table[added[0]] = list(map(classifier.config.answer, probabilities))
+                table[added[1]] = probabilities.amax(dim=1).numpy().round(4)
                 if all_probabilities:
-                    table[probability_columns(classifier)] = probabilities.numpy().round(4)
+                    table[added[2:]] = probabilities.numpy().round(4)
                 yield table
             bar.update(len(table))
 
@@ -232,12 +236,10 @@ def classify(args: argparse.Namespace) -> None:
             print(line)
         return
     trained_on = classifier.config.card.get("training", {}).get("text_column")
-    how = TextFormat(args.separator, args.encoding, (args.label_column,))
-    survey = survey_file(args.file, args.text_column, trained_on, how)
-    if args.label_column:  # found now, not after hours
-        check_columns(pd.DataFrame(columns=survey.columns), args.file, [args.label_column])
-    if args.all_probabilities:
-        check_added(args.file, survey.columns, probability_columns(classifier))
+    label_columns = [args.label_column] if args.label_column else []
+    text_format = TextFormat(args.separator, args.encoding, label_columns)
+    survey = survey_file(args.file, args.text_column, trained_on, text_format)
+    check_added(args.file, survey.columns, added_columns(classifier, args.all_probabilities))
     if not args.output:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
         tables = classify_file(

@@ -207,8 +207,8 @@ def pretrain_on_texts(
     """Continued pretraining on the first `max_length` tokens of each text; returns the losses."""
     sequences = encode_for_pretraining(texts, tokenizer, max_length)
     epochs = config.continued_pretraining_epochs
-    how = replace(CONTINUED_PRETRAINING, num_epochs=epochs, seed=config.seed)
-    return continue_pretraining(decoder, sequences, how, not config.quiet, config.precision)
+    settings = replace(CONTINUED_PRETRAINING, num_epochs=epochs, seed=config.seed)
+    return continue_pretraining(decoder, sequences, settings, not config.quiet, config.precision)
 
 
 def make_classifier(

@@ -19,9 +19,9 @@ def as_csv(table: pd.DataFrame, header: bool) -> str:
     Python before 3.13 leaves a cell with a bare carriage return without quotes, and its readers
     then end the row there: where one occurs, all texts are quoted.
     """
-    how = {"index": False, "header": header, "lineterminator": "\n"}
-    text = table.to_csv(**how)
-    return table.to_csv(**how, quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
+    options = {"index": False, "header": header, "lineterminator": "\n"}
+    text = table.to_csv(**options)
+    return table.to_csv(**options, quoting=csv.QUOTE_NONNUMERIC) if "\r" in text else text
 
 
 class GrowingFile:
