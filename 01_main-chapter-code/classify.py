@@ -255,12 +255,12 @@ def classify(args: argparse.Namespace) -> None:
         "--text-column": survey.text_column,
         "--all-probabilities": args.all_probabilities,
     }
-    with GrowingFile(args.output, run, args.resume, args.overwrite) as output:
-        for table in classify_file(
-            classifier, tokenizer, args.file, survey, output.num_pieces, args.all_probabilities
-        ):
-            output.add(table)
-        output.finish()
+    output = GrowingFile(args.output, run, args.resume, args.overwrite)
+    for table in classify_file(
+        classifier, tokenizer, args.file, survey, output.num_pieces, args.all_probabilities
+    ):
+        output.add(table)
+    output.finish()
     if args.label_column:
         form = normal_form if classifier.config.thresholds is None else label_set
         print(compare_with_labels(args.output, args.label_column, form))
@@ -268,10 +268,8 @@ def classify(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    when_stopped = "stopped; if it had begun to write, --resume goes on."
-    return run_command(
-        "classify.py", lambda: classify(args), when_stopped if args.output else "stopped."
-    )
+    go_on = "; if it had begun to write, --resume goes on" if args.output else ""
+    return run_command("classify.py", lambda: classify(args), f"stopped{go_on}.", args.output)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ import csv
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
 
-from files import locked, read_json, whole_file, write_json, write_text
+from files import read_json, whole_file, write_json, write_text
 from message_files import DataError
 
 
@@ -27,48 +26,35 @@ def as_csv(table: pd.DataFrame, header: bool) -> str:
 class GrowingFile:
     """A file whose pieces stand in `NAME.pieces/`, each whole, until all of them are there.
 
-    As a context it holds a lock on the output. `run` says what the rows depend on, by names that
-    a reader understands: pieces of another run are not gone on with. Raises ``DataError`` on
-    entering, not after hours, where there is nothing to resume or the file cannot be written.
+    `run` says what the rows depend on, by names that a reader understands: pieces of another run
+    are not gone on with. Raises ``DataError`` now, not after hours, where there is nothing to
+    resume or the file cannot be written.
     """
 
     def __init__(self, path: Path, run: Mapping[str, str], resume: bool, overwrite: bool):
-        self.path, self.run, self.resume, self.overwrite = path, dict(run), resume, overwrite
         self.target = Path(os.path.realpath(path))  # a link stays one
         self.pieces = self.target.with_name(self.target.name + ".pieces")
         self.num_pieces = 0
-        self._lock = ExitStack()
+        if path.exists() and not path.is_file():  # it would be destroyed
+            raise DataError(f"{path} is a folder or a device, not a file; name a file.")
+        if resume:
+            self._find_pieces(path, run)
+        elif path.exists() and not overwrite:
+            raise DataError(
+                f"{path} is there already: name another --output, or replace it with --overwrite."
+            )
+        else:
+            shutil.rmtree(self.pieces, ignore_errors=True)
+            self.pieces.mkdir()
+            write_json(run, self.pieces / "run.json")
 
-    def __enter__(self) -> "GrowingFile":
-        with self._lock:
-            self._lock.enter_context(locked(self.target))
-            if self.path.exists() and not self.path.is_file():  # it would be destroyed
-                raise DataError(f"{self.path} is a folder or a device, not a file; name a file.")
-            if self.resume:
-                self._find_pieces()
-            else:
-                if self.path.exists() and not self.overwrite:
-                    raise DataError(
-                        f"{self.path} is there already: name another --output, or replace it with "
-                        f"--overwrite."
-                    )
-                shutil.rmtree(self.pieces, ignore_errors=True)
-                self.pieces.mkdir()
-                write_json(self.run, self.pieces / "run.json")
-            self._lock = self._lock.pop_all()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._lock.close()
-
-    def _find_pieces(self) -> None:
+    def _find_pieces(self, path: Path, run: Mapping[str, str]) -> None:
         try:
             then = read_json(self.pieces / "run.json")
-            changed = [name for name, value in self.run.items() if then.get(name) != value]
+            changed = [name for name, value in run.items() if then.get(name) != value]
         except FileNotFoundError:
             raise DataError(
-                f"--resume: there is no stopped run of {self.path} to go on with; leave out "
-                f"--resume."
+                f"--resume: there is no stopped run of {path} to go on with; leave out --resume."
             ) from None
         except AttributeError:
             raise DataError(f"{self.pieces} is damaged; leave out --resume.") from None

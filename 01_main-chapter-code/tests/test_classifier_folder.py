@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny import tiny_classifier
 
 import classifier_folder
@@ -106,7 +107,30 @@ def test_a_config_that_cannot_be_is_named(tiny_classifier_folder, changes, messa
         open_classifier(tiny_classifier_folder)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "null", "[" * 100_000], ids=len)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: {"name": t},
+        lambda t: {},
+        *(lambda t: {"bias": t.half()}, lambda t: {"bias": t.double()}),
+        *(lambda t: {"bias": t.unsqueeze(0)}, lambda t: {"bias": t * torch.nan}),
+    ],
+    ids=["renamed", "left out", "rounded", "doubled", "reshaped", "not a number"],
+)
+def test_weights_that_cannot_be_are_refused_whoever_vouches_for_them(
+    tiny_classifier_folder, change
+):
+    path = tiny_classifier_folder / "model.safetensors"
+    tensors = load_file(path)
+    changed = change(tensors.pop("decoder.out_head.bias")).items()
+    tensors |= {f"decoder.out_head.{name}": tensor.clone() for name, tensor in changed}
+    save_file(tensors, path)
+    vouch_for(tiny_classifier_folder)
+    with pytest.raises(ValueError, match="damaged or was altered"):
+        open_classifier(tiny_classifier_folder)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "[" * 100_000], ids=len)
 def test_a_config_that_is_no_json_object_is_named(tiny_classifier_folder, content):
     (tiny_classifier_folder / "config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match="damaged or was altered"):

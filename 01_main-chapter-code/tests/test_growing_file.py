@@ -11,6 +11,7 @@ from helpers import kill_at_a_rename
 from test_classify import fails
 
 import classify
+from files import locked
 from growing_file import GrowingFile, as_csv
 
 
@@ -92,7 +93,7 @@ def test_there_must_be_a_run_to_go_on_with(arguments, tmp_path, capsys):
 
 
 def test_a_second_process_on_the_same_output_is_refused(arguments, tmp_path, capsys):
-    with GrowingFile(tmp_path / "out.csv", {}, resume=False, overwrite=False):
+    with locked(tmp_path / "out.csv"):
         assert "another process is writing there" in fails(capsys, *arguments)
 
 
