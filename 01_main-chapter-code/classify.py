@@ -248,14 +248,14 @@ def classify(args: argparse.Namespace) -> None:
         for i, table in enumerate(tables):
             print(as_csv(table, header=i == 0), end="")
         return
-    run = {
+    depends_on = {
         "--file": file_sha256(args.file),
         "classifier": file_sha256(args.folder / "config.json"),  # it has the weights' checksum
         **{"--separator": args.separator, "--encoding": args.encoding},
         "--text-column": survey.text_column,
         "--all-probabilities": args.all_probabilities,
     }
-    output = GrowingFile(args.output, run, args.resume, args.overwrite)
+    output = GrowingFile(args.output, depends_on, args.resume, args.overwrite)
     for table in classify_file(
         classifier, tokenizer, args.file, survey, output.num_pieces, args.all_probabilities
     ):

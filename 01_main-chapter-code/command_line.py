@@ -47,14 +47,14 @@ def add_options(
 
 def _add_option(group, entry: dataclasses.Field, annotation: Any) -> None:
     name, (choices, kinds) = "--" + entry.name.replace("_", "-"), parts_of(annotation)
-    about = {"help": entry.metadata["help"], "default": entry.default}
+    common = {"help": entry.metadata["help"], "default": entry.default}
     kinds = [kind for kind in kinds if kind is not type(None)]
     if kinds == [bool]:
         action = "store_false" if entry.default else "store_true"
         name = "--no-" + name[2:] if entry.default else name
-        group.add_argument(name, dest=entry.name, action=action, **about)
+        group.add_argument(name, dest=entry.name, action=action, **common)
     elif not kinds:
-        group.add_argument(name, choices=choices, **about)
+        group.add_argument(name, choices=choices, **common)
     else:
 
         def read(text: str) -> Any:
@@ -62,7 +62,7 @@ def _add_option(group, entry: dataclasses.Field, annotation: Any) -> None:
 
         read.__name__ = {int: "whole number", float: "number"}.get(kinds[0], "value")
         metavar = "{" + ",".join([*choices, "N"]) + "}" if choices else None
-        group.add_argument(name, type=read, metavar=metavar, **about)
+        group.add_argument(name, type=read, metavar=metavar, **common)
 
 
 def config_from(args: argparse.Namespace, config_class: type[Options]) -> Any:

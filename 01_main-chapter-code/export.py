@@ -27,7 +27,7 @@ from classifier_folder import classify_texts, open_classifier
 from classify import ROWS_AT_ONCE, survey_file
 from command_line import make_parser, run_command
 from evaluation import wilson_interval
-from files import locked, whole_file
+from files import whole_file
 from message_files import DataError, as_strings, read_table_in_pieces
 from onnx_classifier import NETWORK, open_onnx, save_int8, save_onnx, write_config
 from previous_chapters import END_OF_TEXT, Decoder, GPTModel, gpt2_state_dict
@@ -257,21 +257,19 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
             "there is no export for --padding that counts as text, --pooling first, or a --cut "
             "other than head."
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with locked(output):
-        if os.path.lexists(output):
-            raise DataError(f"{output} is there already; name another folder with --output.")
-        with whole_file(output) as partial:
-            partial.mkdir()
-            WRITERS[kind](classifier, tokenizer, partial)
-            use = f"use_{kind.partition('-')[0]}.py"
-            shutil.copy(Path(__file__).with_name(use), partial / "use.py")
-            difference = largest_difference(classifier, tokenizer, partial, TRIAL_TEXTS)
-            if not difference < (1 if kind == "onnx-int8" else TOLERANCE):
-                raise OSError(
-                    f"the exported classifier gives other probabilities, by {difference:.0e}: "
-                    f"nothing was written."
-                )
+    if os.path.lexists(output):
+        raise DataError(f"{output} is there already; name another folder with --output.")
+    with whole_file(output) as partial:
+        partial.mkdir()
+        WRITERS[kind](classifier, tokenizer, partial)
+        use = f"use_{kind.partition('-')[0]}.py"
+        shutil.copy(Path(__file__).with_name(use), partial / "use.py")
+        difference = largest_difference(classifier, tokenizer, partial, TRIAL_TEXTS)
+        if not difference < (1 if kind == "onnx-int8" else TOLERANCE):
+            raise OSError(
+                f"the exported classifier gives other probabilities, by {difference:.0e}: nothing "
+                f"was written."
+            )
     return difference
 
 
@@ -291,7 +289,7 @@ def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, file: Path
     )
 
 
-def run(folder: Path, kind: str, output: Path, file: Path | None) -> None:
+def export_and_compare(folder: Path, kind: str, output: Path, file: Path | None) -> None:
     classifier, tokenizer = open_classifier(folder)
     difference = export(classifier, tokenizer, kind, output)
     rounded = " but for rounding" if kind == "onnx-int8" else ""
@@ -319,8 +317,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.compare and args.format != "onnx-int8":
         parser.error("--compare belongs to --format onnx-int8; other formats change no label")
-    work = partial(run, args.folder, args.format, args.output, args.compare)
-    return run_command("export.py", work)
+    work = partial(export_and_compare, args.folder, args.format, args.output, args.compare)
+    return run_command("export.py", work, output=args.output)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def closing_words(metrics: dict[str, Any], output: Path) -> str:
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace) -> None:
+def train_and_report(args: argparse.Namespace) -> None:
     metrics = fine_tune(config_from(args, RunConfig)).metrics
     print(results_table(metrics))
     if not args.quiet:
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     return run_command(
         "finetune.py",
-        lambda: run(args),
+        lambda: train_and_report(args),
         "stopped. Repeat the command, with --resume if an epoch was finished.",
     )
 

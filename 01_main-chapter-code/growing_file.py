@@ -26,19 +26,19 @@ def as_csv(table: pd.DataFrame, header: bool) -> str:
 class GrowingFile:
     """A file whose pieces stand in `NAME.pieces/`, each whole, until all of them are there.
 
-    `run` says what the rows depend on, by names that a reader understands: pieces of another run
-    are not gone on with. Raises ``DataError`` now, not after hours, where there is nothing to
-    resume or the file cannot be written.
+    `depends_on` says what makes the rows what they are, by names that a reader understands: pieces
+    of another run are not gone on with. Raises ``DataError`` now, not after hours, where there is
+    nothing to resume or the file cannot be written.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, str], resume: bool, overwrite: bool):
+    def __init__(self, path: Path, depends_on: Mapping[str, str], resume: bool, overwrite: bool):
         self.target = Path(os.path.realpath(path))  # a link stays one
         self.pieces = self.target.with_name(self.target.name + ".pieces")
         self.num_pieces = 0
         if path.exists() and not path.is_file():  # it would be destroyed
             raise DataError(f"{path} is a folder or a device, not a file; name a file.")
         if resume:
-            self._find_pieces(path, run)
+            self._find_pieces(path, depends_on)
         elif path.exists() and not overwrite:
             raise DataError(
                 f"{path} is there already: name another --output, or replace it with --overwrite."
@@ -46,12 +46,12 @@ class GrowingFile:
         else:
             shutil.rmtree(self.pieces, ignore_errors=True)
             self.pieces.mkdir()
-            write_json(run, self.pieces / "run.json")
+            write_json(depends_on, self.pieces / "run.json")
 
-    def _find_pieces(self, path: Path, run: Mapping[str, str]) -> None:
+    def _find_pieces(self, path: Path, depends_on: Mapping[str, str]) -> None:
         try:
             then = read_json(self.pieces / "run.json")
-            changed = [name for name, value in run.items() if then.get(name) != value]
+            changed = [name for name, value in depends_on.items() if then.get(name) != value]
         except FileNotFoundError:
             raise DataError(
                 f"--resume: there is no stopped run of {path} to go on with; leave out --resume."

@@ -31,8 +31,7 @@ SEED = Range("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 def option(default: Any, help: str, allowed: Range | None = None, group: str = "") -> Any:
     """A field with its help text; `allowed` bounds a number, and None is always allowed where the
     field's type names it. `group` heads it in the command's help."""
-    about = {"help": help, "allowed": allowed, "group": group}
-    return field(default=default, metadata=about)
+    return field(default=default, metadata={"help": help, "allowed": allowed, "group": group})
 
 
 def parts_of(annotation: Any) -> tuple[list[Any], list[type]]:

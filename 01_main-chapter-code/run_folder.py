@@ -26,19 +26,19 @@ class RunFolder:
 
     As a context it holds a lock. Raises ``DataError`` on entering where the folder cannot be
     written, where it holds a classifier or an unfinished run and `overwrite` was not said, or
-    where `resume` finds nothing to go on with, or another run. `run` is whatever must be the same
-    when it is resumed. Without a `path`, nothing is written.
+    where `resume` finds nothing to go on with, or another run. `identity` is whatever must be the
+    same when it is resumed. Without a `path`, nothing is written.
     """
 
     def __init__(
         self,
         path: Path | None,
-        run: Mapping[str, Any],
+        identity: Mapping[str, Any],
         resume: bool = False,
         overwrite: bool = False,
     ):
         self.path, self.resume, self.overwrite = path, resume, overwrite
-        self.checkpoint = None if path is None else Checkpoint(path / CHECKPOINT, run)
+        self.checkpoint = None if path is None else Checkpoint(path / CHECKPOINT, identity)
         self.is_finished = False
         self._lock = ExitStack()
 
@@ -77,7 +77,7 @@ class RunFolder:
                 raise DataError(
                     f"--resume: there is no run to go on with in {self.path}; leave out --resume."
                 )
-            if self.metrics().get("options") != self.checkpoint.run:
+            if self.metrics().get("options") != self.checkpoint.identity:
                 raise DataError(
                     f"--resume: the run in {self.path} is finished and had other options or data; "
                     f"leave out --resume, and name another --output."

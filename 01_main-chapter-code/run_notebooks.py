@@ -64,7 +64,7 @@ def find_problems(notebook: nbformat.NotebookNode) -> list[str]:
     return problems
 
 
-def run(paths: list[Path], output: Path | None) -> None:
+def execute_all(paths: list[Path], output: Path | None) -> None:
     """Execute and save the notebooks; exits with status 1 if one of them is not clean."""
     with suppress(DownloadError):  # now, so that no output shows a download's progress bar
         fetch(SMS_SPAM_ZIP)
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="folder for the copies; default: in place")
     args = parser.parse_args(argv)
     paths = args.notebooks or [Path(__file__).with_name(name) for name in CHAPTER]
-    return run_command("run_notebooks.py", lambda: run(paths, args.output))
+    return run_command("run_notebooks.py", lambda: execute_all(paths, args.output))
 
 
 if __name__ == "__main__":

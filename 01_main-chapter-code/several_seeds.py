@@ -141,12 +141,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def comparison(args: argparse.Namespace) -> str:
-    first = read_result(args.first, args.results)
-    second = read_result(args.second, args.results) if args.second else None
-    return f"{args.first} minus {args.second or 'n-grams'}: {paired_difference(first, second)}"
+    names = [args.first] + ([args.second] if args.second else [])
+    difference = paired_difference(*(read_result(name, args.results) for name in names))
+    return f"{args.first} minus {args.second or 'n-grams'}: {difference}"
 
 
-def run(args: argparse.Namespace) -> None:
+def work(args: argparse.Namespace) -> None:
     if args.command != "run":
         with reading_results(args.results):
             print(make_table(args.results) if args.command == "table" else comparison(args))
@@ -163,7 +163,7 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     output = args.results / f"{args.name}.json" if args.command == "run" else None
-    return run_command("several_seeds.py", lambda: run(args), output=output)
+    return run_command("several_seeds.py", lambda: work(args), output=output)
 
 
 if __name__ == "__main__":

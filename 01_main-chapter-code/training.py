@@ -267,18 +267,18 @@ def train_classifier_simple(
 class Checkpoint:
     """The file from which a training that was stopped goes on to the same result.
 
-    `run` is whatever must be the same then: options, and a fingerprint of the data. A checkpoint
-    of another run, or a damaged one, is refused with a ``ValueError``. Instead of a
+    `identity` is whatever must be the same then: options, and a fingerprint of the data. A
+    checkpoint of another run, or a damaged one, is refused with a ``ValueError``. Instead of a
     `TrainingState` it takes anything with its `parameters`, `best_weights`, `optimizer` and
     `history`.
     """
 
-    def __init__(self, path: Path, run: Mapping[str, Any]):
-        self.path, self.run = path, json.loads(json.dumps(run))
+    def __init__(self, path: Path, identity: Mapping[str, Any]):
+        self.path, self.identity = path, json.loads(json.dumps(identity))
 
     def save(self, state: TrainingState) -> None:
         content = {
-            "run": self.run,
+            "run": self.identity,
             "history": asdict(state.history),
             "parameters": {name: p.detach() for name, p in state.parameters.items()},
             "best_weights": state.best_weights,
@@ -295,9 +295,9 @@ class Checkpoint:
         saved = self._read(next(iter(state.parameters.values())).device)
         then = saved["run"]
         changed = [
-            f"{name}: {then.get(name)} then, {self.run.get(name)} now"
-            for name in self.run | then
-            if then.get(name) != self.run.get(name)
+            f"{name}: {then.get(name)} then, {self.identity.get(name)} now"
+            for name in self.identity | then
+            if then.get(name) != self.identity.get(name)
         ]
         if state.parameters.keys() != saved["parameters"].keys():
             changed.append("other layers were trained")

@@ -205,9 +205,10 @@ def pretrain(config: PretrainingConfig) -> None:
         history=Progress(),
         best_weights={},
     )
-    run = {name: getattr(config, name) for name in ("num_tokens", "learning_rate", "seed")}
-    run["corpus and vocabulary"] = hashlib.sha256(torch.cat([train, valid]).numpy()).hexdigest()
-    checkpoint = Checkpoint(config.output / "checkpoint.pt", run)
+    identity = {name: getattr(config, name) for name in ("num_tokens", "learning_rate", "seed")}
+    corpus = torch.cat([train, valid]).numpy()
+    identity["corpus and vocabulary"] = hashlib.sha256(corpus).hexdigest()
+    checkpoint = Checkpoint(config.output / "checkpoint.pt", identity)
     checkpoint.load(state)
     done, num_steps = state.history, max(1, config.num_tokens // TOKENS_PER_STEP)
     print(f"{num_parameters(model):,} parameters, {len(train):,} tokens, on {device}.")
