@@ -10,24 +10,32 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from command_line import make_parser, run_command
+from export import shape_in_transformers
 from files import whole_file
-from gpt_download import SMOLLM2, weights_file
+from gpt_download import SMOLLM2, load_pretrained, weights_file
 from message_files import DataError
 
 
 def save(folder: Path) -> None:
-    """Write the weights as 32-bit numbers, and the tokenizer with its chat format. Raises
-    ``DataError`` if the folder is there already, or the library is not."""
+    """Write the weights as 32-bit numbers, and the tokenizer with its chat format, which
+    `transformers` reads from the same file. Raises ``DataError`` if the folder is there already, or
+    the library is not."""
     if folder.exists():
         raise DataError(f"{folder} is there already; name another folder.")
     if not find_spec("transformers"):
         raise DataError('this needs: python -m pip install "transformers[serving]"')
     import transformers
 
-    file = weights_file(SMOLLM2)
-    source, how = file.parent, {"gguf_file": file.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype="float32", **how)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, **how)
+    decoder, _ = load_pretrained(SMOLLM2)
+    _, sizes, weights = shape_in_transformers(decoder)
+    source = weights_file(SMOLLM2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+    ends = {f"{end}_token_id": getattr(tokenizer, f"{end}_token_id") for end in ("bos", "eos")}
+    config = transformers.LlamaConfig(
+        vocab_size=decoder.cfg.vocab_size, tie_word_embeddings=True, **sizes, **ends
+    )
+    model = transformers.LlamaForCausalLM(config)
+    model.load_state_dict(weights | {"lm_head.weight": decoder.out_head.weight})
     with whole_file(folder) as partial:
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
