@@ -206,8 +206,8 @@ def guess_label_column(table: pd.DataFrame, path: Path) -> str:
         )
     if len(table.columns) > 1:
         raise DataError(
-            f"{path}: the labels could stand in column {' or '.join(map(repr, table))}; name it "
-            f"with --label-column."
+            f"{path}: which column holds the labels? Name it with --label-column; there are "
+            f"{', '.join(map(repr, table))[:200]}."
         )
     if table.columns[0] in set(as_strings(table.iloc[:, 0])):
         _complain_about_header(path, "--label-column")

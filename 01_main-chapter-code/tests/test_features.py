@@ -74,14 +74,6 @@ def test_a_fingerprint_tells_weights_and_their_places_apart():
     assert fingerprint(decoder, 2) != before
 
 
-def test_a_store_computes_no_message_twice(monkeypatch):
-    classifier, dataset, store = tiny_classifier(), tiny_dataset(20), {}
-    first = FeatureDataset.from_classifier(classifier, dataset, 2, store=store)
-    monkeypatch.setattr(classifier.decoder, "run_blocks", None)  # a call would raise
-    again = FeatureDataset.from_classifier(classifier, dataset, 2, store=store)
-    assert all(map(torch.equal, first.sequences, again.sequences))
-
-
 def test_bfloat16_is_rounded_and_kept_in_float32():
     classifier, dataset = tiny_classifier(), tiny_dataset()
     exact, rounded = (

@@ -314,7 +314,7 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.csv", "text|label\nhello|ham\n", ["--separator"]),
         ("m.csv", "text|label\nhello, you|ham\n", ["line 2", "--separator"]),
         ("m.csv", "text,message,label\na,b,c\n", ["'text' or 'message'", "--text-column"]),
-        ("m.csv", "body,kind,source\nlong text,a,x\nlonger text,b,y\n", ["'kind' or 'source'"]),
+        ("m.csv", "body,kind,source\nlong text,a,x\nlonger text,b,y\n", ["'kind', 'source'"]),
         ("m.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists"]),
         ("m.jsonl", '{"text": "a", "tags": ["x", "y"]}\n', ["'tags'", "lists"]),
         ("m.jsonl", '{"chat": [{"role": "user"}], "label": "x"}\n', ["'chat'", "lists"]),

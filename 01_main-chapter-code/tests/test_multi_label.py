@@ -111,7 +111,6 @@ def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pic
     assert capsys.readouterr().out.startswith("price|taste\t")
 
 
-@pytest.mark.parametrize("balance", ["undersample", "weights"])
-def test_sets_of_labels_are_not_balanced(tmp_path, capsys, balance):
+def test_sets_of_labels_are_not_balanced(tmp_path, capsys):
     options = ("--data", write_csv(tmp_path / "m.csv", reviews()), "--multi-label")
-    assert "--balance none" in fails(finetune, capsys, *options, "--balance", balance)
+    assert "--balance none" in fails(finetune, capsys, *options)

@@ -143,7 +143,6 @@ UNTIED = dataclasses.replace(GPT, tied_head=False, qkv_bias=False)
 @pytest.mark.parametrize("cfg", [GPT, UNTIED], ids=["tied", "its own head, no biases"])
 def test_weights_survive_the_round_trip_exactly(input_ids, cfg):
     original, model = random_decoder(cfg), GPTModel(dataclasses.asdict(cfg)).eval()
-    assert torch.equal(original.out_head.weight, original.tok_emb.weight) == cfg.tied_head
     load_weights_into_gpt(model, gpt2_state_dict(original))
     assert torch.equal(model(input_ids), original(input_ids))
 
