@@ -173,8 +173,14 @@ class RunConfig(TrainConfig):
             "--lora-rank and --lora-alpha belong to --trainable lora and dora": (
                 self.trainable not in ("lora", "dora") and (self.lora_rank or self.lora_alpha)
             ),
+            "--balance weights acts among the messages of a batch: take a --batch-size above 1": (
+                self.balance == "weights" and self.batch_size == 1
+            ),
             "--protocol published is a split of the SMS data: leave out --data": (
                 self.protocol == "published" and self.data is not None
+            ),
+            f"--protocol published undersamples: leave out --balance {self.balance}": (
+                self.protocol == "published" and self.balance != "undersample"
             ),
             f"{', '.join('--' + name.replace('_', '-') for name in OF_DATA)} belong to --data": (
                 self.data is None
@@ -193,6 +199,9 @@ class RunConfig(TrainConfig):
                 and (
                     self.weights == "random" or not self.causal or self.continued_pretraining_epochs
                 )
+            ),
+            "--start-from is --output, which would be replaced: name two folders": (
+                self.start_from is not None and self.start_from == self.output
             ),
             "--resume goes on with what --overwrite would replace: leave one out": (
                 self.resume and self.overwrite
