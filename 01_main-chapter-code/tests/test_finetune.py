@@ -308,7 +308,7 @@ def test_help_shows_defaults(capsys):
         (lambda i, label: ["rare" if i < 2 else label], ["'rare'", "only 2", "at least 3"]),
         (lambda i, label: [f"label {i}"], ["60 different labels", "column of labels"]),
         (lambda i, label: ["ham", "spam"], ["several labels"]),
-        (lambda i, label: [], ["no rows"]),
+        (lambda i, label: [], ["holds a header only"]),
     ],
     ids=["one class", "a class too small", "a label a text", "contradictions", "nothing"],
 )
