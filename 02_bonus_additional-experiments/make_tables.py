@@ -163,13 +163,13 @@ def curve_table(measured: Measured, task: str, leads: bool = False) -> str:
 
     def cell(runs: Runs, size: int) -> str:
         if leads:
-            return in_points(compare(runs, ngrams[size])) if size in ngrams else ""
+            return in_points(compare(runs, ngrams[size]))
         mean, _, low, _ = mean_and_interval(runs.accuracies)
         return f"{100 * mean:.1f} ± {100 * (mean - low):.1f}"
 
     table = pd.DataFrame(
         {
-            learner: {size: cell(runs, size) for size, runs in by_size.items()}
+            learner: {s: cell(r, s) for s, r in by_size.items() if s in ngrams or not leads}
             for learner, by_size in by_learner.items()
             if not (leads and learner == CHARACTERS)
         }
@@ -246,7 +246,7 @@ def forest_plot(rows: Iterable[Runs], reference: Runs) -> Figure:
     ax.set_yticks(range(len(results)), [says for _, says in results], fontsize=8)
     ax.set_xlim(low.min() - 1, high.max() + 0.5)
     ax.set_title(f"against: {reference.says}", fontsize=10)
-    ax.set_xlabel("difference in test accuracy (points)")
+    ax.set_xlabel("difference in test accuracy (points; compressed below −5)")
     ax.grid(alpha=0.3, axis="x")
     fig.tight_layout()
     return fig
