@@ -32,7 +32,7 @@ class DataError(ValueError):
 
 
 class TextFormat(NamedTuple):
-    """How a text file is read where it is not as its name lets expect."""
+    """How a text file is read, where its name does not say it."""
 
     separator: str | None = None
     """Of the cells; a tab may be written `\\t`, as a shell passes it on."""
@@ -54,7 +54,7 @@ def read_messages(
 ) -> pd.DataFrame:
     """Labelled texts from a file, or from a folder of them; a set of labels may be empty.
 
-    Columns that are not named are guessed, and the guess is said, as are rows left out; `attrs`
+    Columns that are not named are guessed; the guess and the rows left out are logged; `attrs`
     of the result name the columns. Raises ``DataError`` if there are no usable rows.
     """
     table = read_table(path, text_format)
@@ -184,6 +184,8 @@ def guess_text_column(table: pd.DataFrame, path: Path) -> str:
     """The column with a usual name, else that whose different cells hold the most text."""
     if (named := _named(table, path, TEXT_NAMES, "--text-column")) is not None:
         return named
+    if table.columns.empty:
+        raise DataError(f"{path}: there is no column of texts beside that of the labels.")
 
     def size(column: pd.Series) -> int:  # one plain word, such as a link, is hardly a text
         cells = [] if _is_nested(column) else as_strings(column).unique()
@@ -249,7 +251,7 @@ def text_lines(file: BinaryIO, name: str, encoding: str | None = None) -> Iterat
                 )
             yield line
     except LookupError:
-        raise DataError(f"--encoding {encoding}: no encoding is called so.") from None
+        raise DataError(f"--encoding {encoding}: there is no encoding of this name.") from None
     except UnicodeError as error:
         raise DataError(f"{name}: this is not the --encoding of the text ({error}).") from None
 
@@ -382,16 +384,16 @@ def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFra
 def _read_folder(folder: Path, text_format: TextFormat) -> pd.DataFrame:
     """Sub-folders are labels, their files texts; without any, files are labels, lines are texts."""
     entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
-    labels = [entry for entry in entries if entry.is_dir()]
-    if {"train", "test"} <= {label.name for label in labels}:
+    labels, by_stem = [e for e in entries if e.is_dir()], {entry.stem: entry for entry in entries}
+    if {"train", "test"} <= by_stem.keys():
         raise DataError(
-            f"{folder} holds two parts: --data {folder / 'train'} --test-data {folder / 'test'}."
+            f"{folder} holds two parts: --data {by_stem['train']} --test-data {by_stem['test']}."
         )
     rows = [
         {"text": "".join(_lines(file, text_format)).strip(), "label": label.name}
         for label in labels
-        for file in sorted(label.rglob("[!.]*"))
-        if file.is_file()
+        for file in sorted(label.rglob("*"))
+        if file.is_file() and not re.search(r"[/\\]\.", str(file.relative_to(folder)))
     ]
     if not labels:
         files = [entry for entry in entries if entry.is_file()]

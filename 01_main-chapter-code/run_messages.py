@@ -73,7 +73,7 @@ def _read_and_split(config: RunConfig, log: Callable) -> Messages:
     labels = _labels_of(messages, config).drop_duplicates()
     for _, alike in labels.groupby(labels.str.casefold().str.removesuffix(".0")):
         if len(alike) > 1:
-            log(f"NOTE: {' and '.join(map(repr, alike))} are different labels; are they meant so?")
+            log(f"NOTE: {' and '.join(map(repr, alike))} are different labels; is that intended?")
     cleaned = clean_messages(messages)
     counts = _labels_of(cleaned, config).value_counts()
     label_names = sort_labels(set(counts.index))

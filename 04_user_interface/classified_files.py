@@ -111,7 +111,7 @@ class Job:
 
     @property
     def remaining_seconds(self) -> float:
-        """About. Some messages must be done."""
+        """An estimate; some messages must be done."""
         passed = time.monotonic() - self.begin
         return passed * (len(self.texts) / self.num_done - 1)
 

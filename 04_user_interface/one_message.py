@@ -30,7 +30,7 @@ LOOKED_FROM = {
     "first": "The class is read at the first token. From there, this head looks at:",
 }
 
-# The answer is greyed as soon as the text in the box is another one than that it belongs to.
+# The answer is greyed as soon as the box holds another text than the one it belongs to.
 MARK_STALE = """(text, judged) => {
   const [now, then] = [text.trim(), judged.trim()];
   document.querySelector("#answer")?.classList.toggle("stale", now !== then);
@@ -98,7 +98,7 @@ def one_message_tab(
                 f"{entry['probabilities'].max():.1%}",
                 entry["right"] or "",
             ]
-            for text, entry in reversed(entries.items())
+            for text, entry in reversed(list(entries.items()))
         ]
         num_said = sum(entry["right"] is not None for entry in entries.values())
         download = gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0)
@@ -107,7 +107,7 @@ def one_message_tab(
     def show(session: dict[str, Any], threshold: float, said: str = "") -> list[Any]:
         """The answer to the open message, if one is, and the past."""
         text, past = session["open"], past_of(session, threshold)
-        if not text:
+        if text not in session["entries"]:  # none is open, or it is still being classified
             return ["", note(said), gr.Column(visible=False), "", None, None, *past]
         entry = session["entries"][text]
         probabilities = entry["probabilities"]
@@ -124,10 +124,13 @@ def one_message_tab(
     def open_text(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
         """The answer at once; the reasons of another message are gone, and follow."""
         text, before = text.strip(), session["open"]
-        remember([text] if text else [], session)
         session["open"] = text
-        reasons = [gr.skip()] * 3 if text == before else NO_REASONS
-        return [*show(session, threshold, NO_MESSAGE), *reasons]
+        remember([text] if text else [], session)
+        if session["open"] != text:  # another message was opened meanwhile: its answer counts
+            return [gr.skip()] * len(shown + reasons)
+        of_same_text = [gr.skip()] * len(reasons)
+        of_other = of_same_text if text == before else NO_REASONS
+        return [*show(session, threshold, NO_MESSAGE), *of_other]
 
     def open_lines(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
         """Each line becomes one of the session's messages; none is open."""

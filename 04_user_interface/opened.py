@@ -95,9 +95,11 @@ def read_own_messages(options: dict[str, Any] | None, data: Path | None) -> Mess
     options = dict(options or {})
     expected = options.pop("data_sha256", None)
     at_hand = data is not None or (options.get("data") is None and is_intact(SMS_SPAM_ZIP))
-    if expected is None or not at_hand:
+    files_beside = options.get("test_data") or options.get("validation_data")
+    if expected is None or not at_hand or files_beside:
         return None
-    config = RunConfig(**options | {"data": data})
+    known = {name: options[name] for name in RunConfig.__dataclass_fields__ if name in options}
+    config = RunConfig(**known | {"data": data, "start_from": None})
     messages = read_run_messages(config, log=lambda *_: None)
     if fingerprint(messages.splits) == expected:
         return messages

@@ -10,7 +10,7 @@ pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra
 
 from classified_files import Job, neutralise
 from html_parts import fleeting_file
-from opened import Opened
+from opened import Opened, read_own_messages
 
 from classifier_folder import classify_texts, save_classifier
 from message_files import DataError
@@ -155,3 +155,10 @@ def test_a_written_file_is_deleted_after_an_hour(monkeypatch):
     delete(*arguments)
     assert seconds == 3600
     assert not path.parent.exists()
+
+
+def test_own_messages_are_found_after_a_start_from_another_classifier(folder):
+    options = Opened(folder).card["training"] | {"start_from": "first", "start_from_sha256": "0"}
+    data = folder.parent / "messages.csv"
+    assert len(read_own_messages(options, data).splits.train) > 0
+    assert read_own_messages(options | {"test_data": "elsewhere.csv"}, data) is None

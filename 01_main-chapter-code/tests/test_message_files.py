@@ -133,6 +133,7 @@ def write_all(folder: Path, **files: str) -> Path:
 def test_sub_folders_are_labels_and_their_files_texts(tmp_path):
     files = {"ham__b__2.txt": "two\nlines\n", "ham__a": "hello, you\r\n", "spam__1.txt": "win"}
     others = {"spam__.DS_Store": "no text", "notes.txt": "about the data", ".git__x": "no label"}
+    others |= {"ham__.checkpoints__a": "an old text"}
     folder = write_all(tmp_path / "mails", **files, **others)
     expected = [("hello, you", "ham"), ("two\nlines", "ham"), ("win", "spam")]
     assert pairs(read_messages(folder)) == expected
@@ -152,6 +153,8 @@ def test_a_folder_that_cannot_be_used_is_named_with_the_reason(tmp_path):
     assert "no texts" in refusal(tmp_path / "empty.csv")
     parts = write_all(tmp_path / "parts", train__pos__1="good", test__pos__1="fine")
     assert f"--data {parts / 'train'} --test-data {parts / 'test'}" in refusal(parts)
+    files = write_all(tmp_path / "files", **{"train.csv": "text,label", "test.csv": "text,label"})
+    assert f"--data {files / 'train.csv'} --test-data {files / 'test.csv'}" in refusal(files)
     write(parts / "train" / "pos" / "2", "café".encode("latin-1"))
     assert f"{Path('pos', '2')}: line 1 is not UTF-8" in refusal(parts / "train")
     messages = read_messages(parts / "train", text_format=TextFormat(encoding="latin-1"))

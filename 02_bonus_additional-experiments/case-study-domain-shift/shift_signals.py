@@ -46,7 +46,7 @@ def two_sample_test(reference: Sequence[str], arriving: Sequence[str]) -> tuple[
 
 @torch.no_grad()
 def nats_per_token(decoder: Decoder, tokenizer, texts: Sequence[str], max_tokens: int) -> float:
-    """How much the language model wonders at the texts: mean next-token loss."""
+    """How much the texts surprise the language model: mean next-token loss."""
     sequences = [ids for ids in encode_messages(texts, tokenizer, max_tokens) if len(ids) > 1]
     total = 0.0
     for batch in make_loader(SpamDataset(sequences), batch_size=32):

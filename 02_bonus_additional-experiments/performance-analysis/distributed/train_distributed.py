@@ -48,7 +48,7 @@ from text_data import SpamDataset
 from training import Checkpoint, TrainingState, train_classifier_simple
 
 PROGRAM = Path(__file__).name
-TIMEOUT = timedelta(minutes=10)  # for a process that answers no more but has not ended either
+TIMEOUT = timedelta(minutes=10)  # for a process that no longer answers but has not ended either
 STOPPED = "a process ended; repeat the command with --resume to go on from the last finished epoch."
 
 
@@ -287,7 +287,8 @@ def run(args: argparse.Namespace) -> None:
         with suppress(dist.DistError):  # torchrun itself is gone
             if store.add("failed", 1) > 1:
                 sys.stderr = io.StringIO()
-        if isinstance(error, dist.DistError) or "gloo" in str(error):  # another process is gone
+        is_of_gloo = type(error) is RuntimeError and "gloo" in str(error)
+        if isinstance(error, dist.DistError) or is_of_gloo:  # another process is gone
             raise OSError(STOPPED) from None
         raise
     finally:
