@@ -222,7 +222,8 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
             history = train_classifier_simple(shared, *datasets[:2], *how)
             fine_tuning.raise_if_diverged(history, config)
         with clock.stage("evaluation"):
-            model.precision = "float32"
+            if config.precision != "float32":  # a saved classifier computes all blocks in float32
+                model.precision, model.num_layers, datasets = "float32", 0, run.datasets
             logits = [predict_logits(shared, dataset) for dataset in datasets]
             tensors = whole(classifier.state_dict())
         if not is_first:
