@@ -256,7 +256,7 @@ def own_device(name: str) -> torch.device:
         return torch.device("cpu")
     index, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
     if index >= num_gpus:
-        raise ValueError(f"There are {num_gpus} GPUs here: start torchrun with as many processes.")
+        raise ValueError(f"GPUs here: {num_gpus}. Start torchrun with as many processes.")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
