@@ -16,7 +16,7 @@ DOCUMENTS = [Path(__file__).with_name(name) for name in ("README.md", "tables.md
 def updated(document: Path) -> str:
     """The document with each table as the raw file gives it now."""
     return re.sub(
-        r"(<!-- table: (\w+) -->\n).*?(?=<!-- end -->)",
+        r"(<!-- table: ([\w/]+) -->\n).*?(?=<!-- end -->)",
         lambda match: match[1] + as_markdown(load_result(match[2])) + "\n",
         document.read_text(encoding="utf-8"),
         flags=re.DOTALL,

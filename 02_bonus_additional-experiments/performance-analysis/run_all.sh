@@ -5,5 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 python benchmark.py all --plot --output results
+python benchmark.py infer --model smollm2-135m --sample 100 --output results/smollm2
 python performance_tables.py
 python ../../01_main-chapter-code/run_notebooks.py performance.ipynb quantization.ipynb
