@@ -35,13 +35,7 @@ from gpt_download import (
     resolve_model_name,
 )
 from lora import DoRALinear, LoRALinear, add_lora, merge_lora
-from measuring import (  # noqa: F401
-    Clock,
-    evaluate_baseline,
-    in_fresh_process,
-    measure,
-    peak_memory_mb,
-)
+from measuring import Clock, evaluate_baseline, measure, peak_memory_mb
 from message_files import DataError
 from multi_label import LabelByLabel
 from previous_chapters import Decoder

@@ -40,8 +40,9 @@ from evaluation import test_metrics
 from feature_store import FeatureStore
 from features import LatestStore, Store
 from files import read_json, write_json
-from fine_tuning import fine_tune, in_fresh_process, peak_memory_mb
+from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch
+from measuring import in_fresh_process, peak_memory_mb
 from message_files import DataError
 from run_messages import Messages, read_run_messages, sort_labels, take_some
 from text_data import Splits, balance_classes, read_sms_spam

@@ -19,7 +19,7 @@ from other_classifiers import probabilities_of
 from sklearn.linear_model import LogisticRegression
 
 from features import Store
-from fine_tuning import Clock
+from measuring import Clock
 from message_files import DataError
 from run_messages import Messages
 

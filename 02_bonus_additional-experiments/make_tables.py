@@ -349,8 +349,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("make_tables.py", __doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     results = parser.parse_args(argv).results
-    write = reading_results(results)(write_all)  # whatever goes wrong in it, the files are named
-    return run_command("make_tables.py", lambda: write(results), output=results)
+
+    def write() -> None:
+        with reading_results(results):
+            write_all(results)
+
+    return run_command("make_tables.py", write, output=results)
 
 
 if __name__ == "__main__":

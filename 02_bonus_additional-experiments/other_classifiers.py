@@ -14,7 +14,8 @@ from torch import nn
 
 from evaluation import ngram_baseline
 from features import FastClassifier, FeatureDataset, Store
-from fine_tuning import Clock, load_decoder, make_datasets
+from fine_tuning import load_decoder, make_datasets
+from measuring import Clock
 from run_messages import Messages
 from text_classifier import (
     ClassifierConfig,

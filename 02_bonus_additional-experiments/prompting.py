@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fast_paths import KeyValueCache
 from features import Store
-from fine_tuning import Clock, load_decoder
+from fine_tuning import load_decoder
+from measuring import Clock
 from previous_chapters import Decoder
 from run_messages import Messages, take_some
 from text_classifier import pick_device

@@ -18,7 +18,7 @@ import torch
 from download_prepare_dataset import LABELS, REVIEWS
 from evaluation import test_metrics
 from files import whole_file, write_json
-from fine_tuning import peak_memory_mb
+from measuring import peak_memory_mb
 from message_files import DataError
 from options import SEED, Options, option
 

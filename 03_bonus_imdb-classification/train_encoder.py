@@ -22,7 +22,7 @@ from transformers.utils import logging
 from command_line import run_command
 from download_prepare_dataset import LABELS
 from features import Precision, compute_in
-from fine_tuning import Clock
+from measuring import Clock
 from message_files import DataError
 from options import AT_LEAST_1, option
 from text_classifier import pick_device

@@ -20,8 +20,9 @@ from command_line import run_command
 from download_prepare_dataset import LABELS
 from feature_store import FeatureStore
 from features import FastClassifier, FeatureDataset
-from fine_tuning import Clock, load_decoder, make_classifier, pretrain_on_texts
+from fine_tuning import load_decoder, make_classifier, pretrain_on_texts
 from lora import merge_lora
+from measuring import Clock
 from options import AT_LEAST_0, option
 from text_classifier import ClassifierConfig, Trainable, pick_device
 from text_data import WHOLE, ChunkDataset, SpamDataset, encode_messages

@@ -32,7 +32,7 @@ from tqdm import tqdm
 import imdb_results as report
 from command_line import add_options, config_from, make_parser, run_command
 from download_prepare_dataset import PARTS, read_parts
-from fine_tuning import Clock, in_fresh_process
+from measuring import Clock, in_fresh_process
 from options import AT_LEAST_1, option
 
 # Words, and signs one by one: what reviewers mean by "!", "?" or "10" is worth counting.

@@ -23,7 +23,8 @@ import imdb_results as report
 from command_line import add_options, config_from, make_parser
 from download_prepare_dataset import PARTS, read_parts
 from files import write_json
-from fine_tuning import Clock, fingerprint, raise_if_diverged
+from fine_tuning import fingerprint, raise_if_diverged
+from measuring import Clock
 from options import AT_LEAST_1, FRACTION, option
 from previous_chapters import num_parameters
 from run_config import OF_DATA, RunConfig

@@ -59,7 +59,7 @@ def as_in_the_readme(tmp_path_factory):
     done = run_command("finetune.py", *options, timeout=600)
     del held
     assert done.returncode == 0, done.stderr
-    return done.stdout, output, fine_tuning.peak_memory_mb()
+    return done.stdout, output, measuring.peak_memory_mb()
 
 
 def test_the_two_commands_in_turn(as_in_the_readme, capsys, monkeypatch):

@@ -24,7 +24,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from shift_report import FILTERS, RESULTS, write_report
+from shift_report import FILTERS, RESULTS, load, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
@@ -38,9 +38,10 @@ from continued_pretraining import (
 )
 from evaluation import calibration, ngram_baseline, test_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
-from files import tar_members, write_json
+from files import reading_results, tar_members, write_json
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
+from message_files import DataError
 from previous_chapters import Decoder
 from run_config import RunConfig
 from text_classifier import ClassifierConfig, pick_device, predict_logits
@@ -253,8 +254,14 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
 
 
 def run(model: str, seeds: Sequence[int], results: Path) -> None:
-    """The seeds that have no result yet."""
+    """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
     name, paths = resolve_model_name(model), {s: results / f"seed-{s}.json" for s in seeds}
+    with reading_results(results):
+        models = {result["model"] for result in load(results)} - {name}
+    if models:
+        raise DataError(
+            f"{results} holds results of {', '.join(models)}: name another folder with --results."
+        )
     todo = {seed: path for seed, path in paths.items() if not path.exists()}
     if not todo:
         print(

@@ -169,6 +169,8 @@ def test_complete_results_say_how_to_measure_anew(tiny_results, capsys):
     arguments = ["run", "--results", str(tiny_results), "--seeds", "1", "2"]
     assert study.main(arguments) == 0
     assert "nothing was measured. To measure anew" in capsys.readouterr().out
+    assert study.main([*arguments, "--model", "gpt2-small"]) == 2
+    assert "holds results of gpt-mini" in capsys.readouterr().err
 
 
 def test_report_of_other_results_lies_beside_them(tiny_results, tmp_path, capsys):

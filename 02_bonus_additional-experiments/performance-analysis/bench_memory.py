@@ -17,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from features import FastClassifier
-from fine_tuning import fine_tune, in_fresh_process
+from fine_tuning import fine_tune
 from gpt_download import MODEL_CONFIGS
 from lora import add_lora
+from measuring import in_fresh_process
 from previous_chapters import GPTConfig, num_parameters
 from run_config import RunConfig
 from text_classifier import GPTClassifier, calc_logits, calc_loss_batch, freeze_all_but

@@ -21,8 +21,8 @@ from lower_bound import achieved_flops, block_operations
 import classify
 from classifier_folder import save_classifier
 from features import FastClassifier
-from fine_tuning import in_fresh_process, peak_memory_mb
 from gpt_download import load_mini_tokenizer, resolve_model_name
+from measuring import in_fresh_process, peak_memory_mb
 from previous_chapters import GPTConfig, GPTModel, num_parameters
 from text_classifier import ClassifierConfig, GPTClassifier, calc_logits, predict_logits
 
