@@ -4,6 +4,7 @@ Whatever is wrong is said in one sentence: the file, what was found and what to 
 repaired by guessing: a row that does not fit is an error, not a loss.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -240,7 +241,9 @@ def text_lines(file: BinaryIO, name: str, encoding: str | None = None) -> Iterat
     """
     errors = "surrogateescape" if encoding is None else "strict"  # bytes that are no UTF-8 are kept
     try:
-        lines = io.TextIOWrapper(file, encoding or "utf-8-sig", errors, newline="\n")
+        is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
+        codec = "utf-8-sig" if is_utf8 else encoding  # leaves out a byte order mark
+        lines = io.TextIOWrapper(file, codec, errors, newline="\n")
         for number, line in enumerate(lines, start=1):
             if encoding is None and (wrong := re.search("[\0\udc80-\udcff]", line)):
                 binary = "looks like binary data" if wrong[0] == "\0" else "is not UTF-8"
@@ -270,9 +273,8 @@ def _read_separated(path: Path, num_rows: int, text_format: TextFormat) -> Itera
     is_tsv = ".tsv" in path.name.lower()
     first = next(lines, "")
     if declared := re.fullmatch(r"sep=(.)\s*", first):  # a line that Excel writes
-        separator = separator or declared[1]
-    else:
-        lines = chain([first], lines)
+        separator, first = separator or declared[1], "\n"
+    lines = chain([first], lines)
     separator = separator or ("\t" if is_tsv else _guess_separator(first, path))
     is_quoted = not is_tsv or _is_properly_quoted(path, text_format, separator)
     rows = _rows(path, lines, separator, csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
@@ -293,7 +295,9 @@ def _is_properly_quoted(path: Path, text_format: TextFormat, separator: str) -> 
     """Whether quotes enclose cells in a TSV file; in most they are ordinary characters."""
     try:
         rows = _rows(path, _lines(path, text_format), separator, csv.QUOTE_MINIMAL)
-        return len({len(row) for row in rows}) == 1
+        width = len(next(rows, []))
+        # A lone quote would swallow what follows, to the next one: cells, with their line breaks.
+        return all(len(row) == width or "\n" not in "".join(row) for row in rows)
     except DataError:
         return False
 

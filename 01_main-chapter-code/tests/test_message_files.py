@@ -108,6 +108,13 @@ def test_a_separator_and_an_encoding_can_be_named(tmp_path, name, separator, enc
     assert pairs(read_messages(path, text_format=TextFormat(separator, encoding))) == rows
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
+    path = write(tmp_path / "m.csv", "\ufefftext,label\nhello,ham\n")
+    for encoding in (None, "UTF-8", "utf_8_sig"):
+        table = read_table(path, TextFormat(encoding=encoding))
+        assert list(table) == ["text", "label"]
+
+
 @pytest.mark.parametrize(
     ("text_format", "says"),
     [
@@ -175,7 +182,7 @@ MEANINGS = {
     ),
     "proper quotes": (
         "tsv",
-        'text\tlabel\n"a ""big"" prize"\tspam\n"two\nlines\tand a tab"\tham\nplain\tham\n',
+        'text\tlabel\n"a ""big"" prize"\tspam\n"two\nlines\tand a tab"\tham\n"short"\nplain\tham\n',
         [('a "big" prize', "spam"), ("two\nlines\tand a tab", "ham"), ("plain", "ham")],
     ),
     "a long quoted cell": (
@@ -304,6 +311,7 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.csv", LATIN1, ["line 3", "0xe9", "--encoding", "latin-1", "save it as UTF-8"]),
         ("m.parquet", b"PAR1 but no more", ["not a Parquet file"]),
         ("m.csv", "text,label\na,b\nc,d,e\n", ["line 3", "','"]),
+        ("m.csv", "sep=,\ntext,label\na,b\nc,d,e\n", ["line 4", "','"]),
         ("m.csv", 'text,label\na,b\n"never closed,ham\nc,d\n', ["line 3", "unexpected end"]),
         ("m.csv", 'text,label\n"Nice oven,hot\n"Old fridge,cold\n', ["line 2", "doubled"]),
         ("m.csv.gz", b"text,label\na,b\n", ["compressed file is damaged"]),
