@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,20 +24,18 @@ import pandas as pd
 from scipy.stats import binomtest
 from tqdm import tqdm
 
-import run_config
 from classifier_folder import classify_texts, open_classifier
 from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
-from files import write_json
+from files import read_json, write_json
 from fine_tuning import fingerprint
-from gpt_download import load_tokenizer
 from message_files import DataError
-from options import AT_LEAST_0, AT_LEAST_1, POSITIVE, SEED, Options, option
+from options import AT_LEAST_0, AT_LEAST_1, SEED, Options, option
+from run_config import RunConfig
 from run_messages import Messages, read_run_messages
 from text_classifier import pick_device
 
 TASK = "Decide whether a text message is spam or ham (a normal message)."
-TOKENS_PER_TURN = 16  # at most, for what a server puts around it
 
 Turns = list[dict[str, str]]
 
@@ -51,8 +48,6 @@ class ApiConfig(Options):
         Path("classifier"), "finetune.py's folder: both are judged on its test part", group="data"
     )
     data: Path | None = option(None, "file it was trained on; default: SMS messages", group="data")
-    validation_data: Path | None = option(None, "as in its training, where given", group="data")
-    test_data: Path | None = option(None, "as in its training, where given", group="data")
     num_messages: int | None = option(None, "ask about the first; default: all", AT_LEAST_1, "data")
     task: str = option(TASK, "what is to be decided, in words", group="data")
     shots: int = option(0, "training examples of each label", AT_LEAST_0, "data")
@@ -67,41 +62,24 @@ class ApiConfig(Options):
     input_price: float = option(0.0, "of a million input tokens", AT_LEAST_0, "model")
     output_price: float = option(0.0, "of a million output tokens", AT_LEAST_0, "model")
 
-    max_cost: float | None = option(None, "stop before it is exceeded", POSITIVE, "run")
-    timeout: float = option(60.0, "seconds for one attempt", POSITIVE, "run")
-    retries: int = option(5, "further attempts, waiting longer each time", AT_LEAST_0, "run")
-    concurrency: int = option(1, "messages asked about at a time", AT_LEAST_1, "run")
-    output: Path = option(Path("answers.jsonl"), "a line an answer; none is lost", group="run")
-    dry_run: bool = option(False, "print the estimate, ask nothing", group="run")
+    output: Path = option(Path("answers.json"), "answers; none is lost at a stop", group="run")
 
     def problems(self) -> list[str]:
-        wrong = {
-            "--model is missing": not self.model,
-            "--max-cost needs --input-price or --output-price": (
-                self.max_cost is not None and not self.input_price + self.output_price
-            ),
-        }
-        return super().problems() + [text for text, holds in wrong.items() if holds]
-
-    def cost(self, tokens: Sequence[int]) -> float:
-        """Of input and output tokens, in the currency of the prices."""
-        return (tokens[0] * self.input_price + tokens[1] * self.output_price) / 1e6
+        return super().problems() + ([] if self.model else ["--model is missing"])
 
 
-def read_messages(training: dict[str, Any], config: ApiConfig) -> Messages:
+def read_messages(training: dict[str, Any], data: Path | None) -> Messages:
     """The messages of a classifier's training, which its card describes.
 
     Raises ``DataError`` if they are others now: test messages could be ones it has learned from.
     """
-    names = [entry.name for entry in fields(run_config.RunConfig) if entry.name in training]
-    files = {name: getattr(config, name) for name in ("data", "validation_data", "test_data")}
-    options = {name: training[name] for name in names} | files
-    messages = read_run_messages(run_config.RunConfig(**options))
+    names = [entry.name for entry in fields(RunConfig) if entry.name in training]
+    options = {name: training[name] for name in names} | {"data": data, "start_from": None}
+    messages = read_run_messages(RunConfig(**options))
     if fingerprint(messages.splits) != training["data_sha256"]:
         raise DataError(
             f"{messages.name} is not what the classifier was trained on, which is called "
-            f"{', '.join(filter(None, (training[name] for name in files))) or 'the SMS messages'}: "
-            f"give the same --data (--validation-data, --test-data), or fine-tune anew."
+            f"{training['data'] or 'the SMS messages'}: give the same --data, or fine-tune anew."
         )
     return messages
 
@@ -144,86 +122,37 @@ def parse_answer(answer: Any, label_names: Sequence[str]) -> str | None:
     return stripped if stripped in label_names else None
 
 
-def likely_tokens(turns: Turns, config: ApiConfig) -> np.ndarray:
-    """Input and output tokens of a question, likely an upper bound: the vocabulary of gpt-mini is
-    small, so that it makes more tokens of a text than a large model does."""
-    encoded = load_tokenizer("gpt-mini").encode_ordinary_batch([turn["content"] for turn in turns])
-    num_input = sum(map(len, encoded)) + TOKENS_PER_TURN * len(turns)
-    return np.array([num_input, config.max_answer_tokens])
+def ask_all(
+    questions: Sequence[Turns], config: ApiConfig, described: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """The answers to all questions. `config.output` holds each as soon as it is there, and those
+    that it holds already are not asked for again.
 
-
-class AnswerFile:
-    """JSON lines: what the answers depend on, then each answer as soon as it is there.
-
-    Raises ``DataError`` for a file of another run.
+    Raises ``DataError`` if they depend on other options, ``OSError`` if a question gets no answer.
     """
-
-    def __init__(self, path: Path, run: dict[str, Any]):
-        self.path, self.answers = path, []
-        if not path.exists():
-            self._append(run)
-        whole, newline, _ = path.read_bytes().rpartition(b"\n")
-        lines = whole.split(b"\n")
-        if lines[0] != json.dumps(run).encode():
-            raise DataError(
-                f"--output {path} holds something else, or answers to another question: repeat "
-                f"the options that its first line shows, or name another file."
-            )
-        self.answers = list(map(json.loads, lines[1:]))
-        os.truncate(path, len(whole + newline))  # where a process was stopped while it wrote
-
-    def tokens(self) -> np.ndarray:
-        """Input and output tokens of all answers."""
-        return np.sum([[0, 0], *(answer["tokens"] for answer in self.answers)], axis=0)
-
-    def add(self, answer: dict[str, Any]) -> None:
-        self._append(answer)
-        self.answers.append(answer)
-
-    def _append(self, line: dict[str, Any]) -> None:
-        with self.path.open("ab") as file:  # in one piece, so that threads need no lock
-            file.write(json.dumps(line).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def ask_all(questions: Sequence[Turns], config: ApiConfig, file: AnswerFile) -> None:
-    """Ask all that have no answer, some at a time.
-
-    Raises ``OSError`` if one gets none, or would likely exceed the limit on the cost. Whatever
-    ends the run: questions under way are still answered, and the answers kept.
-    """
-    client = openai.OpenAI(timeout=config.timeout, max_retries=config.retries)
-
-    def ask_and_keep(i: int) -> None:
-        file.add({"index": i, **ask(client, questions[i], config, is_first=not file.answers)})
-
-    answered = {answer["index"] for answer in file.answers}
-    missing = [i for i in range(len(questions)) if i not in answered]
-    bar = tqdm(total=len(questions), initial=len(answered), disable=None)
-    with ThreadPoolExecutor(config.concurrency) as pool, bar:
-        for start in range(0, len(missing), config.concurrency):
-            now = missing[start : start + config.concurrency]
-            likely = sum(likely_tokens(questions[i], config) for i in now)
-            if config.max_cost and config.cost(file.tokens() + likely) > config.max_cost:
-                raise OSError(
-                    f"--max-cost {config.max_cost}: {config.cost(file.tokens()):.4g} are spent, "
-                    f"and the next {len(now)} could cost {config.cost(likely):.4g}."
-                )
-            list(pool.map(ask_and_keep, now))
-            bar.update(len(now))
+    kept = {"run": described, "answers": []}
+    if config.output.exists() and (kept := read_json(config.output))["run"] != described:
+        raise DataError(
+            f"--output {config.output} holds answers to another question: repeat the options that "
+            f"stand at its beginning, or name another file."
+        )
+    client, answers = openai.OpenAI(), kept["answers"]
+    for turns in tqdm(questions[len(answers) :], disable=None):
+        answers.append(ask(client, turns, config, is_first=not answers))
+        write_json(kept, config.output)
+    return answers
 
 
 def ask(client: openai.OpenAI, turns: Turns, config: ApiConfig, is_first: bool) -> dict[str, Any]:
-    """What the server answers, why that counts as none, the tokens and seconds it took. The
-    library repeats what failed, and does not check what it gets."""
+    """What the server answers, why that counts as none, the input and output tokens and the seconds
+    it took. The library repeats what failed, and does not check what it gets."""
     start, length = time.monotonic(), {config.length_field: config.max_answer_tokens}
-    answer, problem, tokens = None, None, likely_tokens(turns, config).tolist()
+    answer, problem, tokens = None, None, [0, 0]
     try:
         completion = client.chat.completions.create(
             model=config.model, messages=turns, temperature=config.temperature, **length
         )
-        if usage := getattr(completion, "usage", None):
+        if usage := completion.usage:
             tokens = [usage.prompt_tokens, usage.completion_tokens]
         choice = completion.choices[0]
         answer, reason = choice.message.content, choice.finish_reason
@@ -231,10 +160,9 @@ def ask(client: openai.OpenAI, turns: Turns, config: ApiConfig, is_first: bool) 
     except (AttributeError, IndexError, TypeError):
         problem = "not a chat completion"
     except openai.OpenAIError as error:
-        refused = isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError)
-        if not refused or is_first:  # then the mistake is not this message's
+        if is_first or not isinstance(error, openai.BadRequestError):
             raise OSError(f"a message got no answer: {error}") from None
-        problem = str(error)
+        problem = str(error)  # of this message alone, which a vendor's filter may refuse
     seconds = round(time.monotonic() - start, 3)
     return {"answer": answer, "problem": problem, "tokens": tokens, "seconds": seconds}
 
@@ -278,30 +206,21 @@ def results_table(metrics: dict[str, Any]) -> str:
 
 def run(config: ApiConfig) -> None:
     classifier, tokenizer = open_classifier(config.classifier, pick_device())
-    messages = read_messages(classifier.config.card["training"], config)
+    messages = read_messages(classifier.config.card["training"], config.data)
     label_names, test = messages.label_names, messages.splits.test[: config.num_messages]
     if config.task == TASK and label_names != ["ham", "spam"]:
         raise DataError(f"--task: say in words what {', '.join(label_names)} are to tell.")
     prompt = make_prompt(config.task, messages, config.shots, config.shots_seed)
     questions = [[*prompt, user_turn(text)] for text in test["text"]]
-    tokens = sum(likely_tokens(question, config) for question in questions)
-    print(
-        f"{len(questions):,} messages: likely at most {tokens[0]:,} input and {tokens[1]:,} output "
-        f"tokens, cost {config.cost(tokens):.4g} at the given prices."
-    )
-    if config.dry_run:
-        return
     shaping = ("model", "task", "shots", "shots_seed", "temperature", "max_answer_tokens")
     described = {name: getattr(config, name) for name in shaping}
     described |= {"server": server_host(), "data_sha256": fingerprint(messages.splits)}
     print(
-        f"NOTE: they and {len(prompt) // 2} examples go to {described['server']}. Whoever runs it "
-        f"can read and keep them.",
-        flush=True,
+        f"NOTE: {len(test):,} messages and {len(prompt) // 2} examples go to "
+        f"{described['server']}. Whoever runs it can read and keep them."
     )
-    file = AnswerFile(config.output, described)
-    ask_all(questions, config, file)
-    answers = sorted(file.answers, key=lambda answer: answer["index"])[: len(test)]
+    answers = ask_all(questions, config, described)[: len(test)]
+    tokens = np.sum([answer["tokens"] for answer in answers], axis=0)
     number = {name: i for i, name in enumerate(label_names)}
     labels = test["label"].map(number).to_numpy()
     found = [None if a["problem"] else parse_answer(a["answer"], label_names) for a in answers]
@@ -314,11 +233,11 @@ def run(config: ApiConfig) -> None:
         "num_unparsed": found.count(None),
         "classifier": test_metrics(probabilities, labels),
         "comparison": compare(predicted == labels, probabilities.argmax(axis=1) == labels),
-        "tokens": file.tokens().tolist(),  # of the whole file: perhaps more than these messages
-        "cost": config.cost(file.tokens()),
+        "tokens": tokens.tolist(),
+        "cost": float(tokens @ [config.input_price, config.output_price]) / 1e6,
         "seconds_per_answer": float(np.mean([answer["seconds"] for answer in answers])),
     }
-    write_json(metrics, config.output.with_name(config.output.name + ".metrics.json"))
+    write_json(metrics, config.output.with_suffix(".metrics.json"))
     print(results_table(metrics))
 
 

@@ -1,9 +1,7 @@
-"""Against a server on the loopback address that answers well, late, wrongly, and not at all."""
+"""Against a server on the loopback address that answers well, wrongly, and not at all."""
 
 import json
-import re
 import threading
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -15,8 +13,6 @@ pytest.importorskip("openai", reason="needs external-api/requirements-extra.txt"
 import classify_with_api
 
 SECRET = "sk-not-to-be-shown"
-PRICES = ["--input-price", 10, "--output-price", 20]
-COST = (50 * 10 + 1 * 20) / 1e6  # of an answer, by the server's count
 
 
 def completion(content, finish_reason="stop") -> dict:
@@ -24,11 +20,6 @@ def completion(content, finish_reason="stop") -> dict:
     choice = {"index": 0, "message": message, "finish_reason": finish_reason}
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
     return body | {"usage": {"prompt_tokens": 50, "completion_tokens": 1}}
-
-
-def hang(handler) -> dict:
-    handler.server.closing.wait(20)
-    return {}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -42,8 +33,7 @@ class Handler(BaseHTTPRequestHandler):
         number = len(self.server.requests)
         self.server.requests.append(body)
         usual = completion("spam" if "prize" in body["messages"][-1]["content"] else "ham")
-        reply = self.server.replies.get(number, self.server.replies.get("all", usual))
-        reply = reply(self) if callable(reply) else reply
+        reply = self.server.replies.get(number, usual)
         status, content = reply if isinstance(reply, tuple) else (200, reply)
         raw = json.dumps(content).encode()
         self.send_response(status)
@@ -61,8 +51,7 @@ def asked(server) -> list[str]:
 @pytest.fixture
 def server(monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.replies, server.closing = [], {}, threading.Event()
-    server.handle_error = lambda *_: None  # clients that hang up are part of the tests
+    server.requests, server.replies = [], {}
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setenv("OPENAI_BASE_URL", f"http://me:word@127.0.0.1:{server.server_port}/v1")
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
@@ -70,7 +59,6 @@ def server(monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
     yield server
-    server.closing.set()
     server.shutdown()
     server.server_close()
 
@@ -90,29 +78,30 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def ask(server, trained, tmp_path, capsys):
-    """Run the command; returns its status, what it printed, and the lines of answers."""
+    """Run the command; returns its status, what it printed, and the answers on the disk."""
 
     def ask(*options, data=trained.config.data):
-        output = tmp_path / "answers.jsonl"
+        output = tmp_path / "answers.json"
         arguments = ["--model", "m", "--classifier", trained.config.output, "--output", output]
         status = classify_with_api.main([str(a) for a in (*arguments, "--data", data, *options)])
         text = output.read_text("utf-8") if output.exists() else ""
         printed = "".join(capsys.readouterr())
         for word in (SECRET, "me:word", "Traceback"):
             assert word not in printed + text
-        return status, printed, [json.loads(line) for line in text.splitlines()[1:]]
+        return status, printed, json.loads(text)["answers"] if text.startswith("{") else []
 
     return ask
 
 
 def test_every_test_message_is_asked_about_once_and_both_are_judged(ask, server, trained, tmp_path):
     server.replies[0] = completion("unsure")
-    status, printed, answers = ask()
-    assert (status, [line["index"] for line in answers]) == (0, list(range(12)))
+    status, printed, answers = ask("--input-price", 10, "--output-price", 20)
+    assert (status, len(answers)) == (0, 12)
     assert asked(server) == list(trained.messages.splits.test["text"])
-    metrics = json.loads((tmp_path / "answers.jsonl.metrics.json").read_text("utf-8"))
+    metrics = json.loads((tmp_path / "answers.metrics.json").read_text("utf-8"))
     assert metrics["api"]["accuracy"] == pytest.approx(11 / 12)
     assert (metrics["num_unparsed"], metrics["tokens"]) == (1, [600, 12])
+    assert metrics["cost"] == pytest.approx((600 * 10 + 12 * 20) / 1e6)
     assert metrics["classifier"] == trained.metrics["test"]
     assert "McNemar" in printed
     assert "12 messages" in printed
@@ -154,34 +143,25 @@ def test_wrong_answers_are_counted_and_never_guessed(ask, server):
     assert "11 answers were not a label" in printed
 
 
-@pytest.mark.parametrize("trouble", [(401, {}), (500, {}), hang])
-def test_trouble_that_stays_ends_the_run_and_the_same_command_goes_on(ask, server, trouble):
-    server.replies = dict.fromkeys((4, 5), trouble)
-    status, printed, answers = ask("--timeout", 2 if trouble is hang else 60, "--retries", 1)
+@pytest.mark.parametrize("trouble", [401, 500])
+def test_trouble_that_stays_ends_the_run_and_the_same_command_asks_the_rest(ask, server, trouble):
+    server.replies = dict.fromkeys(range(4, 7), (trouble, {}))  # the library tries three times
+    status, printed, answers = ask()
     assert (status, len(answers)) == (1, 4)
     assert "got no answer" in printed
-    server.replies = {}
-    status, _, answers = ask()
-    assert (status, [line["index"] for line in answers]) == (0, list(range(12)))
+    server.replies, server.requests = {}, []
+    status, _, finished = ask()
+    assert (status, len(finished), len(server.requests)) == (0, 12, 8)
+    assert finished[:4] == answers
+    assert ask()[0] == 0  # judged again, nothing asked
+    assert len(server.requests) == 8
 
 
 def test_a_server_that_refuses_the_first_message_is_asked_no_more(ask, server):
-    server.replies["all"] = (400, {"error": {"message": "no such parameter"}})
+    server.replies[0] = (400, {"error": {"message": "no such parameter"}})
     status, printed, answers = ask()
     assert (status, answers, len(server.requests)) == (1, [], 1)
     assert "no such parameter" in printed
-
-
-def test_going_on_asks_nothing_twice_and_loses_nothing(ask, server, tmp_path):
-    ask("--num-messages", 5)
-    path = tmp_path / "answers.jsonl"
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"index": 5, "ans')  # stopped while writing
-    assert ask("--concurrency", 4)[0] == 0
-    assert path.read_bytes().startswith(whole)
-    assert len(asked(server)) == len(set(asked(server))) == 12
-    assert ask()[0] == 0  # finished: judged again, nothing asked
-    assert len(asked(server)) == 12
 
 
 def test_answers_to_another_question_are_not_mixed_in(ask, server, tmp_path):
@@ -190,43 +170,10 @@ def test_answers_to_another_question_are_not_mixed_in(ask, server, tmp_path):
         status, printed, answers = ask(*other)
         assert (status, len(answers), len(server.requests)) == (2, 2, 2)
         assert "answers to another question" in printed
-    path = tmp_path / "answers.jsonl"
+    path = tmp_path / "answers.json"
     path.write_text("notes of mine", encoding="utf-8")
     assert ask()[0] == 2
     assert path.read_text(encoding="utf-8") == "notes of mine"
-
-
-def test_several_messages_are_under_way_at_a_time(ask, server):
-    together = threading.Barrier(3, timeout=20)
-
-    def wait_for_others(handler):
-        together.wait()
-        return completion("ham")
-
-    server.replies["all"] = wait_for_others
-    status, _, answers = ask("--concurrency", 3, "--timeout", 20)
-    assert (status, len(answers)) == (0, 12)
-
-
-def test_the_run_stops_before_the_cost_limit(ask, server):
-    limit = 0.007
-    options = [*PRICES, "--max-cost", limit, "--concurrency", 2]
-    status, printed, answers = ask(*options)
-    assert (status, "--max-cost" in printed) == (1, True)
-    assert 0 < len(answers) < 12
-    assert len(answers) * COST <= limit
-    assert ask(*options)[2] == answers
-    status, _, answers = ask(*PRICES, "--max-cost", 1)
-    assert (status, len(answers)) == (0, 12)
-
-
-def test_a_dry_run_needs_no_server_and_writes_nothing(ask, server, monkeypatch, tmp_path):
-    monkeypatch.delenv("OPENAI_BASE_URL")
-    status, few, _ = ask("--dry-run", *PRICES)
-    assert (status, server.requests, list(tmp_path.iterdir())) == (0, [], [])
-    _, more, _ = ask("--dry-run", *PRICES, "--shots", 5)
-    costs = [float(re.search(r"cost ([\d.]+) at", said)[1]) for said in (few, more)]
-    assert 12 * COST < costs[0] < costs[1]
 
 
 @pytest.mark.parametrize("name", ["OPENAI_BASE_URL", "OPENAI_API_KEY"])
@@ -236,16 +183,12 @@ def test_address_and_key_must_be_given(ask, server, monkeypatch, name):
     assert (status, name in printed, server.requests) == (2, True, [])
 
 
-def test_other_messages_than_those_of_the_training_are_refused(trained, ask, server, tmp_path):
+def test_other_messages_than_those_of_the_training_are_refused(ask, server, tmp_path):
     own = tmp_path / "own.csv"
-    own.write_text("text,label\nwin a prize,spam\nsee you,ham\n", encoding="utf-8")
-    options = {"trainable": "head", "num_epochs": 1, "test_data": own, "overwrite": True}
-    result = fine_tune(replace(trained.config, output=tmp_path / "c", **options))
-    classifier = ["--classifier", result.config.output]
-    status, printed, _ = ask(*classifier)
-    assert (status, "own.csv" in printed, server.requests) == (2, True, [])
-    assert ask(*classifier, "--test-data", own)[0] == 0
-    assert asked(server) == ["win a prize", "see you"]
+    rows = [f"win a prize {i},spam\nsee you {i},ham" for i in range(9)]
+    own.write_text("\n".join(["text,label", *rows, ""]), encoding="utf-8")
+    status, printed, _ = ask(data=own)
+    assert (status, "messages.csv" in printed, server.requests) == (2, True, [])
 
 
 def test_comparison_counts_the_messages_on_which_they_differ():
