@@ -3,6 +3,7 @@
 Shapes in comments: N messages, K chunks of them, C classes.
 """
 
+import platform
 import re
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from evaluation import ngram_baseline, test_metrics, wilson_interval
@@ -92,6 +94,19 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
     nothing of what was done before."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Where a result was measured, with what, and the most memory that it took."""
+    on_gpu = device.startswith("cuda")
+    names = {"torch", "transformers", "sklearn"} & sys.modules.keys()
+    return {
+        "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_memory_mb(),
+        "device": torch.cuda.get_device_name() if on_gpu else device,
+        "threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version()}
+        | {name: sys.modules[name].__version__ for name in sorted(names)},
+    }
 
 
 def peak_memory_mb() -> float | None:

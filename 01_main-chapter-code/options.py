@@ -8,7 +8,7 @@ The command line is made from the same fields (see `command_line.py`).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, field, fields
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -54,6 +54,17 @@ class Options:
         annotations = get_type_hints(type(self))
         found = [self._problem_of(entry, annotations[entry.name]) for entry in fields(self)]
         return list(filter(None, found))
+
+    def words(self, values: Mapping[str, Any]) -> list[str]:
+        """The options of a command that gives these values, but for defaults."""
+        words = []
+        for entry in fields(self):
+            value, name = values.get(entry.name, entry.default), entry.name.replace("_", "-")
+            if value != entry.default and isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            elif value != entry.default:
+                words += [f"--{name}", str(value)]
+        return words
 
     def _problem_of(self, entry: Field, annotation: Any) -> str | None:
         value, (choices, kinds) = getattr(self, entry.name), parts_of(annotation)

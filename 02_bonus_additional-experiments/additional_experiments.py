@@ -12,7 +12,6 @@ on the same messages.
 
 import argparse
 import ctrl_c  # noqa: F401
-import platform
 import shlex
 import sys
 import time
@@ -26,12 +25,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import sklearn
-import torch
 from comparisons import pack, spam_metrics
-from encoders import run_encoder
 from experiment_config import MAIN, OF_FINETUNE, REVIEWS, ROWS, ExperimentConfig
-from other_classifiers import run_classical, run_frozen_features
+from other_classifiers import run_classical, run_encoder, run_frozen_features
 from prompting import run_prompt
 from tqdm import tqdm
 
@@ -42,7 +38,7 @@ from features import LatestStore, Store
 from files import read_json, write_json
 from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch
-from measuring import in_fresh_process, peak_memory_mb
+from measuring import in_fresh_process, machine
 from message_files import DataError
 from run_messages import Messages, read_run_messages, sort_labels, take_some
 from text_data import Splits, balance_classes, read_sms_spam
@@ -126,18 +122,8 @@ def is_repeated(splits: Splits) -> np.ndarray:
 # --- One run -------------------------------------------------------------------------------------
 
 
-def run_gpt(
-    config: ExperimentConfig, messages: Messages, store: Store | None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, C) of a GPT, and what is worth knowing about it."""
-    metrics = fine_tune(config, messages, store).metrics
-    names = ("model", "device", "max_length", "train", "validation", "seconds")
-    probabilities = np.array(metrics["test_predictions"]["probabilities"])
-    return probabilities, {name: metrics[name] for name in names}
-
-
-WAYS = {
-    "gpt": run_gpt,
+OF_GPT = ("model", "device", "max_length", "train", "validation", "seconds")
+OTHERS = {
     "frozen_features": run_frozen_features,
     "prompt": run_prompt,
     "minilm": run_encoder,
@@ -149,9 +135,15 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
     """One run from the messages to what its file holds; a `store` is `fine_tune`'s."""
     processor_start = time.process_time()
     messages = read_experiment_messages(config)
-    way = WAYS.get(config.classifier, run_classical)
-    probabilities, about = way(config, messages, store)
     splits, is_of_reviews = messages.splits, config.protocol in REVIEWS
+    if config.classifier == "gpt":
+        metrics = fine_tune(config, messages, store).metrics
+        about = {name: metrics[name] for name in OF_GPT}
+        probabilities = np.array(metrics["test_predictions"]["probabilities"])  # (N, C)
+    else:
+        learns_from = config.num_examples if config.classifier == "prompt" else len(splits.train)
+        about = {"train": {"num_examples": learns_from}}
+        probabilities = OTHERS.get(config.classifier, run_classical)(config, messages, store)
     labels = splits.test["label"].map(messages.label_names.index).to_numpy()
     repeated = is_repeated(splits)
     result = {"row": config.row, "seed": config.seed, "command": config.command, **about}
@@ -162,20 +154,20 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
         predicted = {"spam_probability": pack(probabilities)}
     if repeated.any() and not is_of_reviews:
         result["test_without_repeated"] = spam_metrics(probabilities[~repeated], labels[~repeated])
-    return result | {
-        "processor_seconds": round(time.process_time() - processor_start, 3),
-        "peak_memory_mb": peak_memory_mb(),
-        "from_scratch": store is None,
-        "configuration": config.identity(),
-        "versions": {lib.__name__: lib.__version__ for lib in (torch, sklearn)}
-        | {"python": platform.python_version()},
-        "threads": torch.get_num_threads(),
-        "predictions": {
-            "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
-            "labels": "".join(map(str, labels)),
-            **predicted,
-        },
-    }
+    return (
+        machine()
+        | result
+        | {
+            "processor_seconds": round(time.process_time() - processor_start, 3),
+            "from_scratch": store is None,
+            "configuration": config.identity(),
+            "predictions": {
+                "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
+                "labels": "".join(map(str, labels)),
+                **predicted,
+            },
+        }
+    )
 
 
 def measure_and_keep(config: ExperimentConfig, store: Store | None = None) -> dict[str, Any]:
@@ -191,8 +183,8 @@ def is_kept(config: ExperimentConfig) -> bool:
     """Whether the run's file is there. Raises ``DataError`` if other options made it."""
     if not (config.row and config.path.exists()):
         return False
-    kept, wanted = read_json(config.path), config.identity()
-    if {name: kept["configuration"].get(name) for name in wanted} == wanted:
+    kept = read_json(config.path)
+    if config.made(kept):
         return True
     raise DataError(
         f"{config.path} is there already, made by\n  {kept['command']}\nand not by\n"
@@ -204,12 +196,6 @@ def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
     """All runs that have no result yet."""
     start, several = time.monotonic(), len(runs) > 1
     todo = [run for run in runs if not is_kept(run)]
-    if not todo:
-        print(
-            f"All results ({len(runs)}) are in {runs[0].results} already, and nothing was "
-            f"measured. To measure anew, name another folder with --results."
-        )
-        return
     folder = runs[0].feature_store
     with FeatureStore(folder) if folder else nullcontext(LatestStore()) as store:
         for run in tqdm(todo, unit="run", disable=quiet or not several):
@@ -223,8 +209,10 @@ def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
                 f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, "
                 f"MCC {test['mcc']:.3f}"
             )
-    seconds = time.monotonic() - start
-    print(f"{len(todo)} of {len(runs)} runs made now, in {seconds:,.0f} seconds.")
+    print(
+        f"{len(todo)} of {len(runs)} runs made now, in {time.monotonic() - start:,.0f} seconds. To "
+        f"make the others again, name another folder with --results."
+    )
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -236,22 +224,11 @@ def make_options() -> argparse.ArgumentParser:
     parser.add_argument(
         "--suite",
         choices=["main", *ROWS.suite.unique()],
-        help="all its rows, each with its own options; those given beside it go to every GPT",
+        help="all its rows, each with its own options before those given beside it",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="seeds of a suite; default: 1 to 5")
+    parser.add_argument("--seeds", type=int, nargs="+", help="several; default of a suite: 1 to 5")
     add_options(parser, ExperimentConfig, leave_out=OF_FINETUNE)
     return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = make_options()
-    args = parser.parse_args(argv)
-    of_one_run = ("row", "seed", "classifier")
-    if args.suite and any(getattr(args, name) != parser.get_default(name) for name in of_one_run):
-        parser.error("--suite has rows and --seeds: leave out --row, --seed and --classifier")
-    if args.seeds and not args.suite:
-        parser.error("--seeds belongs to --suite: one run has one --seed")
-    return args
 
 
 def row_config(row: str, seed: int, base: ExperimentConfig) -> ExperimentConfig:
@@ -272,16 +249,15 @@ def runs_of(suite: str, seeds: Sequence[int], base: ExperimentConfig) -> list[Ex
 
 def run(args: argparse.Namespace) -> None:
     config = config_from(args, ExperimentConfig)
-    if ignored := config.ignored():
-        raise DataError(f"--classifier {config.classifier} ignores {', '.join(ignored)}.")
-    runs = [config]
     if args.suite:
         runs = runs_of(args.suite, args.seeds or DEFAULT_SEEDS, config)
+    else:
+        runs = [replace(config, seed=seed) for seed in args.seeds or [config.seed]]
     run_all(runs, config.quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = parse_args(argv)
+    args = make_options().parse_args(argv)
     name = args.suite or (args.row and f"{args.row}-{args.seed}")
     return run_command(
         "additional_experiments.py",

