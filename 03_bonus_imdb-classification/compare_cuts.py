@@ -6,51 +6,43 @@ opens the classifier that train_gpt.py left in `runs/NAME`, lets it read the hea
 ends, or all windows of the same reviews, and writes `my-results/cuts/NAME.json`.
 """
 
+import argparse
 import ctrl_c  # noqa: F401
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from classifier_folder import classify_texts, open_classifier
-from command_line import add_options, config_from, make_parser, run_command
-from download_prepare_dataset import read_parts
+from command_line import make_parser, run_command
+from download_prepare_dataset import REVIEWS, read_parts
 from evaluation import wilson_interval
-from imdb_results import Measurement, draw, label_numbers, machine, write_result
+from imdb_results import MY_RESULTS, draw, label_numbers, write_result
+from measuring import machine
 from message_files import DataError
-from options import AT_LEAST_1, option
 from text_classifier import pick_device
 from text_data import WHOLE, Cut, encode_messages
-from training_runs import RUNS
+from train_gpt import RUNS
+
+SEED = 1  # of the reviews drawn
 
 
-@dataclass(frozen=True)
-class CutsConfig(Measurement):
-    """Which classifier reads how many reviews. Raises ``ValueError`` for what cannot be."""
-
-    name: str = field(kw_only=True)
-    """Of the run whose classifier is taken."""
-    num_reviews: int = option(2000, "long reviews drawn", AT_LEAST_1, "data")
-    device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute", group="run")
-    runs: Path = option(RUNS, "folder of the runs' states and trained models", group="run")
-
-
-def run(config: CutsConfig) -> None:
+def run(args: argparse.Namespace) -> None:
     """Everything from opening the classifier to writing and printing the result."""
-    device = pick_device(config.device)
-    classifier, tokenizer = open_classifier(config.runs / config.name, device)
+    device = pick_device()
+    classifier, tokenizer = open_classifier(args.runs / args.name, device)
     about = classifier.config
-    test = read_parts(config.data, ["test"])["test"]
+    test = read_parts(args.data, ["test"])["test"]
     encoded = encode_messages(list(test["text"]), tokenizer, WHOLE)
     long = test[[len(ids) > about.max_length for ids in encoded]]
     if long.empty:
         raise DataError(f"No test review is longer than {about.max_length} tokens.")
-    drawn = draw(long, min(config.num_reviews, len(long)), config.seed)
+    drawn = draw(long, min(args.num_reviews, len(long)), SEED)
     texts, labels = list(drawn["text"]), label_numbers(drawn)
     right, by_cut = {}, {}
     for cut in get_args(Cut):
         classifier.config = replace(about, cut=cut)
-        probabilities = classify_texts(classifier, tokenizer, texts, not config.quiet)  # (N, C)
+        probabilities = classify_texts(classifier, tokenizer, texts, progress=True)  # (N, C)
         right[cut] = probabilities.argmax(dim=1).numpy() == labels
         interval = wilson_interval(int(right[cut].sum()), len(labels))
         by_cut[cut] = {
@@ -64,29 +56,28 @@ def run(config: CutsConfig) -> None:
         metrics["only_trained_right"] = int((~right[cut] & right[about.cut]).sum())
     result = {
         "model": about.model_name,
-        "seed": config.seed,
+        "seed": SEED,
         "max_length": about.max_length,
         "trained_cut": about.cut,
         "num_long": len(long),
         "num_examples": len(drawn),
         "by_cut": by_cut,
         **machine(str(device)),
-        "command": config.command("compare_cuts.py", config.name),
+        "command": f"compare_cuts.py {args.name} --num-reviews {args.num_reviews}",
     }
-    write_result(config.name, result, None, config.results / "cuts")
+    write_result(args.name, result, None, args.results / "cuts")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(
-        "compare_cuts.py",
-        "Let a classifier of train_gpt.py read several parts of the same long test reviews, and "
-        "write how often it is right with each.",
-    )
+    parser = make_parser("compare_cuts.py", __doc__.partition("\n")[0])
     parser.add_argument("name", help="name of the run whose classifier is taken")
-    add_options(parser, CutsConfig, leave_out=("name",))
+    parser.add_argument("--num-reviews", type=int, default=2000, help="long reviews drawn")
+    parser.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="folder of the trained models")
+    parser.add_argument("--results", type=Path, default=MY_RESULTS, help="folder to write")
     args = parser.parse_args(argv)
     output = args.results / "cuts" / f"{args.name}.json"
-    return run_command("compare_cuts.py", lambda: run(config_from(args, CutsConfig)), output=output)
+    return run_command("compare_cuts.py", lambda: run(args), output=output)
 
 
 if __name__ == "__main__":

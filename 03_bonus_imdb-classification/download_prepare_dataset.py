@@ -75,42 +75,36 @@ def remove_markup(text: str) -> str:
     return html.unescape(text).strip()
 
 
-def read_reviews(source: Path, progress: bool = False) -> pd.DataFrame:
+def read_reviews(source: Path) -> pd.DataFrame:
     """All 50,000 reviews: `id`, `text`, `label`, `rating` (stars, 1-10) and `film`, sorted by id.
 
     Raises ``DataError`` that says what is missing or cannot be read.
     """
-    halves = {(half, label): {} for half, label in product(HALVES, LABELS)}
-    films: dict[tuple, list[str]] = {}
-    for match, content in tqdm(read_files(source), "reading", disable=not progress):
+    rows, films = [], {}
+    for match, content in tqdm(read_files(source), "reading"):
         half, label, number, rating, label_of_films = match.groups()
         if label:
-            halves[half, label][int(number), int(rating)] = content
+            text = remove_markup(content.decode("utf-8"))
+            rows.append((half, label, int(number), int(rating), text))
         else:
             films[half, label_of_films] = FILM_ID.findall(content.decode("ascii", "replace"))
+    reviews = pd.DataFrame(sorted(rows), columns=["half", "label", "number", "rating", "text"])
+    found = reviews.groupby(["half", "label"]).size()
     missing = [
         "/".join(key)
-        for key, found in halves.items()
-        if min(len(found), len(films.get(key, []))) < REVIEWS_PER_LABEL
+        for key in product(HALVES, LABELS)
+        if min(found.get(key, 0), len(films.get(key, []))) < REVIEWS_PER_LABEL
     ]
     if missing:
         raise DataError(
             f"{source} is not the whole data set: reviews or their films are missing in "
-            f"{', '.join(missing)}. Was its extraction interrupted? Delete it and run this again, "
-            f"or name another with --source."
+            f"{', '.join(missing)}. Was its extraction interrupted? Delete it and run this again."
         )
-    rows = [
-        (
-            f"{half}/{label}/{number}_{rating}",
-            remove_markup(content.decode("utf-8")),
-            label,
-            rating,
-            films[half, label][number],
-        )
-        for (half, label), found in sorted(halves.items())
-        for (number, rating), content in sorted(found.items())
-    ]
-    return pd.DataFrame(rows, columns=["id", "text", "label", "rating", "film"])
+    path = reviews["half"] + "/" + reviews["label"] + "/" + reviews["number"].astype(str)
+    places = zip(reviews["half"], reviews["label"], reviews["number"])
+    film = [films[half, label][number] for half, label, number in places]
+    reviews = reviews.assign(id=path + "_" + reviews["rating"].astype(str), film=film)
+    return reviews[["id", "text", "label", "rating", "film"]]
 
 
 def is_validation_film(film: str) -> bool:
@@ -173,35 +167,19 @@ def report(reviews: pd.DataFrame, parts: dict[str, pd.DataFrame], folder: Path) 
     return "\n".join(lines)
 
 
-def run(source: Path | None, output: Path, progress: bool) -> None:
-    reviews = read_reviews(source or find_source(), progress)
+def run(output: Path) -> None:
+    reviews = read_reviews(find_source())
     parts = split_reviews(reviews)
     write_parts(parts, output)
     print(report(reviews, parts, output))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(
-        "download_prepare_dataset.py",
-        "Fetch the Large Movie Review Dataset, check that all 50,000 labelled reviews are there, "
-        "remove markup, and write train, validation and test as Parquet files with the columns "
-        "id, text, label, rating and film.",
-    )
-    parser.add_argument(
-        "--source",
-        type=Path,
-        help="archive or extracted folder aclImdb, taken without a checksum; default: what the "
-        "cache holds (CH06_CACHE), else it is fetched and its checksum compared",
-    )
+    parser = make_parser("download_prepare_dataset.py", __doc__.partition("\n")[0])
     parser.add_argument("--output", type=Path, default=REVIEWS, help="folder to write")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    args = parser.parse_args(argv)
-    return run_command(
-        "download_prepare_dataset.py",
-        lambda: run(args.source, args.output, not args.quiet),
-        "stopped; run it again.",
-        args.output,
-    )
+    output = parser.parse_args(argv).output
+    when_stopped = "stopped; run it again."
+    return run_command("download_prepare_dataset.py", lambda: run(output), when_stopped, output)
 
 
 if __name__ == "__main__":

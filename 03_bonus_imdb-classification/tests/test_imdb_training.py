@@ -14,12 +14,11 @@ from scipy.sparse import csr_matrix
 import compare_cuts
 import train_gpt
 import train_linear
-import training_runs
 from classifier_folder import open_classifier
 from imdb_results import read_positive, read_result
 from previous_chapters import Decoder
 from text_data import SpamDataset
-from train_gpt import GPTLearner, GPTRunConfig
+from train_gpt import GPTLearner, ReviewsConfig
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,8 @@ def places(folder: Path, parts: Path) -> dict[str, Path]:
 
 def run(folder: Path, parts: Path, name: str = "tiny", **options) -> dict:
     tiny = {"max_length": 8, "num_epochs": 1, "device": "cpu", "quiet": True}
-    config = GPTRunConfig(name=name, **places(folder, parts), **tiny | options)
-    return training_runs.train(config, GPTLearner)
+    config = ReviewsConfig(name=name, **places(folder, parts), **tiny | options)
+    return train_gpt.train(config, GPTLearner)
 
 
 def arguments(folder: Path, parts: Path, *options) -> list[str]:
@@ -107,9 +106,9 @@ def test_stored_states_give_the_same_result_and_none_is_computed_twice(
 def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
     tmp_path, parts, monkeypatch
 ):
-    monkeypatch.setattr(training_runs, "ROUND_REVIEWS", 10)
-    seen, probed, evaluate = [], [], training_runs.evaluate_model
-    train_epoch = training_runs.train_epoch
+    monkeypatch.setattr(train_gpt, "ROUND_REVIEWS", 10)
+    seen, probed, evaluate = [], [], train_gpt.evaluate_model
+    train_epoch = train_gpt.train_epoch
 
     def note_round(state, dataset, **options):
         seen.append([tuple(ids.tolist()) for ids in dataset.sequences])
@@ -119,8 +118,8 @@ def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
         probed.append(sum(dataset.lengths))
         return evaluate(model, dataset)
 
-    monkeypatch.setattr(training_runs, "train_epoch", note_round)
-    monkeypatch.setattr(training_runs, "evaluate_model", note_probe)
+    monkeypatch.setattr(train_gpt, "train_epoch", note_round)
+    monkeypatch.setattr(train_gpt, "evaluate_model", note_probe)
     run(tmp_path, parts, train_size=23, num_epochs=2)
     assert [len(reviews) for reviews in seen] == [8] * 3 * 2
     first, second = Counter(chain(*seen[:3])), Counter(chain(*seen[3:]))
@@ -132,7 +131,7 @@ def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
 
 def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
     data = SpamDataset([torch.arange(1000), torch.arange(1)], [1, 0])
-    dropped = [training_runs.drop_tokens(data, 0.25, seed) for seed in (1, 2, 1)]
+    dropped = [train_gpt.drop_tokens(data, 0.25, seed) for seed in (1, 2, 1)]
     for part in dropped:
         ids = part.sequences[0]
         assert 700 < len(ids) < 800
@@ -144,14 +143,14 @@ def test_word_dropout_leaves_out_others_each_time_and_never_the_last():
 
 @pytest.mark.parametrize("trainable", ["all", "lora"])
 def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, monkeypatch, trainable):
-    monkeypatch.setattr(training_runs, "ROUND_REVIEWS", 10)  # three rounds an epoch
+    monkeypatch.setattr(train_gpt, "ROUND_REVIEWS", 10)  # three rounds an epoch
     options = {"continued_pretraining_epochs": 1, "trainable": trainable, "batch_size": 4}
     whole = run(tmp_path, parts, "whole", **options)
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    train_epoch = training_runs.train_epoch
+    train_epoch = train_gpt.train_epoch
     for num_done in (0, 2):
 
         def stop_in_a_round(state, *given, num_done=num_done, **named):
@@ -159,12 +158,12 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, monkeypatch, 
                 stop()
             train_epoch(state, *given, **named)
 
-        monkeypatch.setattr(training_runs, "train_epoch", stop_in_a_round)
+        monkeypatch.setattr(train_gpt, "train_epoch", stop_in_a_round)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, parts, resume=num_done > 0, **options)
         if trainable == "all":  # the checkpoint holds every weight: it is not done again
             monkeypatch.setattr(train_gpt, "pretrain_on_texts", stop)
-    monkeypatch.setattr(training_runs, "train_epoch", train_epoch)
+    monkeypatch.setattr(train_gpt, "train_epoch", train_epoch)
     with pytest.raises(ValueError, match="another run"):
         run(tmp_path, parts, resume=True, **options | {"seed": 2})
     resumed = run(tmp_path, parts, resume=True, **options)
@@ -181,7 +180,6 @@ def test_a_stopped_run_goes_on_to_the_same_result(tmp_path, parts, monkeypatch, 
         (["--max-length", "513"], "gpt-mini's context of 512"),
         (["--dropout", "0.1", "--trainable", "lora"], "--dropout acts in trained blocks"),
         (["--train-size", "1000"], "only 24"),
-        (["--test-size", "5", "--validation-only"], "leave out --test-size"),
         (["--feature-store", "x"], "choose --trainable head"),
         (["--resume"], "no run to go on with"),
         (["--data", "nowhere"], "train.parquet is missing"),
@@ -197,8 +195,8 @@ def test_wrong_options_are_answered_in_a_sentence(tmp_path, parts, capsys, optio
 
 def test_cuts_are_compared_on_the_same_reviews_with_the_pooling_trained(tmp_path, parts, capsys):
     run(tmp_path, parts, pooling="mean")
-    given = arguments(tmp_path, parts, "--num-reviews", 99, "--device", "cpu")
-    assert compare_cuts.main(["tiny", *given]) == 0
+    given = [f"--{name}={path}" for name, path in places(tmp_path, parts).items()]
+    assert compare_cuts.main(["tiny", "--num-reviews=99", *given]) == 0
     result = read_result("tiny", tmp_path / "results" / "cuts")
     assert result["num_examples"] == result["num_long"] == 24
     by_cut = result["by_cut"]
@@ -223,7 +221,7 @@ def test_linear_model_learns(parts, name):
 def test_linear_results_are_written_and_choosing_reads_no_test_review(tmp_path, monkeypatch):
     monkeypatch.setattr(train_linear, "in_fresh_process", lambda function, *given: function(*given))
     parts = write_sample_parts(tmp_path / "parts")
-    given = [f"--data={parts}", f"--results={tmp_path}", "--quiet"]
+    given = [f"--data={parts}", f"--results={tmp_path}"]
     assert train_linear.main(["nb-svm", *given]) == 0
     result = read_result("nb-svm", tmp_path)
     assert result["num_train"] == 48  # validation too
