@@ -9,20 +9,21 @@ as they are and altered, and writes one JSON file for each model and seed; it go
 stopped. `report` prints the accuracy lost.
 """
 
-import argparse
 import ctrl_c  # noqa: F401
 import random
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from shift_report import over_seeds
 
 from classifier_folder import classify_texts
-from command_line import HelpFormatter, make_parser, run_command
+from command_line import make_parser, run_command
 from evaluation import ngram_baseline
 from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
@@ -101,56 +102,50 @@ def measure(model: str, seed: int) -> dict[str, Any]:
 def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
     """The models and seeds that have no result yet."""
     results.mkdir(parents=True, exist_ok=True)
-    for model in models:
+    for model, seed in product(models, seeds):
         name = model if model == NGRAMS else resolve_model_name(model)
-        for seed in seeds:
-            path = results / f"{name}-seed-{seed}.json"
-            if not path.exists():
-                write_json(measure(name, seed), path)
-                print(f"{name}, seed {seed}: {path}")
+        path = results / f"{name}-seed-{seed}.json"
+        if not path.exists():
+            write_json(measure(name, seed), path)
+            print(f"{name}, seed {seed}: {path}")
 
 
 def make_table(results: Path = RESULTS) -> str:
     """Accuracy on the messages as they are, and points lost by each alteration: mean over seeds
     with the 95% interval of Student's t. Raises ``DataError`` where too little is measured."""
     files = list(map(read_json, sorted(results.glob("*-seed-*.json"))))
-    with reading_results(results):
-        num_seeds = len({file["seed"] for file in files})
-        table = pd.DataFrame([{"model": file["model"], **file["accuracy"]} for file in files])
-    if num_seeds < 2:
+    if len({file["seed"] for file in files}) < 2:
         raise DataError(f"{results} holds less than two seeds; `run` makes them.")
+    table = pd.DataFrame([{"model": file["model"], **file["accuracy"]} for file in files])
     table = table.set_index("model")[[*ALTERATIONS]]
     changes = table.sub(table[PLAIN], axis=0).assign(**{PLAIN: table[PLAIN]})
 
     def cell(values: pd.Series) -> str:
-        mean, _, low, high = mean_and_interval(list(values))
         if values.name == PLAIN:
-            return f"{mean:.1%} ({100 * low:.1f} to {min(100, 100 * high):.1f})"
-        return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
+            return over_seeds(values)
+        mean, _, low, high = mean_and_interval(list(100 * values))
+        return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})".replace("-", "−")
 
     cells = changes.groupby("model").agg(cell).T.rename_axis("the test messages")
     return cells.reset_index().to_markdown(index=False, disable_numparse=True)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
     parser = make_parser("altered_messages.py", __doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser(
-        "run", help="measure what has no result yet", formatter_class=HelpFormatter
-    )
-    measuring.add_argument("--models", nargs="+", default=[NGRAMS, "gpt-mini"], help="what learns")
-    measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
-    measuring.set_defaults(do=lambda args: run(args.models, args.seeds, args.results))
-    reporting = commands.add_parser("report", help="print the table")
-    reporting.set_defaults(do=lambda args: print(make_table(args.results)))
-    for command in (measuring, reporting):
-        command.add_argument("--results", type=Path, default=RESULTS, help="result files")
-    return parser.parse_args(argv)
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--models", nargs="+", default=[NGRAMS, "gpt-mini"], help="what learns")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    args = parser.parse_args(argv)
 
+    def work() -> None:
+        if args.command == "run":
+            run(args.models, args.seeds, args.results)
+        else:
+            with reading_results(args.results):
+                print(make_table(args.results))
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args, when_stopped = parse_args(argv), "stopped. Repeat the command to go on."
-    return run_command("altered_messages.py", lambda: args.do(args), when_stopped, args.results)
+    return run_command("altered_messages.py", work, "stopped. Repeat it to go on.", args.results)
 
 
 if __name__ == "__main__":

@@ -8,15 +8,14 @@
 e-mails are those of real people.
 """
 
-import argparse
 import copy
 import ctrl_c  # noqa: F401
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from command_line import HelpFormatter, make_parser, run_command
+from command_line import make_parser, run_command
 from continued_pretraining import (
     CONTINUED_PRETRAINING,
     continue_pretraining,
@@ -41,6 +40,7 @@ from features import FastClassifier, FeatureDataset, LatestStore
 from files import reading_results, tar_members, write_json
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
+from measuring import machine
 from message_files import DataError
 from previous_chapters import Decoder
 from run_config import RunConfig
@@ -73,6 +73,7 @@ Trainer = Callable[[pd.DataFrame], Filter]
 # --- Data ----------------------------------------------------------------------------------------
 
 
+@cache
 def read_emails() -> pd.DataFrame:
     """The Enron-Spam e-mails (Metsis, Androutsopoulos, Paliouras 2006) in the cache.
 
@@ -216,13 +217,12 @@ def watch(predict: Filter, sms: Splits, emails: Emails, seed: int) -> dict[str, 
 # --- One seed ------------------------------------------------------------------------------------
 
 
-def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
+def measure(name: str, seed: int) -> dict[str, Any]:
     """All metrics of one seed: its split of text messages, its sample of e-mails, its head."""
-    start = time.process_time()
+    emails, start = read_emails(), time.process_time()
     decoder, tokenizer = load_pretrained(name, pick_device())
     sms = split_messages(balance_classes(shorten(read_sms_spam(), tokenizer), seed), seed)
-    emails = shorten(emails, tokenizer)
-    sampled = sample_emails(emails, seed, NUM_EMAILS)
+    sampled = sample_emails(shorten(emails, tokenizer), seed, NUM_EMAILS)
     train_gpt = gpt_trainer(name, decoder, tokenizer, seed)
     signals = watch(train_gpt(sms.train), sms, sampled, seed)
     for test, texts in {"sms": sms.test["text"], "email": sampled.test["text"]}.items():
@@ -248,53 +248,44 @@ def measure(name: str, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
         },
         "signals": signals,
         "processor_seconds": round(time.process_time() - start, 1),
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        **machine(),
     }
 
 
 def run(model: str, seeds: Sequence[int], results: Path) -> None:
     """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
-    name, paths = resolve_model_name(model), {s: results / f"seed-{s}.json" for s in seeds}
+    name = resolve_model_name(model)
     with reading_results(results):
         models = {result["model"] for result in load(results)} - {name}
     if models:
         raise DataError(
             f"{results} holds results of {', '.join(models)}: name another folder with --results."
         )
-    todo = {seed: path for seed, path in paths.items() if not path.exists()}
-    if not todo:
-        print(
-            f"The results of these seeds are in {results} already, and nothing was measured. To "
-            f"measure anew, name another folder with --results."
-        )
-        return
-    emails = read_emails()
     results.mkdir(parents=True, exist_ok=True)
-    for seed, path in todo.items():
-        write_json(measure(name, emails, seed), path)
-        print(f"seed {seed} is in {path}.")
+    for seed in seeds:
+        path = results / f"seed-{seed}.json"
+        if path.exists():
+            print(f"{path} is there already; to measure anew, name another folder with --results.")
+        else:
+            write_json(measure(name, seed), path)
+            print(f"seed {seed} is in {path}.")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
     parser = make_parser("domain_shift.py", __doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    measuring = commands.add_parser(
-        "run", help="measure the seeds that have no result yet", formatter_class=HelpFormatter
-    )
-    measuring.add_argument("--model", default="gpt-mini", help="gpt-mini, gpt2-small, ...")
-    measuring.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="seeds")
-    measuring.set_defaults(do=lambda args: run(args.model, args.seeds, args.results))
-    reporting = commands.add_parser("report", help="make tables.md and the figures")
-    reporting.set_defaults(do=lambda args: write_report(args.results))
-    for command in (measuring, reporting):
-        command.add_argument("--results", type=Path, default=RESULTS, help="result files")
-    return parser.parse_args(argv)
+    parser.add_argument("command", choices=["run", "report"])
+    parser.add_argument("--model", default="gpt-mini", help="what is fine-tuned")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the runs")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    args = parser.parse_args(argv)
 
+    def work() -> None:
+        if args.command == "run":
+            run(args.model, args.seeds, args.results)
+        else:
+            write_report(args.results)
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args, when_stopped = parse_args(argv), "stopped. Repeat the command to go on."
-    return run_command("domain_shift.py", lambda: args.do(args), when_stopped, args.results)
+    return run_command("domain_shift.py", work, "stopped. Repeat it to go on.", args.results)
 
 
 if __name__ == "__main__":

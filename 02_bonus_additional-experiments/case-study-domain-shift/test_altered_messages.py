@@ -17,6 +17,7 @@ SPAM = "WINNER! Call 09061 from ur landline, £2 per msg. PO Box 42 www.win.exam
         ("every digit a 5", "Call 55555"),
         ("digits left out", "Call  from"),
         ("lower case", "winner! call"),
+        ("first half of the words", "from ur landline, £2"),
         ("phrases of today", "tap 09061 from your account, $2 a month. the link below https://"),
     ],
 )
@@ -24,13 +25,8 @@ def test_a_rule_changes_what_it_names(name, expected):
     assert expected in ALTERATIONS[name](SPAM, random.Random(1))
 
 
-def test_half_of_the_words_is_kept_and_never_none():
-    halve = ALTERATIONS["first half of the words"]
-    assert halve("one two three", random.Random(1)) == "one two"
-    assert halve("one", random.Random(1)) == "one"
-
-
-def test_phrases_inside_words_stay():
+def test_half_of_the_words_is_at_least_one_and_phrases_inside_words_stay():
+    assert ALTERATIONS["first half of the words"]("one", random.Random(1)) == "one"
     assert write_as_today("a context of recalls and tunes") == "a context of recalls and tunes"
 
 
