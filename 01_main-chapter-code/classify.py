@@ -5,15 +5,17 @@ python 01_main-chapter-code/classify.py DIR < messages.txt
 python 01_main-chapter-code/classify.py DIR --file messages.csv --output classified.csv
 
 A file of any size takes the same memory: it is read, classified and written a thousand rows at a
-time. `--resume` goes on with a run that was stopped.
+time. The output is there when it is complete.
 """
 
 import argparse
+import csv
 import ctrl_c  # noqa: F401
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +26,7 @@ from tqdm import tqdm
 from classifier_folder import classify_texts, open_classifier
 from command_line import make_parser, printable, run_command
 from evaluation import wilson_interval
-from files import file_sha256
-from growing_file import GrowingFile, as_csv
+from files import whole_file
 from message_files import (
     AS_NAMED,
     DataError,
@@ -43,7 +44,7 @@ from text_classifier import GPTClassifier, pick_device
 
 LINES_AT_ONCE = 256
 ADDED_COLUMNS = ("predicted_label", "probability")
-ROWS_AT_ONCE = 1000  # a run that is stopped has at most these to do again
+ROWS_AT_ONCE = 1000
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -74,11 +75,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, help="CSV file to write for --file; default: standard output"
     )
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with a run that was stopped, with the same --file and --output",
-    )
     parser.add_argument("--overwrite", action="store_true", help="replace the --output")
     parser.add_argument(
         "--device",
@@ -96,16 +92,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.top < 1 or (args.file and args.top > 1):
         parser.error("--top is a number of labels for texts; --file has --all-probabilities")
-    if args.file and args.file.is_dir():
-        parser.error(f"{args.file} is a folder: --file takes a table, with a text a row")
-    if args.device not in ("auto", "cpu") and (args.folder / NETWORK).is_file():
-        parser.error(f"{args.folder} is an ONNX network, which is computed on the processor")
     if args.texts and args.encoding is not None:
         parser.error("--encoding belongs to --file and standard input")
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):
         parser.error("--output is --file itself, which would be lost: name another file")
-    if not args.output and (args.resume or args.overwrite or args.label_column):
-        parser.error("--resume, --overwrite and --label-column belong to --file with --output")
+    if not args.output and (args.overwrite or args.label_column):
+        parser.error("--overwrite and --label-column belong to --file with --output")
     return args
 
 
@@ -181,33 +173,27 @@ def classify_file(
     tokenizer: Any,
     path: Path,
     survey: Survey,
-    num_done: int = 0,
     all_probabilities: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    """The file's pieces after the first `num_done`, with the columns `predicted_label` and
-    `probability` added, and with one for each label where wanted."""
+    """The file's pieces, with the columns `predicted_label` and `probability` added, and with one
+    for each label where wanted."""
     show, added = sys.stderr.isatty(), added_columns(classifier, all_probabilities)
     with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
         pieces = read_table_in_pieces(path, ROWS_AT_ONCE, survey.text_format)
-        for number, table in enumerate(pieces):
-            if number >= num_done:
-                table = table.reindex(columns=survey.columns)
-                texts = as_strings(table[survey.text_column]).tolist()
-                probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
-                table[added[0]] = list(map(classifier.config.answer, probabilities))
-                table[added[1]] = probabilities.amax(dim=1).numpy().round(4)
-                if all_probabilities:
-                    table[added[2:]] = probabilities.numpy().round(4)
-                yield table
+        for table in pieces:
+            table = table.reindex(columns=survey.columns)
+            texts = as_strings(table[survey.text_column]).tolist()
+            probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
+            table[added[0]] = list(map(classifier.config.answer, probabilities))
+            table[added[1]] = probabilities.amax(dim=1).numpy().round(4)
+            if all_probabilities:
+                table[added[2:]] = probabilities.numpy().round(4)
+            yield table
             bar.update(len(table))
 
 
-def compare_with_labels(path: Path, label_column: str, form: Callable[[str], str]) -> str:
-    """Accuracy and confusion matrix of a classified file that carries the true labels; `form`
-    makes two spellings of a label one."""
-    counts = Counter()
-    for table in read_table_in_pieces(path):
-        counts.update(zip(table[label_column].map(form), table["predicted_label"].map(form)))
+def compare_with_labels(counts: Counter) -> str:
+    """Accuracy and confusion matrix, from counts of (true label, predicted label)."""
     right, total = sum(n for (true, said), n in counts.items() if true == said), counts.total()
     low, high = wilson_interval(right, total)
     matrix = pd.Series(counts).unstack(fill_value=0).rename_axis(index="true", columns="predicted")
@@ -226,6 +212,10 @@ def standard_input_lines(encoding: str | None) -> Iterator[str]:
 
 
 def classify(args: argparse.Namespace) -> None:
+    if args.output and args.output.exists() and not (args.overwrite and args.output.is_file()):
+        raise DataError(
+            f"{args.output} is there already: name another --output; --overwrite replaces a file."
+        )
     if (args.folder / NETWORK).is_file():
         classifier, tokenizer = open_onnx(args.folder)
     else:
@@ -234,7 +224,12 @@ def classify(args: argparse.Namespace) -> None:
         texts = args.texts or standard_input_lines(args.encoding)
         for line in classify_lines(classifier, tokenizer, texts, args.top):
             print(line)
-        return
+    else:
+        classify_table(classifier, tokenizer, args)
+
+
+def classify_table(classifier: GPTClassifier, tokenizer: Any, args: argparse.Namespace) -> None:
+    """What `--file` holds, to `--output` or standard output."""
     trained_on = classifier.config.card.get("training", {}).get("text_column")
     label_columns = [args.label_column] if args.label_column else []
     text_format = TextFormat(args.separator, args.encoding, label_columns)
@@ -242,34 +237,23 @@ def classify(args: argparse.Namespace) -> None:
     check_added(args.file, survey.columns, added_columns(classifier, args.all_probabilities))
     if not args.output:
         sys.stdout.reconfigure(encoding="utf-8", newline="\n")  # the bytes of an --output
-        tables = classify_file(
-            classifier, tokenizer, args.file, survey, all_probabilities=args.all_probabilities
-        )
+    counts, form = Counter(), normal_form if classifier.config.thresholds is None else label_set
+    tables = classify_file(classifier, tokenizer, args.file, survey, args.all_probabilities)
+    with whole_file(args.output) if args.output else nullcontext(sys.stdout) as output:
         for i, table in enumerate(tables):
-            print(as_csv(table, header=i == 0), end="")
-        return
-    depends_on = {
-        "--file": file_sha256(args.file),
-        "classifier": file_sha256(args.folder / "config.json"),  # it has the weights' checksum
-        **{"--separator": args.separator, "--encoding": args.encoding},
-        "--text-column": survey.text_column,
-        "--all-probabilities": args.all_probabilities,
-    }
-    output = GrowingFile(args.output, depends_on, args.resume, args.overwrite)
-    for table in classify_file(
-        classifier, tokenizer, args.file, survey, output.num_pieces, args.all_probabilities
-    ):
-        output.add(table)
-    output.finish()
+            # All texts in quotes, so that a bare carriage return stays within its cell.
+            how = {"quoting": csv.QUOTE_NONNUMERIC, "lineterminator": "\n", "mode": "a"}
+            table.to_csv(output, index=False, header=i == 0, **how)
+            if args.label_column:
+                both = (as_strings(table[name]) for name in (args.label_column, ADDED_COLUMNS[0]))
+                counts.update(zip(*(labels.map(form) for labels in both)))
     if args.label_column:
-        form = normal_form if classifier.config.thresholds is None else label_set
-        print(compare_with_labels(args.output, args.label_column, form))
+        print(compare_with_labels(counts))
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    go_on = "; if it had begun to write, --resume goes on" if args.output else ""
-    return run_command("classify.py", lambda: classify(args), f"stopped{go_on}.", args.output)
+    return run_command("classify.py", lambda: classify(args), output=args.output)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-ROWS_AT_ONCE = 10_000
 NESTED = (list, np.ndarray, dict)
 TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "topic", "intent", "v1")
@@ -109,7 +108,7 @@ def read_table(path: Path, text_format: TextFormat = AS_NAMED) -> pd.DataFrame:
 
 
 def read_table_in_pieces(
-    path: Path, num_rows: int = ROWS_AT_ONCE, text_format: TextFormat = AS_NAMED
+    path: Path, num_rows: int = 10_000, text_format: TextFormat = AS_NAMED
 ) -> Iterator[pd.DataFrame]:
     """The same table `num_rows` at a time, so that the file may be larger than the memory.
 

@@ -104,8 +104,8 @@ class OnnxClassifier(nn.Module):
 
 def write_config(config: ClassifierConfig, folder: Path, **more: Any) -> None:
     """What a classifier is beside its network."""
-    about = {"model": config.model_name, **{name: getattr(config, name) for name in FIELDS}, **more}
-    write_json(about, folder / "config.json")
+    content = {"model": config.model_name, **{name: getattr(config, name) for name in FIELDS}}
+    write_json(content | more, folder / "config.json")
 
 
 def open_onnx(folder: Path) -> tuple[OnnxClassifier, Any]:
@@ -115,6 +115,6 @@ def open_onnx(folder: Path) -> tuple[OnnxClassifier, Any]:
     """
     if not find_spec("onnxruntime"):
         raise ValueError(f"{folder} needs onnxruntime: python -m pip install onnxruntime")
-    about = read_json(folder / "config.json")
-    config = ClassifierConfig(about["model"], **{name: about[name] for name in FIELDS})
+    content = read_json(folder / "config.json")
+    config = ClassifierConfig(content["model"], **{name: content[name] for name in FIELDS})
     return OnnxClassifier(folder / NETWORK, config), load_tokenizer(config.model_name)

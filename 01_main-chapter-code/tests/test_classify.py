@@ -1,6 +1,7 @@
 """classify.py as a reader runs it: where the texts come from, and where the answers go."""
 
 import ast
+import csv
 import io
 import re
 import shlex
@@ -17,6 +18,7 @@ from helpers import CHAPTER, command_environment, made_up_messages, run_python, 
 
 import classify
 from classifier_folder import classify_texts, open_classifier
+from files import locked
 from fine_tuning import RunConfig, fine_tune
 
 fails = partial(helpers.fails, classify)
@@ -152,12 +154,16 @@ def test_out_of_memory_exits_1(tiny_classifier_folder, capsys, monkeypatch):
 
 def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp_path, capsys):
     texts = ['a "quoted", cell', "two\nlines", "None", "", "see you at home tonight", "größer"]
-    table = pd.DataFrame({"id": [f"{i:03}" for i in range(6)], "body": texts, "x": "NA"})
-    table.to_csv(tmp_path / "in.csv", index=False)
+    texts += ["a\rb", "\r", "a\r\nb", " a ", "'", "\\"]
+    ids = [f"{i:03}" for i in range(len(texts))]
+    table = pd.DataFrame({"id": ids, "body": texts, "x": "NA"})
+    table.to_csv(tmp_path / "in.csv", index=False, quoting=csv.QUOTE_ALL)
     output = tmp_path / "out.csv"
     arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv")
     assert classified(capsys, *arguments, "--output", output) == []
-    result = pd.read_csv(output, dtype=str, keep_default_na=False)
+    with output.open(encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    result = pd.DataFrame(rows, columns=header)
     assert list(result.columns) == ["id", "body", "x", "predicted_label", "probability"]
     assert result["body"].tolist() == texts
     assert result["id"].tolist() == table["id"].tolist()
@@ -169,7 +175,7 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
     assert not list(tmp_path.glob("out.csv.*"))
 
     assert classify.main([*map(str, arguments), "--text-column", "body"]) == 0
-    assert capsys.readouterr().out == output.read_bytes().decode().replace("\r\n", "\n")
+    assert capsys.readouterr().out == output.read_bytes().decode()
 
 
 @pytest.mark.parametrize(
@@ -182,10 +188,10 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
         (("--file", "in.csv", "--output", "./in.csv"), ["--output is --file itself"]),
         (("a text", "--text-column", ""), ["--text-column", "--file"]),
         (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
-        (("--file", "in.csv", "--resume"), ["--resume", "--output"]),
+        (("--file", "in.csv", "--overwrite"), ["--overwrite", "--output"]),
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
+        (("--file", "in.csv", "--output", ".", "--overwrite"), ["already", "replaces a file"]),
         (("--file", "twice.csv"), ["two columns are called 'body'"]),
-        (("--file", "."), ["folder"]),
         (("--separator", ";", "a text"), ["--separator", "--file"]),
         (("--encoding", "latin-1", "a text"), ["--encoding", "--file"]),
     ],
@@ -205,11 +211,44 @@ def test_classify_names_what_is_wrong(
     assert Path("there.csv").read_text(encoding="utf-8") == "mine"
 
 
-def test_an_output_file_that_cannot_be_written_is_named(tiny_classifier_folder, tmp_path, capsys):
-    (tmp_path / "in.csv").write_text("body\nhello\n", encoding="utf-8")
-    (tmp_path / "folder").mkdir()
-    arguments = (tiny_classifier_folder, "--file", tmp_path / "in.csv", "--output")
-    assert "folder" in fails(capsys, *arguments, tmp_path / "folder")
+@pytest.fixture
+def of_json(tiny_classifier_folder, tmp_path, monkeypatch):
+    """A command on 13 rows, read ten at a time, with a column that comes late."""
+    monkeypatch.setattr(classify, "ROWS_AT_ONCE", 10)
+    source = tmp_path / "in.jsonl"
+    lines = ['{"text": "hello"}'] * 12 + ['{"text": "more", "late": "x"}']
+    source.write_text("\n".join(lines), encoding="utf-8")
+    return tiny_classifier_folder, "--file", source, "--output", tmp_path / "out.csv"
+
+
+def test_columns_that_come_late_are_in_the_header_and_a_wrong_last_row_stops_all(of_json, capsys):
+    assert classified(capsys, *of_json) == []
+    result = pd.read_csv(of_json[4], keep_default_na=False)
+    assert list(result.columns) == ["text", "late", "predicted_label", "probability"]
+    assert result["late"].tolist() == [""] * 12 + ["x"]
+    with of_json[2].open("a", encoding="utf-8") as file:
+        file.write("\n{")
+    assert "line 14" in fails(capsys, *of_json, "--overwrite")
+    assert len(pd.read_csv(of_json[4])) == 13
+
+
+def test_a_run_that_is_stopped_leaves_no_half(of_json, tmp_path, capsys, monkeypatch):
+    pieces, real = [], classify.classify_texts
+
+    def stop_at_the_second(classifier, tokenizer, texts):
+        pieces.append(texts)
+        if len(pieces) == 2:
+            raise KeyboardInterrupt
+        return real(classifier, tokenizer, texts)
+
+    monkeypatch.setattr(classify, "classify_texts", stop_at_the_second)
+    assert "Stopped." in fails(capsys, *of_json, status=130)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_second_process_on_the_same_output_is_refused(of_json, capsys):
+    with locked(of_json[4]):
+        assert "another process is writing there" in fails(capsys, *of_json)
 
 
 def test_ctrl_c_while_libraries_are_imported_is_one_word():

@@ -20,7 +20,7 @@ HOLDING = {
     "compare_cuts": (["name", "--results", "{}"], "cuts/name.json"),
     "pretrain": (["--output", "{}/mini"], "mini"),
 }
-# The commands whose folder is checked by `RunFolder` or `GrowingFile` have tests beside these.
+# Of finetune.py and classify.py, tests stand beside their others.
 
 
 @pytest.mark.parametrize("script", HOLDING)
