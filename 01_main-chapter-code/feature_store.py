@@ -15,7 +15,7 @@ SHARD_BYTES = 256 * 1024**2
 class FeatureStore:
     """What frozen layers made of texts, (T, D) each, as half-precision numbers in a folder.
 
-    A `store` of `FeatureDataset.from_classifier`: its keys are the layers' fingerprint, the
+    A `store` of `FeatureDataset.from_classifier`: its keys are the layers' hash, the
     precision and the token ids, so that other layers' states are never taken for these. States
     are written in files of a quarter of a gigabyte, each whole or absent, and read where they lie:
     they need not fit in memory. Use it in a `with` statement, whose end writes the rest.

@@ -47,7 +47,7 @@ def _layers_below(decoder: Decoder, num_layers: int) -> list[tuple[str, nn.Param
 
 
 @torch.no_grad()
-def fingerprint(decoder: Decoder, num_layers: int) -> int:
+def layers_hash(decoder: Decoder, num_layers: int) -> int:
     """A number that tells the first `num_layers` layers' weights from all others.
 
     Sums of the bit patterns of each row: exact, whatever the number of threads.
@@ -81,8 +81,8 @@ class LatestStore(dict):
 class FeatureDataset(SpamDataset):
     """Messages as hidden states (T, D) after some frozen layers, which are computed once.
 
-    Frozen layers give the same states in every epoch. The data set remembers by a fingerprint
-    which weights made it, and a `FastClassifier` with others refuses it.
+    Frozen layers give the same states in every epoch. The data set remembers by their hash which
+    weights made it, and a `FastClassifier` with others refuses it.
     """
 
     def __init__(self, sequences: Sequence[Tensor], labels: Sequence[int], made_by: int):
@@ -107,7 +107,7 @@ class FeatureDataset(SpamDataset):
         """
         classifier.eval()
         decoder, device = classifier.decoder, classifier.device
-        made_by = fingerprint(decoder, num_layers)
+        made_by = layers_hash(decoder, num_layers)
         store = {} if store is None else store
         keys = [(made_by, precision, *ids.tolist()) for ids in dataset.sequences]
         missing = list({key: i for i, key in enumerate(keys) if key not in store}.values())
@@ -191,8 +191,8 @@ class FastClassifier(nn.Module):
 
     @functools.cached_property
     def made_by(self) -> int:
-        """Fingerprint of the layers whose features are taken."""
-        return fingerprint(self.classifier.decoder, self.num_layers)
+        """Hash of the layers whose features are taken."""
+        return layers_hash(self.classifier.decoder, self.num_layers)
 
     def _validate(self, made_by: Tensor | None) -> None:
         if made_by is None or int(made_by) != self.made_by:

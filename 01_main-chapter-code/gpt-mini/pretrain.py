@@ -3,19 +3,17 @@
     python 01_main-chapter-code/gpt-mini/pretrain.py --corpus DIR
 
 DIR holds `train/*.txt` and `valid.txt` in UTF-8, with a line `<|endoftext|>` after each document.
-The same command runs on a CPU or a GPU, and goes on from the last checkpoint if it was stopped.
+The same command runs on a CPU, in an hour, or on a GPU.
 """
 
 import base64
 import ctrl_c  # noqa: F401
-import hashlib
 import math
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
@@ -25,7 +23,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 from command_line import add_options, config_from, make_parser, run_command
 from files import save_tensors, whole_file, write_json, write_text
@@ -34,7 +32,6 @@ from options import AT_LEAST_1, POSITIVE, SEED, Options, option
 from previous_chapters import END_OF_TEXT, GPTModel, generate, gpt2_state_dict, num_parameters
 from smollm2 import bytes_of_characters
 from text_classifier import pick_device
-from training import Checkpoint
 
 TOKENS_PER_STEP = 8192
 # Most of the training reads short windows, which are cheaper; the last part reads windows of the
@@ -42,7 +39,7 @@ TOKENS_PER_STEP = 8192
 SHORT_WINDOW, SHORT_FRACTION = 128, 0.75
 WARMUP_STEPS = 100
 DECAY_FRACTION = 0.4  # the last part of the run, in which the learning rate falls to zero
-STEPS_PER_LOSS, STEPS_PER_CHECKPOINT = 20, 200
+STEPS_PER_LOSS, STEPS_PER_HELD_OUT_LOSS = 20, 200
 SAMPLE_PROMPTS = ("Have you seen", "I am going to the", "Congratulations", "The old man")
 
 
@@ -142,30 +139,21 @@ def batches(tokens: Tensor, length: int, seed: int, first: int) -> Iterator[Tens
 # --- Training ------------------------------------------------------------------------------------
 
 
-class MuonAndAdamW(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for everything else, as one."""
-
-    def __init__(self, model: GPTModel, lr: float):
-        matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
-        others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-        muon = torch.optim.Muon(matrices, lr, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-        adamw = torch.optim.AdamW(others, lr, betas=(0.9, 0.98), weight_decay=0.0)
-        self.both = (muon, adamw)
-        super().__init__([*muon.param_groups, *adamw.param_groups], {})
-
-    def step(self) -> None:
-        for optimizer, group in zip(self.both, self.param_groups, strict=True):
-            # State and options are kept here, where they are saved and loaded.
-            optimizer.param_groups, optimizer.state = [group], self.state
-            optimizer.step()
+def make_optimizers(model: GPTModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for everything else."""
+    matrices = [p for p in model.trf_blocks.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
+    muon = {"weight_decay": 0.1, "adjust_lr_fn": "match_rms_adamw"}
+    return [
+        torch.optim.Muon(matrices, learning_rate, **muon),
+        torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
 
 
 @dataclass
-class Progress:
-    """How far a run is, and the losses so far."""
+class Losses:
+    """Of training steps and of the held-out text, with the number of steps before each."""
 
-    num_steps: int = 0
-    seconds: float = 0.0
     steps: list[int] = field(default_factory=list)
     train_loss: list[float] = field(default_factory=list)
     held_out_steps: list[int] = field(default_factory=list)
@@ -198,47 +186,44 @@ def pretrain(config: PretrainingConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     tokenizer, train, valid = load_tokens(config)
     torch.manual_seed(config.seed)
-    model = GPTModel(MODEL_CONFIGS[GPT_MINI]).to(device)
-    state = SimpleNamespace(  # what a checkpoint keeps
-        parameters=dict(model.named_parameters()),
-        optimizer=MuonAndAdamW(model, config.learning_rate),
-        history=Progress(),
-        best_weights={},
-    )
-    identity = {name: getattr(config, name) for name in ("num_tokens", "learning_rate", "seed")}
-    corpus = torch.cat([train, valid]).numpy()
-    identity["corpus and vocabulary"] = hashlib.sha256(corpus).hexdigest()
-    checkpoint = Checkpoint(config.output / "checkpoint.pt", identity)
-    checkpoint.load(state)
-    done, num_steps = state.history, max(1, config.num_tokens // TOKENS_PER_STEP)
+    model, losses = GPTModel(MODEL_CONFIGS[GPT_MINI]).to(device), Losses()
+    optimizers = make_optimizers(model, config.learning_rate)
     print(f"{num_parameters(model):,} parameters, {len(train):,} tokens, on {device}.")
     calc_loss = torch.compile(batch_loss) if config.compile else batch_loss
-    start, windows, length = time.perf_counter() - done.seconds, None, None
-    for step in tqdm(range(done.num_steps, num_steps), initial=done.num_steps, total=num_steps):
+    num_steps = max(1, config.num_tokens // TOKENS_PER_STEP)
+    start, windows, length = time.perf_counter(), None, None
+    for step in trange(num_steps):
         is_short = step < SHORT_FRACTION * num_steps
         if length != (length := SHORT_WINDOW if is_short else model.cfg.context_length):
             windows = batches(train, length, config.seed, first=step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(step, num_steps)
         loss = calc_loss(model, next(windows).to(device))
-        state.optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        state.optimizer.step()
-        done.num_steps = step + 1
-        if done.num_steps % STEPS_PER_LOSS == 0:
-            done.steps.append(done.num_steps)
-            done.train_loss.append(round(loss.item(), 4))
-        if done.num_steps % STEPS_PER_CHECKPOINT == 0 or done.num_steps == num_steps:
-            done.held_out_steps.append(done.num_steps)
-            done.held_out_loss.append(round(held_out_loss(model, valid, length), 4))
-            tqdm.write(f"step {done.num_steps}: held-out loss {done.held_out_loss[-1]:.3f}")
-            done.seconds = time.perf_counter() - start
-            checkpoint.save(state)
-    write_results(config, model, tokenizer, done)
+        for optimizer in optimizers:
+            rate = config.learning_rate * learning_rate_factor(step, num_steps)
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        num_done = step + 1
+        if num_done % STEPS_PER_LOSS == 0:
+            losses.steps.append(num_done)
+            losses.train_loss.append(round(loss.item(), 4))
+        if num_done % STEPS_PER_HELD_OUT_LOSS == 0 or num_done == num_steps:
+            losses.held_out_steps.append(num_done)
+            losses.held_out_loss.append(round(held_out_loss(model, valid, length), 4))
+            tqdm.write(f"step {num_done}: held-out loss {losses.held_out_loss[-1]:.3f}")
+    seconds = round(time.perf_counter() - start)
+    write_results(config, model, tokenizer, losses, num_steps * TOKENS_PER_STEP, seconds)
 
 
-def write_results(config: PretrainingConfig, model: GPTModel, tokenizer, done: Progress) -> None:
+def write_results(
+    config: PretrainingConfig,
+    model: GPTModel,
+    tokenizer: tiktoken.Encoding,
+    losses: Losses,
+    num_tokens: int,
+    seconds: int,
+) -> None:
     """The model in fp16 under GPT-2's tensor names, and what the model card quotes."""
     tensors = {name: tensor.half() for name, tensor in gpt2_state_dict(model).items()}
     save_tensors(tensors, config.output / "model.safetensors", {"format": "pt"})
@@ -252,25 +237,26 @@ def write_results(config: PretrainingConfig, model: GPTModel, tokenizer, done: P
     results = {
         "parameters": num_parameters(model),
         "vocabulary": tokenizer.n_vocab,
-        "tokens_seen": done.num_steps * TOKENS_PER_STEP,
-        "seconds": round(done.seconds),
+        "tokens_seen": num_tokens,
+        "seconds": seconds,
         "device": device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "held_out_loss": done.held_out_loss[-1],
-        "held_out_perplexity": round(math.exp(done.held_out_loss[-1]), 2),
+        "held_out_loss": losses.held_out_loss[-1],
+        "held_out_perplexity": round(math.exp(losses.held_out_loss[-1]), 2),
         "samples": samples,
-        "log": {name: value for name, value in vars(done).items() if isinstance(value, list)},
+        "log": vars(losses),
     }
     write_json(results, config.output / "pretraining.json")
-    plot_loss_curve(done, config.output / "loss-curve.png")
+    plot_loss_curve(losses, config.output / "loss-curve.png")
 
 
-def plot_loss_curve(done: Progress, path: Path) -> None:
+def plot_loss_curve(losses: Losses, path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="tight")
     ax, millions = figure.add_subplot(), TOKENS_PER_STEP / 1e6
-    ax.plot(np.multiply(done.steps, millions), done.train_loss, lw=0.8, label="training")
-    ax.plot(np.multiply(done.held_out_steps, millions), done.held_out_loss, "o-", label="held out")
+    ax.plot(np.multiply(losses.steps, millions), losses.train_loss, lw=0.8, label="training")
+    held_out_tokens = np.multiply(losses.held_out_steps, millions)
+    ax.plot(held_out_tokens, losses.held_out_loss, "o-", label="held out")
     ax.set(xlabel="tokens seen (millions)", ylabel="cross-entropy (nats per token)")
     ax.set_ylim(top=7)
     ax.grid(alpha=0.3)
@@ -286,10 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     add_options(parser, PretrainingConfig)
     args = parser.parse_args(argv)
     return run_command(
-        parser.prog,
-        lambda: pretrain(config_from(args, PretrainingConfig)),
-        "stopped. The same command goes on from the last checkpoint.",
-        args.output,
+        parser.prog, lambda: pretrain(config_from(args, PretrainingConfig)), output=args.output
     )
 
 

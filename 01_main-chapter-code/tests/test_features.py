@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny import batch_of, tiny_classifier, tiny_dataset
 
-from features import FastClassifier, FeatureDataset, fingerprint
+from features import FastClassifier, FeatureDataset, layers_hash
 from text_classifier import POOLINGS, calc_logits, freeze_all_but, predict_logits
 from training import TrainConfig, train_classifier_simple
 
@@ -63,15 +63,15 @@ def test_layers_that_are_trained_cannot_be_computed_once(trainable):
         train_classifier_simple(FastClassifier(classifier, 2), features, features, TrainConfig())
 
 
-def test_a_fingerprint_tells_weights_and_their_places_apart():
+def test_a_hash_tells_weights_and_their_places_apart():
     decoder = tiny_classifier().decoder
-    assert len({fingerprint(decoder, n) for n in range(4)}) == 4
-    before = fingerprint(decoder, 2)
+    assert len({layers_hash(decoder, n) for n in range(4)}) == 4
+    before = layers_hash(decoder, 2)
     decoder.trf_blocks[2].ff.layers[0].weight.data.zero_()  # above: does not matter
-    assert fingerprint(decoder, 2) == before
+    assert layers_hash(decoder, 2) == before
     weight = decoder.trf_blocks[0].att.W_query.weight.data
     weight[[0, 1]] = weight[[1, 0]]
-    assert fingerprint(decoder, 2) != before
+    assert layers_hash(decoder, 2) != before
 
 
 def test_bfloat16_is_rounded_and_kept_in_float32():
