@@ -170,23 +170,12 @@ class LayerNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.scale.shape, self.scale, self.shift, self.eps)
 
-    def by_hand(self, x: Tensor) -> Tensor:
-        """The same result step by step; `forward` uses PyTorch's fused kernel."""
-        mean = x.mean(dim=-1, keepdim=True)
-        variance = x.var(dim=-1, keepdim=True, unbiased=False)
-        return self.scale * (x - mean) / torch.sqrt(variance + self.eps) + self.shift
-
 
 class GELU(nn.Module):
     """The smooth activation of GPT-2, in its tanh approximation (Hendrycks, Gimpel 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(x, approximate="tanh")
-
-    @staticmethod
-    def by_hand(x: Tensor) -> Tensor:
-        """The same result as a formula; `forward` uses PyTorch's fused kernel."""
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):

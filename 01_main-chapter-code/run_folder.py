@@ -24,10 +24,10 @@ MAX_LABELS_DRAWN = 20  # in a confusion matrix
 class RunFolder:
     """The output of a run, from its first check to the finished classifier.
 
-    As a context it holds a lock. Raises ``DataError`` on entering where the folder cannot be
-    written, where it holds a classifier or an unfinished run and `overwrite` was not said, or
-    where `resume` finds nothing to go on with, or another run. `identity` is whatever must be the
-    same when it is resumed. Without a `path`, nothing is written.
+    As a context it holds a lock. Raises ``DataError`` on entering where the folder holds a
+    classifier or an unfinished run and `overwrite` was not said, or where `resume` finds nothing
+    to go on with, or another run; ``OSError`` where it cannot be written. `identity` is whatever
+    must be the same when it is resumed. Without a `path`, nothing is written.
     """
 
     def __init__(
@@ -47,25 +47,15 @@ class RunFolder:
             if self.resume:
                 raise DataError("--resume goes on with the run in --output: name that.")
             return self
-        with self._lock:
-            self._take()
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path / CHECKPOINT))
             self._look_at_what_is_there()
-            self._lock = self._lock.pop_all()
+            self._lock = stack.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
         self._lock.close()
-
-    def _take(self) -> None:
-        """Lock the folder, and find out now, not after the training, if it can be written."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.enter_context(locked(self.path / CHECKPOINT))
-        except OSError as error:
-            raise DataError(
-                f"--output {self.path}: this folder cannot be written ({error.strerror}); choose "
-                f"another."
-            ) from None
 
     def _look_at_what_is_there(self) -> None:
         classifier = (self.path / "config.json").exists()

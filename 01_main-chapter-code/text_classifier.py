@@ -140,12 +140,12 @@ class ClassifierConfig:
 
     def chunks(self, texts: Sequence[str], tokenizer) -> list[list[Tensor]]:
         """Token ids (T,) of each text as this classifier reads them: of one chunk or several."""
-        whole = self.max_length if self.cut == "head" else WHOLE
+        limit = self.max_length if self.cut == "head" else WHOLE
         return [
             pad_messages(
                 cut_tokens(ids, self.max_length, self.cut), self.pad_to or 0, tokenizer.eot_token
             )
-            for ids in encode_messages(texts, tokenizer, whole)
+            for ids in encode_messages(texts, tokenizer, limit)
         ]
 
     def encode(self, texts: Sequence[str], tokenizer) -> list[Tensor]:

@@ -184,18 +184,15 @@ def micro_batches(
     if size is None or size >= num_messages:
         yield dict(batch), 1.0
         return
-    counts = message_weights(batch["labels"], class_weights)
+    counts = torch.ones(num_messages)
+    if class_weights is not None:
+        counts = class_weights.cpu()[batch["labels"]]
     for start in range(0, num_messages, size):
         rows = slice(start, start + size)
         longest = int(batch["attention_mask"][rows].sum(dim=1).max())
         part = {name: t[rows] if t.dim() else t for name, t in batch.items()}
         part = {n: t[:, :longest] if t.dim() > 1 and n != "labels" else t for n, t in part.items()}
         yield part, (counts[rows].sum() / counts.sum()).item()
-
-
-def message_weights(labels: Tensor, class_weights: Tensor | None) -> Tensor:
-    """How much each message of a batch counts in its mean loss (B,)."""
-    return torch.ones(len(labels)) if class_weights is None else class_weights.cpu()[labels]
 
 
 def train_step(
@@ -268,9 +265,7 @@ class Checkpoint:
     """The file from which a training that was stopped goes on to the same result.
 
     `identity` is whatever must be the same then: options, and a fingerprint of the data. A
-    checkpoint of another run, or a damaged one, is refused with a ``ValueError``. Instead of a
-    `TrainingState` it takes anything with its `parameters`, `best_weights`, `optimizer` and
-    `history`.
+    checkpoint of another run, or a damaged one, is refused with a ``ValueError``.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]):
@@ -309,9 +304,9 @@ class Checkpoint:
         for name, parameter in state.parameters.items():
             parameter.copy_(saved["parameters"][name])
         state.best_weights = saved["best_weights"]
-        whole = state.optimizer.state_dict() | {"state": saved["optimizer"]}
-        state.optimizer.load_state_dict(whole)
-        state.history = type(state.history)(**saved["history"])
+        moments = {"state": saved["optimizer"]}
+        state.optimizer.load_state_dict(state.optimizer.state_dict() | moments)
+        state.history = History(**saved["history"])
 
     def _read(self, device: torch.device) -> dict[str, Any]:
         try:

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -150,16 +150,6 @@ def make_optimizers(model: GPTModel, learning_rate: float) -> list[torch.optim.O
     ]
 
 
-@dataclass
-class Losses:
-    """Of training steps and of the held-out text, with the number of steps before each."""
-
-    steps: list[int] = field(default_factory=list)
-    train_loss: list[float] = field(default_factory=list)
-    held_out_steps: list[int] = field(default_factory=list)
-    held_out_loss: list[float] = field(default_factory=list)
-
-
 def learning_rate_factor(step: int, num_steps: int) -> float:
     """Warm-up, a constant part, then a linear fall to zero."""
     warmup = min(1.0, (step + 1) / WARMUP_STEPS)
@@ -186,7 +176,8 @@ def pretrain(config: PretrainingConfig) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     tokenizer, train, valid = load_tokens(config)
     torch.manual_seed(config.seed)
-    model, losses = GPTModel(MODEL_CONFIGS[GPT_MINI]).to(device), Losses()
+    model = GPTModel(MODEL_CONFIGS[GPT_MINI]).to(device)
+    losses = {"steps": [], "train_loss": [], "held_out_steps": [], "held_out_loss": []}
     optimizers = make_optimizers(model, config.learning_rate)
     print(f"{num_parameters(model):,} parameters, {len(train):,} tokens, on {device}.")
     calc_loss = torch.compile(batch_loss) if config.compile else batch_loss
@@ -206,12 +197,12 @@ def pretrain(config: PretrainingConfig) -> None:
             optimizer.step()
         num_done = step + 1
         if num_done % STEPS_PER_LOSS == 0:
-            losses.steps.append(num_done)
-            losses.train_loss.append(round(loss.item(), 4))
+            losses["steps"].append(num_done)
+            losses["train_loss"].append(round(loss.item(), 4))
         if num_done % STEPS_PER_HELD_OUT_LOSS == 0 or num_done == num_steps:
-            losses.held_out_steps.append(num_done)
-            losses.held_out_loss.append(round(held_out_loss(model, valid, length), 4))
-            tqdm.write(f"step {num_done}: held-out loss {losses.held_out_loss[-1]:.3f}")
+            losses["held_out_steps"].append(num_done)
+            losses["held_out_loss"].append(round(held_out_loss(model, valid, length), 4))
+            tqdm.write(f"step {num_done}: held-out loss {losses['held_out_loss'][-1]:.3f}")
     seconds = round(time.perf_counter() - start)
     write_results(config, model, tokenizer, losses, num_steps * TOKENS_PER_STEP, seconds)
 
@@ -220,7 +211,7 @@ def write_results(
     config: PretrainingConfig,
     model: GPTModel,
     tokenizer: tiktoken.Encoding,
-    losses: Losses,
+    losses: dict[str, list],
     num_tokens: int,
     seconds: int,
 ) -> None:
@@ -242,21 +233,21 @@ def write_results(
         "device": device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "held_out_loss": losses.held_out_loss[-1],
-        "held_out_perplexity": round(math.exp(losses.held_out_loss[-1]), 2),
+        "held_out_loss": losses["held_out_loss"][-1],
+        "held_out_perplexity": round(math.exp(losses["held_out_loss"][-1]), 2),
         "samples": samples,
-        "log": vars(losses),
+        "log": losses,
     }
     write_json(results, config.output / "pretraining.json")
     plot_loss_curve(losses, config.output / "loss-curve.png")
 
 
-def plot_loss_curve(losses: Losses, path: Path) -> None:
+def plot_loss_curve(losses: dict[str, list], path: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="tight")
     ax, millions = figure.add_subplot(), TOKENS_PER_STEP / 1e6
-    ax.plot(np.multiply(losses.steps, millions), losses.train_loss, lw=0.8, label="training")
-    held_out_tokens = np.multiply(losses.held_out_steps, millions)
-    ax.plot(held_out_tokens, losses.held_out_loss, "o-", label="held out")
+    train, held_out = (np.multiply(losses[n], millions) for n in ("steps", "held_out_steps"))
+    ax.plot(train, losses["train_loss"], lw=0.8, label="training")
+    ax.plot(held_out, losses["held_out_loss"], "o-", label="held out")
     ax.set(xlabel="tokens seen (millions)", ylabel="cross-entropy (nats per token)")
     ax.set_ylim(top=7)
     ax.grid(alpha=0.3)

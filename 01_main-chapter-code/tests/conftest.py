@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import matplotlib
+import pandas as pd
 import pytest
 import torch
 from helpers import made_up_messages, write_csv
@@ -12,9 +13,10 @@ from matplotlib.figure import Figure
 from tiny import GPT
 
 from classifier_folder import save_classifier
-from gpt_download import load_mini_tokenizer
+from gpt_download import DownloadError, load_mini_tokenizer
 from previous_chapters import GPTConfig, GPTModel
 from text_classifier import ClassifierConfig, GPTClassifier
+from text_data import read_sms_spam
 
 matplotlib.use("Agg")  # as the commands do: no window, wherever the tests run
 
@@ -42,11 +44,21 @@ def unbalanced_csv(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def sms() -> pd.DataFrame:
+    """The SMS Spam Collection."""
+    try:
+        return read_sms_spam()
+    except DownloadError as error:
+        pytest.skip(f"the SMS Spam Collection cannot be had: {str(error).splitlines()[0]}")
+
+
+@pytest.fixture(scope="session")
 def _saved_tiny_classifier(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     vocab_size = load_mini_tokenizer().n_vocab
     decoder = GPTModel(GPTConfig(vocab_size, context_length=32, emb_dim=16, n_heads=2, n_layers=2))
-    card = {"trained_on": "nothing", "training": {}, "test": {}, "made_up_data": True}
+    training = {"text_column": "short"}
+    card = {"trained_on": "nothing", "training": training, "test": {}, "made_up_data": True}
     config = ClassifierConfig("gpt-mini", ("ham", "spam"), 32, card=card)
     folder = tmp_path_factory.mktemp("saved") / "classifier"
     save_classifier(GPTClassifier(decoder, config).eval(), folder)

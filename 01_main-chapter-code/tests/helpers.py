@@ -70,7 +70,7 @@ def kill_at_a_rename(command: str, *arguments, name: str, moment: str = "after",
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("no SIGKILL on this system")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["finetune", "classify"])  # imported once for all processes
+    context.set_forkserver_preload(["finetune"])  # imported once for all processes
     given = (command, [*map(str, arguments)], name, moment, count)
     process = context.Process(target=_kill_at_a_rename, args=given)
     process.start()

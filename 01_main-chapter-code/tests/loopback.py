@@ -25,13 +25,13 @@ WEIGHTS = save({"wte.weight": torch.arange(50_000, dtype=torch.float32)})
 
 def make_wheel(content: bytes) -> bytes:
     """A package with one file of data; its code would raise an exception if it were imported."""
-    about = "tiny_model-1.0.dist-info"
+    metadata = "tiny_model-1.0.dist-info"
     files = {
         MEMBER: content,
         "tiny_model/__init__.py": b"raise SystemError('imported')\n",
-        f"{about}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
-        f"{about}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{about}/RECORD": b"",
+        f"{metadata}/METADATA": b"Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n",
+        f"{metadata}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{metadata}/RECORD": b"",
     }
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

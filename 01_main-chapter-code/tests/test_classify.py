@@ -14,12 +14,11 @@ import helpers
 import pandas as pd
 import pytest
 import torch
-from helpers import CHAPTER, command_environment, made_up_messages, run_python, write_csv
+from helpers import CHAPTER, command_environment, run_python, write_csv
 
 import classify
 from classifier_folder import classify_texts, open_classifier
 from files import locked
-from fine_tuning import RunConfig, fine_tune
 
 fails = partial(helpers.fails, classify)
 
@@ -190,7 +189,7 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
         (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
         (("--file", "in.csv", "--overwrite"), ["--overwrite", "--output"]),
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
-        (("--file", "in.csv", "--output", ".", "--overwrite"), ["already", "replaces a file"]),
+        (("--file", "in.csv", "--output", "folder", "--overwrite"), ["replaces a file"]),
         (("--file", "twice.csv"), ["two columns are called 'body'"]),
         (("--separator", ";", "a text"), ["--separator", "--file"]),
         (("--encoding", "latin-1", "a text"), ["--encoding", "--file"]),
@@ -204,6 +203,7 @@ def test_classify_names_what_is_wrong(
     Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
     Path("there.csv").write_text("mine", encoding="utf-8")
     Path("twice.csv").write_text("body,body\na,b\n", encoding="utf-8")
+    Path("folder").mkdir()
     said = fails(capsys, tiny_classifier_folder, *arguments)
     for part in parts:
         assert part in said
@@ -286,12 +286,9 @@ def test_true_labels_in_the_file_tell_how_good_the_answers_are(
     assert "'probability of ham'" in fails(capsys, *arguments)
 
 
-def test_the_column_that_a_classifier_was_trained_on_is_read(tmp_path, capsys):
-    data = write_csv(tmp_path / "data.csv", made_up_messages(10), "short,kind")  # a guess
-    tiny = {"model": "gpt-mini", "trainable": "head", "num_epochs": 1, "max_length": 8}
-    tiny |= {"continued_pretraining_epochs": 0, "quiet": True}
-    fine_tune(RunConfig(data=data, output=tmp_path / "folder", **tiny))
-    path = tmp_path / "in.csv"
-    path.write_text("short,long\nwin,see you at home tonight\n", encoding="utf-8")
-    assert classify.main([str(tmp_path / "folder"), "--file", str(path)]) == 0
+def test_the_column_that_a_classifier_was_trained_on_is_read(
+    tiny_classifier_folder, tmp_path, capsys
+):
+    path = write_csv(tmp_path / "in.csv", [("win", "see you at home tonight")], "short,long")
+    assert classify.main([str(tiny_classifier_folder), "--file", str(path)]) == 0
     assert "column 'short'" in capsys.readouterr().err

@@ -71,6 +71,7 @@ def test_the_two_commands_in_turn(as_in_the_readme, capsys, monkeypatch):
     assert sorted(path.name for path in output.iterdir()) == [*names, "model.safetensors"]
     metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
     assert metrics["train"]["accuracy"] > 0.9  # these messages are told apart by a few words
+    assert metrics["options"]["text_column"] == "text"  # guessed; classify.py looks for it
 
     lines = b"claim free cash prize call\n\nlunch later at home with mum\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))

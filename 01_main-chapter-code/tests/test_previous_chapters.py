@@ -11,9 +11,7 @@ from tiny import DECODERS, GPT, random_decoder
 from export import shape_in_transformers
 from gpt_download import GPT2_WEIGHTS, MODEL_CONFIGS, load_mini_tokenizer
 from previous_chapters import (
-    GELU,
     GPTModel,
-    LayerNorm,
     MultiHeadAttention,
     calc_perplexity,
     calc_text_loss,
@@ -51,16 +49,6 @@ def test_attention_without_causal_mask_looks_at_all_real_tokens():
     assert weights[0].min() > 0
     assert weights[1, ..., 4:].max() == 0
     torch.testing.assert_close(output[1:, :4], attention(x[1:, :4]), atol=1e-6, rtol=0)
-
-
-def test_fused_norm_and_activation_equal_those_by_hand():
-    torch.manual_seed(0)
-    norm = LayerNorm(32)
-    torch.nn.init.normal_(norm.scale)
-    torch.nn.init.normal_(norm.shift)
-    x = torch.randn(4, 32) * 5 + 2
-    torch.testing.assert_close(norm(x), norm.by_hand(x), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(GELU()(x), GELU.by_hand(x), atol=1e-5, rtol=1e-5)
 
 
 def test_heads_must_divide_the_embedding():

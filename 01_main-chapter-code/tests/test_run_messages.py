@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from helpers import made_up_messages, write_csv
 
-import gpt_download
 from message_files import DataError
 from run_config import SMS_NAME, RunConfig
 from run_messages import read_run_messages
@@ -88,11 +87,7 @@ def test_continued_pretraining_reads_nothing_that_is_validated_or_tested_on(unba
     assert held_out.isdisjoint(messages.unlabelled)
 
 
-def test_the_protocol_chooses_the_split():
-    try:
-        gpt_download.fetch(gpt_download.SMS_SPAM_ZIP)
-    except gpt_download.DownloadError as error:
-        pytest.skip(str(error).splitlines()[0])
+def test_the_protocol_chooses_the_split(sms):
     repeated = {}
     for protocol in ("clean", "published"):
         messages = read_run_messages(RunConfig(protocol=protocol), lambda *_: None)

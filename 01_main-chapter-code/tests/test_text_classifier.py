@@ -66,9 +66,9 @@ def test_the_first_token_sees_later_ones_without_the_causal_mask_only():
     ],
 )
 def test_wrong_configurations_are_named(change, message):
-    about = {"model_name": "gpt-mini", "label_names": ["a", "b"], "max_length": 40}
+    options = {"model_name": "gpt-mini", "label_names": ["a", "b"], "max_length": 40}
     with pytest.raises(ValueError, match=message):
-        GPTClassifier(tiny_classifier().decoder, ClassifierConfig(**about | change))
+        GPTClassifier(tiny_classifier().decoder, ClassifierConfig(**options | change))
 
 
 @pytest.mark.parametrize("trainable", [-1, 4, True, "lora", "everything", None])

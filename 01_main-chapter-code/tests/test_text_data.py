@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_download import DownloadError, load_mini_tokenizer
+from gpt_download import load_mini_tokenizer
 from text_data import (
     LOOK_ALIKES,
     ChunkDataset,
@@ -25,19 +25,10 @@ from text_data import (
     encode_messages,
     make_loader,
     published_splits,
-    read_sms_spam,
     split_messages,
     swap_words,
     write_look_alikes,
 )
-
-
-@pytest.fixture(scope="module")
-def sms():
-    try:
-        return read_sms_spam()
-    except DownloadError as error:
-        pytest.skip(f"the SMS Spam Collection cannot be had: {str(error).splitlines()[0]}")
 
 
 def made_up(counts: dict[str, int]) -> pd.DataFrame:
