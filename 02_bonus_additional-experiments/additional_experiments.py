@@ -41,6 +41,7 @@ from gpt_download import SMS_SPAM_ZIP, fetch
 from measuring import in_fresh_process, machine
 from message_files import DataError
 from run_messages import Messages, read_run_messages, sort_labels, take_some
+from text_classifier import pick_device
 from text_data import Splits, balance_classes, read_sms_spam
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
@@ -135,7 +136,7 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
     """One run from the messages to what its file holds; a `store` is `fine_tune`'s."""
     processor_start = time.process_time()
     messages = read_experiment_messages(config)
-    splits, is_of_reviews = messages.splits, config.protocol in REVIEWS
+    splits = messages.splits
     if config.classifier == "gpt":
         metrics = fine_tune(config, messages, store).metrics
         about = {name: metrics[name] for name in OF_GPT}
@@ -146,28 +147,27 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
         probabilities = OTHERS.get(config.classifier, run_classical)(config, messages, store)
     labels = splits.test["label"].map(messages.label_names.index).to_numpy()
     repeated = is_repeated(splits)
-    result = {"row": config.row, "seed": config.seed, "command": config.command, **about}
-    result["test"] = (test_metrics if is_of_reviews else spam_metrics)(probabilities, labels)
-    if is_of_reviews:
-        predicted = {"predicted": "".join(map(str, probabilities.argmax(axis=1)))}
+    result = {"row": config.row, "seed": config.seed, "command": config.command, **machine()}
+    result |= {"device": pick_device(config.device).type, **about}
+    predictions = {
+        "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
+        "labels": "".join(map(str, labels)),
+    }
+    if config.protocol in REVIEWS:
+        result["test"] = test_metrics(probabilities, labels)
+        predictions["predicted"] = "".join(map(str, probabilities.argmax(axis=1)))
     else:
-        predicted = {"spam_probability": pack(probabilities)}
-    if repeated.any() and not is_of_reviews:
-        result["test_without_repeated"] = spam_metrics(probabilities[~repeated], labels[~repeated])
-    return (
-        machine()
-        | result
-        | {
-            "processor_seconds": round(time.process_time() - processor_start, 3),
-            "from_scratch": store is None,
-            "configuration": config.identity(),
-            "predictions": {
-                "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
-                "labels": "".join(map(str, labels)),
-                **predicted,
-            },
-        }
-    )
+        result["test"] = spam_metrics(probabilities, labels)
+        predictions["spam_probability"] = pack(probabilities)
+        if repeated.any():
+            new = ~repeated
+            result["test_without_repeated"] = spam_metrics(probabilities[new], labels[new])
+    return result | {
+        "processor_seconds": round(time.process_time() - processor_start, 3),
+        "from_scratch": store is None,
+        "configuration": config.identity(),
+        "predictions": predictions,
+    }
 
 
 def measure_and_keep(config: ExperimentConfig, store: Store | None = None) -> dict[str, Any]:

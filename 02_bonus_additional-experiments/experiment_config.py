@@ -13,31 +13,11 @@ from text_classifier import Pooling, Trainable
 
 RESULTS = Path(__file__).parent / "results"
 
-UPDATES = 914 * 5  # messages that a GPT learns from, at any size: five epochs of all SMS messages
-MAX_EPOCHS = 40
-
-
-def read_rows(path: Path) -> pd.DataFrame:
-    """The rows of all tables. One with several sizes becomes one for each number of training
-    messages; a GPT then makes as many updates as with all messages, in at most 40 epochs, unless
-    the row has a number of its own."""
-    rows = []
-    for about in pd.read_csv(path, keep_default_na=False).to_dict("records"):
-        for size in map(int, about["sizes"].split()):
-            options = f"{about['options']} --train-size {size}"
-            if "--classifier" not in options and "--num-epochs" not in options:
-                options += f" --num-epochs {min(MAX_EPOCHS, round(UPDATES / size))}"
-            sized = {"row": about["row"].format(size=size), "options": options.strip()}
-            says = f"{about['description']}, {size} training messages"
-            rows.append(about | sized | {"description": says})
-        if not about["sizes"]:
-            rows.append(about)
-    table = pd.DataFrame(rows).set_index("row")
-    return table.assign(published=pd.to_numeric(table.published))
-
-
-# The rows of all tables, by suite: name, sizes, options, what the reader compares, test accuracy in
-# the well-known table, and whether the first seed is timed in a process of its own.
+# The rows of all tables, by suite: name, options, what the reader compares, test accuracy in the
+# well-known table, whether the first seed is timed in a process of its own, and the learning curve
+# that the row is a point of: the task, and who learns, in the order in which tables name them.
+# With few training messages a GPT makes as many updates as in five epochs of all 914, in at most 40
+# epochs; LoRA and DoRA fewer.
 # Settings that differ from the chapter's were chosen on validation messages of seeds that the
 # tables do not use: learning rate and dropout for all layers on seeds 101 to 106,
 # continued pretraining and the learning rate of SmolLM2's LoRA on seed 101 alone. The learning rate
@@ -45,7 +25,9 @@ def read_rows(path: Path) -> pd.DataFrame:
 # The published accuracies are those of GPT-2 124M on an A100, one seed, 300 test messages of which
 # 37 stand in the training set, from the README of github.com/rasbt/LLMs-from-scratch,
 # ch06/02_bonus_additional-experiments (Apache 2.0).
-ROWS = read_rows(Path(__file__).parent / "rows.csv")
+ROWS = pd.read_csv(
+    Path(__file__).parent / "rows.csv", index_col="row", dtype=str, keep_default_na=False
+)
 MAIN = ROWS.index[~ROWS.suite.str.match("larger|smollm2|few-")]
 
 REVIEWS = ("reviews", "stars")

@@ -31,20 +31,9 @@ DOCUMENTS = (FOLDER / "README.md", FOLDER / "tables.md")
 ROW_1, NGRAMS, ALMEIDA_NGRAMS = "last-block", "char-ngrams", "almeida-char-ngrams-weighted"
 BLOCKS = ("head", ROW_1, "two-blocks", *(f"blocks-{n}" for n in range(3, 7)), "all-layers")
 SMS, TWO_CLASSES, STARS = "text messages", "reviews, two classes", "reviews, eight star ratings"
-TASKS = {SMS: "", TWO_CLASSES: "reviews-", STARS: "stars-"}  # how the names of its rows begin
+TASKS = (SMS, TWO_CLASSES, STARS)
 CHARACTERS = "character n-grams"
-LEARNERS = {  # of the learning curves: pattern of how the names of its rows end
-    CHARACTERS: r"ngrams-\d+|char-ngrams",
-    "gpt-mini's shape, random weights": r"random-\d+|random-last-block",
-    "gpt-mini, last block": r"pretrained-\d+|last-block",
-    "MiniLM, a regression on its embeddings": r"minilm-\d+",
-    "MiniLM, contrastive fine-tuning": r"contrastive-\d+",
-    "SmolLM2, examples in the prompt": r"prompt-\d+",
-    "SmolLM2, a regression on frozen features": r"smollm2-frozen(-\d+)?",
-    "SmolLM2, LoRA": r"smollm2-lora-\d+",
-    "SmolLM2, DoRA": r"smollm2-dora-\d+",
-    "SmolLM2, last block": r"smollm2-last-block(-\d+)?",
-}
+LEARNERS = [learner for learner in ROWS.learner.unique() if learner]
 
 COST = {"CPU seconds": "processor_seconds", "MB": "peak_memory_mb"}
 KNOWN = ("", "test accuracy", "deviation", "95% interval", "against row 1", "won : lost, p")
@@ -68,12 +57,11 @@ def curves(measured: Measured, task: str) -> dict[str, dict[int, Runs]]:
     """The learning curves of a task, by learner and number of labelled examples; what was not
     measured is left out."""
     found: dict[str, dict[int, Runs]] = {}
-    for learner, pattern in LEARNERS.items():
-        for row, runs in measured.items():
-            if re.fullmatch(f"{TASKS[task]}({pattern})", row):
-                size = runs.files[0]["train"]["num_examples"]
-                found.setdefault(learner, {})[size] = runs
-    return {learner: dict(sorted(by_size.items())) for learner, by_size in found.items()}
+    for learner in LEARNERS:
+        rows = ROWS.index[(ROWS.task == task) & (ROWS.learner == learner)].intersection([*measured])
+        if by_size := {measured[r].files[0]["train"]["num_examples"]: measured[r] for r in rows}:
+            found[learner] = dict(sorted(by_size.items()))
+    return found
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -136,7 +124,7 @@ def known_rows(measured: Measured) -> pd.DataFrame:
         cells |= {"options": f"`{about.options}`"}
         if row in measured:
             cells = line(measured[row], measured[ROW_1] if about.suite == "known" else None)
-        lines.append(cells | {"row": number, "published": f"{about.published:.1f}%"})
+        lines.append(cells | {"row": number, "published": f"{float(about.published):.1f}%"})
     return pd.DataFrame(lines)[["row", *KNOWN, "published", *COST, "options"]]
 
 
@@ -184,7 +172,7 @@ def almeida_table(measured: Measured) -> str:
 
 def rows_of(suite: str) -> list[str]:
     """The rows of a suite that are no points of a learning curve."""
-    return list(ROWS.index[(ROWS.suite == suite) & (ROWS.sizes == "")])
+    return list(ROWS.index[(ROWS.suite == suite) & ~ROWS.options.str.contains("--train-size")])
 
 
 TABLES = {
