@@ -53,11 +53,6 @@ class EncoderRunConfig(ReviewsConfig):
     learning_rate: float = chapters("learning_rate", 1e-4)
     weight_decay: float = chapters("weight_decay", 0.01)
 
-    def identity(self) -> dict[str, Any]:
-        """Everything that shapes the result; of a folder with an encoder, its name alone."""
-        model = Path(self.model)
-        return super().identity() | {"model": model.name if model.is_dir() else self.model}
-
 
 class EncoderClassifier(nn.Module):
     """An encoder as the chapter trains it: `forward(input_ids, attention_mask)` gives logits."""
@@ -104,7 +99,7 @@ class EncoderLearner(GPTLearner):
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         return list(map(torch.tensor, self.tokenizer(texts, verbose=False)["input_ids"]))
 
-    def make_model(self, texts: Sequence[str], clock: Clock, is_under_way: bool) -> nn.Module:
+    def make_model(self, texts: Sequence[str], clock: Clock) -> nn.Module:
         return EncoderClassifier(self.encoder, self.config.precision)
 
     def save(self, folder: Path, options: dict[str, Any]) -> None:

@@ -171,12 +171,11 @@ class GPTLearner:
         """Token ids (T,) of each text as a whole."""
         return encode_messages(texts, self.tokenizer, WHOLE)
 
-    def make_model(self, texts: Sequence[str], clock: Clock, is_under_way: bool) -> nn.Module:
+    def make_model(self, texts: Sequence[str], clock: Clock) -> nn.Module:
         """The model with a new head, from token ids and mask to logits (B, 2). `texts` are the
-        training reviews; `is_under_way` if a checkpoint will be loaded into it."""
+        training reviews."""
         config = self.config
-        all_are_loaded = is_under_way and config.trainable == "all"
-        if config.continued_pretraining_epochs and not all_are_loaded:
+        if config.continued_pretraining_epochs:
             with clock.stage("pretraining"):
                 how = (config.max_length, config)
                 pretrain_on_texts(self.decoder, self.tokenizer, texts, *how)
@@ -208,9 +207,11 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
     Raises what `fine_tune` raises.
     """
     parts = read_parts(config.data, PARTS[:2] if config.validation_only else PARTS)
-    sizes = {"train": (config.train_size, config.seed), "test": (config.test_size, 0)}
-    sizes["validation"] = (config.validation_size, 0)
-    parts, learner = {part: report.draw(parts[part], *sizes[part]) for part in parts}, load(config)
+    sizes = {"train": config.train_size, "validation": config.validation_size}
+    for part, reviews in parts.items():
+        seed = config.seed if part == "train" else 0
+        parts[part] = report.draw(reviews, sizes.get(part, config.test_size), seed)
+    learner = load(config)
     words = [learner.script, config.name, *config.words(config.identity())]
     config, clock = learner.config, Clock()
     options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
@@ -218,8 +219,7 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
     with RunFolder(folder, options, config.resume, config.overwrite) as folder:
         if folder.is_finished:
             return folder.metrics()
-        texts, is_under_way = list(parts["train"]["text"]), folder.checkpoint.path.exists()
-        model = learner.make_model(texts, clock, is_under_way)
+        model = learner.make_model(list(parts["train"]["text"]), clock)
         num_trained = num_parameters(model, trainable_only=True)
         if not config.quiet:
             print(f"{config.model}: {len(parts['train']):,} reviews, {num_trained:,} parameters.")

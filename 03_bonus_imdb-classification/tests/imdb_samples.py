@@ -1,6 +1,5 @@
 """Small stand-ins for the reviews: an archive in the original layout, and three parts."""
 
-import io
 import random
 import sys
 import tarfile
@@ -38,21 +37,18 @@ def archive_members() -> dict[str, bytes]:
     return members
 
 
-def write_archive(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return path
-
-
 def write_folder(folder: Path, members: dict[str, bytes]) -> Path:
     for name, content in members.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder / "aclImdb"
+
+
+def write_archive(path: Path, folder: Path) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    return path
 
 
 def write_sample_parts(folder: Path, num_train: int = 12) -> Path:

@@ -24,7 +24,8 @@ def small(tmp_path, monkeypatch):
 @pytest.fixture
 def archive(tmp_path) -> Path:
     (tmp_path / "cache").mkdir()
-    return write_archive(tmp_path / "cache" / "aclImdb_labelled.tar.xz", archive_members())
+    folder = write_folder(tmp_path, archive_members())
+    return write_archive(tmp_path / "cache" / "aclImdb_labelled.tar.xz", folder)
 
 
 def checksums(folder: Path) -> dict[str, str]:
