@@ -11,13 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from previous_chapters import Decoder, select_positions
 from text_data import (
     IGNORED,
-    WHOLE,
+    NO_LIMIT,
     Cut,
     SpamDataset,
     batches_by_length,
@@ -140,7 +139,7 @@ class ClassifierConfig:
 
     def chunks(self, texts: Sequence[str], tokenizer) -> list[list[Tensor]]:
         """Token ids (T,) of each text as this classifier reads them: of one chunk or several."""
-        limit = self.max_length if self.cut == "head" else WHOLE
+        limit = self.max_length if self.cut == "head" else NO_LIMIT
         return [
             pad_messages(
                 cut_tokens(ids, self.max_length, self.cut), self.pad_to or 0, tokenizer.eot_token
@@ -257,25 +256,6 @@ def calc_loss_batch(
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
     )
-
-
-@torch.no_grad()
-def calc_loss_loader(model: nn.Module, loader: DataLoader) -> float:
-    """Mean cross-entropy per message over a loader."""
-    model.eval()
-    total = sum(calc_loss_batch(model, batch).item() * len(batch["labels"]) for batch in loader)
-    return total / len(loader.dataset)
-
-
-@torch.no_grad()
-def calc_accuracy_loader(model: nn.Module, loader: DataLoader) -> float:
-    """Fraction of a loader's messages whose class gets the largest logit."""
-    model.eval()
-    correct = 0
-    for batch in loader:
-        predicted = calc_logits(model, batch).argmax(dim=-1)
-        correct += (predicted.cpu() == batch["labels"]).sum().item()
-    return correct / len(loader.dataset)
 
 
 @torch.no_grad()

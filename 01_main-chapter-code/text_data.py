@@ -205,7 +205,7 @@ def pad_messages(sequences: Sequence[Tensor], num_tokens: int, pad_id: int) -> l
 
 
 Cut = Literal["head", "tail", "both", "windows"]
-WHOLE = 2**31  # tokens: more than any text has
+NO_LIMIT = 2**31  # tokens: more than any text has
 
 
 def cut_tokens(ids: Tensor, max_length: int, cut: Cut, marked: bool = False) -> list[Tensor]:

@@ -21,7 +21,7 @@ from imdb_results import MY_RESULTS, draw, label_numbers, write_result
 from measuring import machine
 from message_files import DataError
 from text_classifier import pick_device
-from text_data import WHOLE, Cut, encode_messages
+from text_data import NO_LIMIT, Cut, encode_messages
 from train_gpt import RUNS
 
 SEED = 1  # of the reviews drawn
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     classifier, tokenizer = open_classifier(args.runs / args.name, device)
     about = classifier.config
     test = read_parts(args.data, ["test"])["test"]
-    encoded = encode_messages(list(test["text"]), tokenizer, WHOLE)
+    encoded = encode_messages(list(test["text"]), tokenizer, NO_LIMIT)
     long = test[[len(ids) > about.max_length for ids in encoded]]
     if long.empty:
         raise DataError(f"No test review is longer than {about.max_length} tokens.")

@@ -51,7 +51,7 @@ from text_classifier import (
     pick_device,
     predict_logits,
 )
-from text_data import WHOLE, ChunkDataset, Cut, SpamDataset, cut_tokens, encode_messages
+from text_data import NO_LIMIT, ChunkDataset, Cut, SpamDataset, cut_tokens, encode_messages
 from training import Checkpoint, History, TrainingState, train_epoch
 
 RUNS = Path(__file__).parent / "runs"
@@ -169,7 +169,7 @@ class GPTLearner:
 
     def encode(self, texts: Sequence[str]) -> list[Tensor]:
         """Token ids (T,) of each text as a whole."""
-        return encode_messages(texts, self.tokenizer, WHOLE)
+        return encode_messages(texts, self.tokenizer, NO_LIMIT)
 
     def make_model(self, texts: Sequence[str], clock: Clock) -> nn.Module:
         """The model with a new head, from token ids and mask to logits (B, 2). `texts` are the
