@@ -14,7 +14,7 @@ from features import FastClassifier
 from files import read_json, write_json
 from gpt_download import load_tokenizer
 from text_classifier import ClassifierConfig, GPTClassifier
-from text_data import SpamDataset
+from text_data import collate
 
 NETWORK = "classifier.onnx"
 INPUTS = ("attention_mask", "input_ids")
@@ -24,8 +24,7 @@ WIDEST = 255  # steps of 8 bits: a layer whose inputs reach further would get st
 def save_onnx(classifier: GPTClassifier, path: Path) -> None:
     """Write a network from `attention_mask` and `input_ids` (B, T) to logits (B, C), for any
     number and length of messages."""
-    dataset = SpamDataset([torch.arange(7), torch.arange(5), torch.arange(3)])
-    batch = dataset.collate(list(dataset))
+    batch = collate([(torch.arange(length), 0) for length in (7, 5, 3)])
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     with torch.no_grad():
         torch.onnx.export(
@@ -71,8 +70,8 @@ def _layers_with_outliers(path: Path, trial: Iterable[Tensor]) -> list[str]:
     onnx.save(network, path.with_name("shown.onnx"), save_as_external_data=True)
     session, reaches = _session(path.with_name("shown.onnx")), dict.fromkeys(shown, 0.0)
     for ids in trial:
-        batch = SpamDataset([ids]).collate([(ids, 0)])
-        for name, values in zip(shown, session.run(shown, _arrays(batch)), strict=True):
+        inputs = _arrays(collate([(ids, 0)]))
+        for name, values in zip(shown, session.run(shown, inputs), strict=True):
             reaches[name] = max(reaches[name], abs(values).max())
     return [layer for layer, name in layers.items() if reaches[name] > WIDEST]
 

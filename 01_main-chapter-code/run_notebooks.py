@@ -19,12 +19,6 @@ from command_line import make_parser, run_command
 from files import locked, write_text
 from gpt_download import SMS_SPAM_ZIP, DownloadError, fetch
 
-CHAPTER = (
-    "ch06.ipynb",
-    "ch06-careful.ipynb",
-    "exercise-solutions.ipynb",
-    "load-finetuned-model.ipynb",
-)
 QUIET = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 # Somebody's path, but not the part of a web address that looks like one; an object's address.
@@ -89,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: the chapter's four")
     parser.add_argument("--output", type=Path, help="folder for the copies; default: in place")
     args = parser.parse_args(argv)
-    paths = args.notebooks or [Path(__file__).with_name(name) for name in CHAPTER]
+    paths = args.notebooks or sorted(Path(__file__).parent.glob("*.ipynb"))
     return run_command("run_notebooks.py", lambda: execute_all(paths, args.output))
 
 

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from previous_chapters import Decoder, select_positions
 from text_data import (
-    IGNORED,
     NO_LIMIT,
     Cut,
     SpamDataset,
@@ -245,7 +244,6 @@ def calc_loss_batch(
     batch: Mapping[str, Tensor],
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
-    ignore_index: int = IGNORED,
 ) -> Tensor:
     """Mean cross-entropy of a batch, in nats; `class_weights` (C,) make classes count unequally."""
     logits = calc_logits(model, batch)
@@ -254,7 +252,6 @@ def calc_loss_batch(
         batch["labels"].to(logits.device),
         weight=class_weights,
         label_smoothing=label_smoothing,
-        ignore_index=ignore_index,
     )
 
 

@@ -1,9 +1,5 @@
 """Metrics against scikit-learn's, properties of intervals and curves, and the pictures."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import pytest
 from hypothesis import given
