@@ -183,9 +183,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("train_linear.py", __doc__.partition("\n")[0])
-    parser.add_argument(
-        "methods", nargs="*", default=[*METHODS], help=f"of {', '.join(METHODS)}; default: all"
-    )
+    parser.add_argument("methods", nargs="*", default=[*METHODS], help="what is measured")
     parser.add_argument("--train-size", type=int, help="reviews learned from; default: all")
     parser.add_argument(
         "--choose",

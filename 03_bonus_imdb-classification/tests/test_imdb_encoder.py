@@ -19,16 +19,11 @@ import train_gpt  # noqa: E402
 from train_encoder import EncoderLearner, EncoderRunConfig  # noqa: E402
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-KINDS = ("bert", "distilbert", "roberta", "deberta-v2", "modernbert")
+SHAPE |= {"intermediate_size": 32, "vocab_size": 40, "max_position_embeddings": 64}
 
 
 def tiny_config(kind: str):
-    shape = {**SHAPE, "intermediate_size": 32}
-    if kind == "distilbert":  # other words for the same
-        shape = {"dim": 16, "n_layers": 3, "n_heads": 2, "hidden_dim": 32}
-    return transformers.AutoConfig.for_model(
-        kind, vocab_size=40, max_position_embeddings=64, pad_token_id=0, **shape
-    )
+    return transformers.AutoConfig.for_model(kind, pad_token_id=0, **SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +71,7 @@ def test_result_and_probabilities_are_written(tmp_path, parts, encoder):
     assert result["trained_parameters"] == result["parameters"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["bert", "roberta", "modernbert"])
 def test_padding_changes_no_logits(kind):
     torch.manual_seed(0)
     encoder = transformers.AutoModelForSequenceClassification.from_config(tiny_config(kind))
