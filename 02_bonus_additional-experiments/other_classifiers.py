@@ -82,6 +82,7 @@ def learn_and_predict(model, x_train, x_test, messages: Messages) -> np.ndarray:
 
 
 def run_classical(config: ExperimentConfig, messages: Messages, store=None) -> np.ndarray:
+    """One of `BASELINES`; `store` is for those that have frozen layers."""
     pipeline = BASELINES[config.classifier]()
     if config.balance == "weights":
         pipeline[-1].set_params(class_weight="balanced")
@@ -90,6 +91,7 @@ def run_classical(config: ExperimentConfig, messages: Messages, store=None) -> n
 
 
 def regress(config: ExperimentConfig, x_train, x_test, messages: Messages) -> np.ndarray:
+    """Test probabilities of a logistic regression on features (N, E)."""
     weights = "balanced" if config.balance == "weights" else None
     strength = REGRESSION_C[config.classifier]
     regression = LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
