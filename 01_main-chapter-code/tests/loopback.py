@@ -40,13 +40,11 @@ def make_wheel(content: bytes) -> bytes:
     return buffer.getvalue()
 
 
-GOOD_WHEEL = make_wheel(CONTENT)
 BODIES = {  # everything else is answered with error 404
     **dict.fromkeys(("/good", "/slow", "/halfway", "/endless"), CONTENT),
-    "/truncated": CONTENT[:-1000],  # its header says more
-    "/short": CONTENT[:-1000],  # only the checksum tells
+    "/short": CONTENT[:-1000],
     "/corrupted": b"X" + CONTENT[1:],
-    "/index/good/" + WHEEL: GOOD_WHEEL,
+    "/index/good/" + WHEEL: make_wheel(CONTENT),
     "/index/altered/" + WHEEL: make_wheel(b"X" + CONTENT[1:]),
 }
 for how in ("good", "altered"):
@@ -86,11 +84,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, self.path))
         self.keep_waiting()
         body = BODIES.get(self.path)
-        announced = CONTENT if self.path == "/truncated" else body or b""
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/html")
         if self.path != "/endless":
-            self.send_header("Content-Length", str(len(announced)))
+            self.send_header("Content-Length", str(len(body or b"")))
         for name, value in ("ETag", f'"{checksum(WEIGHTS)}"'), ("X-Repo-Commit", REVISION):
             self.send_header(name, value)  # as the Hub does
         with suppress(BrokenPipeError, ConnectionResetError):  # the client has given up

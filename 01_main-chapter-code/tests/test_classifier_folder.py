@@ -17,8 +17,7 @@ from classifier_folder import (
     save_classifier,
 )
 from gpt_download import load_pretrained
-from text_classifier import ClassifierConfig, GPTClassifier, predict_logits
-from text_data import SpamDataset, encode_messages
+from text_classifier import ClassifierConfig, GPTClassifier
 
 ABOUT = ClassifierConfig("gpt-mini", ("no", "perhaps", "oui — 是"), 60, card={"trained_on": "none"})
 TEXTS = ["hello", "", "you have won " * 100, "<|endoftext|>", "是"]
@@ -57,16 +56,6 @@ def test_classify_review_names_the_likeliest_class(classifier, tokenizer):
     assert prediction.label == ABOUT.label_names[probabilities.argmax()]
     assert prediction.probability == pytest.approx(probabilities.max().item())
     assert probabilities.sum().item() == pytest.approx(1)
-
-
-def test_text_beyond_the_maximum_length_is_not_read(classifier, tokenizer):
-    text = "many words in a row " * 40
-    ids = tokenizer.encode_ordinary(text)
-    read, less = (tokenizer.decode(ids[:length]) for length in (60, 40))
-    dataset = SpamDataset(encode_messages([text, read, less], tokenizer, 60))
-    whole_logits, read_logits, less_logits = predict_logits(classifier, dataset)
-    torch.testing.assert_close(whole_logits, read_logits, atol=1e-4, rtol=0)
-    assert (whole_logits - less_logits).abs().max() > 0.1
 
 
 def test_interrupted_saving_never_pairs_old_and_new(tmp_path, classifier, monkeypatch):

@@ -118,6 +118,7 @@ def test_any_text_becomes_the_same_tokens(name):
 
     @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=90))
     @example("<|endoftext|> and <|im_start|>")
+    @example("aaaaaaa hahahaha" + 31 * "=")
     @example("year 2024,\n\n  10\u00a0000 \x04 times it's\r\n")
     def check(text: str) -> None:
         assert theirs.encode(text).ids == ours.encode_ordinary(text)[:60]

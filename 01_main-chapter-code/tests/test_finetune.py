@@ -278,6 +278,7 @@ def test_the_default_model_is_asked_for_only_where_none_is_named(monkeypatch):
         (("--protocol", "published", "--balance", "none"), ["--data", "--balance none"]),
         (("--lora-rank", "4"), ["--lora-rank", "--trainable lora"]),
         (("--resume", "--overwrite"), ["--resume", "--overwrite"]),
+        (("--multi-label",), ["--multi-label goes with --balance none"]),
         (("--keep-examples", "--multi-label", "--balance", "none"), ["--keep-examples"]),
     ],
     ids=" ".join,

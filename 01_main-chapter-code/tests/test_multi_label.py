@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import fails, write_csv
+from helpers import write_csv
 from sklearn.metrics import f1_score
 from tiny import batch_of, tiny_classifier, tiny_dataset
 from torch.nn import functional as F
@@ -109,8 +109,3 @@ def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pic
     both = f"visit number 7 and {PARTS['taste']} and {PARTS['price']}"
     assert classify.main([str(folder), both]) == 0
     assert capsys.readouterr().out.startswith("price|taste\t")
-
-
-def test_sets_of_labels_are_not_balanced(tmp_path, capsys):
-    options = ("--data", write_csv(tmp_path / "m.csv", reviews()), "--multi-label")
-    assert "--balance none" in fails(finetune, capsys, *options)

@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_to_the_same_result(undisturbed, tmp_path, name, mo
     data, expected = undisturbed
     output = tmp_path / "out"
     arguments = ("--data", data, "--output", output, *QUICK, *LONGER)
-    kill_at_a_rename("finetune", *arguments, name=name, moment=moment, count=count)
+    kill_at_a_rename(*arguments, name=name, moment=moment, count=count)
     check_folder_is_whole(output)
     assert resume(data, output) == expected
     check_folder_is_whole(output)
