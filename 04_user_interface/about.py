@@ -1,7 +1,8 @@
 """The last tab: what the classifier is, what it was trained on and with, and where it ends."""
 
 import gradio as gr
-from html_parts import facts
+import pandas as pd
+from html_parts import table
 from opened import Opened
 
 from previous_chapters import num_parameters
@@ -40,4 +41,4 @@ def about_tab(opened: Opened) -> None:
         "uploaded files and results are deleted after about an hour. The page asks no other "
         "machine for anything.",
     }
-    gr.HTML(facts(card))
+    gr.HTML(table(pd.DataFrame(card.items()), "What it is", header=False))

@@ -1,4 +1,4 @@
-"""Why this answer? Words left out one at a time, and the attention between tokens.
+"""Why this answer? Words left out one at a time, and where attention looks.
 
 Leaving a part of the input out and watching the answer is called occlusion (Zeiler and Fergus
 2014 did it to pictures; Li, Monroe and Jurafsky 2016 to words). It asks the model itself and
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from features import FastClassifier
-from text_classifier import GPTClassifier, predict_logits
+from text_classifier import POOLINGS, GPTClassifier, predict_logits
 from text_data import LONGEST_TOKEN, ChunkDataset
 
 MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
-TEXTS_AT_ONCE = 16  # between which it is asked whether the explanation is still wanted
 # Thai to Burmese, Khmer, Chinese and Japanese have no spaces between words: a few signs at a time.
 NO_SPACES = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"\s*[{NO_SPACES}]{{1,4}}|\s*[^\s{NO_SPACES}]{{1,80}}|\s+$")
@@ -58,16 +57,6 @@ def split_into_parts(text: str, max_parts: int = MAX_PARTS) -> list[str]:
     return ["".join(words[i : i + size]) for i in range(0, len(words), size)]
 
 
-def texts_without_one(parts: Sequence[str]) -> list[str]:
-    """The text without its first part, without its second, and so on.
-
-    >>> texts_without_one(["Win", " a", " prize"])
-    ['a prize', 'Win prize', 'Win a']
-    """
-    rests = ["".join([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
-    return [rest if i else rest.lstrip() for i, rest in enumerate(rests)]
-
-
 def leave_one_out(
     parts: Sequence[str], score: Callable[[Sequence[str]], Tensor]
 ) -> tuple[list[float], list[float]]:
@@ -75,8 +64,9 @@ def leave_one_out(
 
     `score` takes N texts and returns (N,).
     """
-    whole, *without = score(["".join(parts), *texts_without_one(parts)]).tolist()
-    return [whole - rest for rest in without], without
+    rests = ["".join([*parts[:i], *parts[i + 1 :]]).lstrip() for i in range(len(parts))]
+    with_all, *without = score(["".join(parts), *rests]).tolist()
+    return [with_all - rest for rest in without], without
 
 
 def log_odds(logits: Tensor, label_index: int) -> Tensor:
@@ -85,55 +75,37 @@ def log_odds(logits: Tensor, label_index: int) -> Tensor:
     return logits[:, label_index] - others.logsumexp(dim=1)
 
 
-def explain(
-    classifier: GPTClassifier,
-    tokenizer,
-    text: str,
-    label_index: int,
-    wanted: Callable[[], bool] = lambda: True,
-) -> Explanation | None:
-    """What each part of a message adds to a class; None if that is no longer `wanted` midway."""
+def explain(classifier: GPTClassifier, tokenizer, text: str, label_index: int) -> Explanation:
+    """What each part of a message adds to a class."""
     config = classifier.config
     read = text_read(tokenizer, text, config.max_length) if config.cut == "head" else text
     parts = split_into_parts(read)
 
     def score(texts: Sequence[str]) -> Tensor:
-        found = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            if not wanted():
-                raise InterruptedError
-            some = ChunkDataset(config.chunks(texts[start : start + TEXTS_AT_ONCE], tokenizer))
-            logits = predict_logits(FastClassifier(classifier), some).double()
-            found.append(log_odds(some.mean(logits.softmax(dim=1)).log(), label_index))
-        return torch.cat(found)
+        chunks = ChunkDataset(config.chunks(texts, tokenizer))
+        logits = predict_logits(FastClassifier(classifier), chunks).double()
+        return log_odds(chunks.mean(logits.softmax(dim=1)).log(), label_index)
 
-    try:
-        changes, without = leave_one_out(parts, score)
-    except InterruptedError:
-        return None
+    changes, without = leave_one_out(parts, score)
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()
     return Explanation(parts, changes, probabilities, text[len(read) :])
 
 
-class Attention(NamedTuple):
-    """What one head of one layer looks at in a message of T tokens."""
-
-    weights: Tensor
-    """(T, T): row = token that looks, column = token looked at."""
-    decisive: Tensor
-    """(T,) the row from where the class is read: of a mean over tokens, the rows' mean."""
-    tokens: list[str]
-
-
-def attention(classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int) -> Attention:
-    """The attention of one layer and head, both counted from 1."""
+def attention(
+    classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int
+) -> list[tuple[str, float]]:
+    """Tokens, and how much one layer's head, both counted from 1, looks at each from where the
+    class is read: the looks from all tokens (T, T), pooled as their logits are."""
     ids = classifier.config.encode([text], tokenizer)[0]  # (T,)
     with torch.no_grad():
         maps = classifier.decoder.attention_maps(ids.unsqueeze(0).to(classifier.device))
-    weights = maps[layer - 1, 0, head - 1].cpu()
-    decisive = {"last": weights[-1], "first": weights[0], "mean": weights.mean(dim=0)}
-    names = [token_name(tokenizer, i) for i in ids.tolist()]
-    return Attention(weights, decisive[classifier.config.pooling], names)
+    looks = maps[layer - 1, :, head - 1]  # (1, T, T): from where, and at what
+    mask = torch.ones_like(looks[:, 0], dtype=torch.bool)
+    pooled = POOLINGS[classifier.config.pooling](looks, mask)[0]  # (T,)
+    return [
+        (token_name(tokenizer, i), weight)
+        for i, weight in zip(ids.tolist(), pooled.tolist(), strict=True)
+    ]
 
 
 def token_name(tokenizer, token_id: int) -> str:
