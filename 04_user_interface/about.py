@@ -1,8 +1,7 @@
 """The last tab: what the classifier is, what it was trained on and with, and where it ends."""
 
 import gradio as gr
-import pandas as pd
-from html_parts import table
+from html_parts import facts
 from opened import Opened
 
 from previous_chapters import num_parameters
@@ -41,4 +40,4 @@ def about_tab(opened: Opened) -> None:
         "uploaded files and results are deleted after about an hour. The page asks no other "
         "machine for anything.",
     }
-    gr.HTML(table(pd.DataFrame(card.items()), "What it is", header=False))
+    gr.HTML(facts(card))

@@ -1,6 +1,6 @@
 """A page to try a saved classifier in.
 
-python 04_user_interface/app.py [DIR]
+python 04_user_interface/app.py [DIR [DIR]]
 """
 
 import argparse
@@ -8,7 +8,11 @@ import ctrl_c  # noqa: F401
 import sys
 from pathlib import Path
 
+import matplotlib
+
 from command_line import make_parser, quoted, run_command
+from fine_tuning import RunConfig, fine_tune
+from run_folder import CHECKPOINT
 
 
 def name_and_password(text: str) -> tuple[str, str]:
@@ -25,6 +29,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path("classifier"), help="classifier folder"
     )
+    parser.add_argument(
+        "beside", nargs="?", type=Path, help="another classifier, whose answer is shown beside"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="the file that the first one was trained on: its test messages become examples, and "
+        "its n-gram model answers, too",
+    )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="where the folder holds no classifier yet, fine-tune gpt-mini into it first (minutes)",
+    )
     parser.add_argument("--port", type=int, default=7860, help="port to listen on")
     parser.add_argument(
         "--host",
@@ -37,6 +55,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def train_if_missing(folder: Path) -> None:
+    """Fine-tune gpt-mini into the folder, or go on with that, unless it holds a classifier."""
+    if not (folder / "config.json").exists():
+        stopped = (folder / CHECKPOINT).exists()
+        fine_tune(RunConfig(model="gpt-mini", output=folder, resume=stopped))
+
+
 def serve(args: argparse.Namespace) -> None:
     try:
         from page import LAUNCH, build_page
@@ -45,12 +70,14 @@ def serve(args: argparse.Namespace) -> None:
             f"the package {error.name} is missing; install what the page needs with "
             f"`python -m pip install -r 04_user_interface/requirements-extra.txt`."
         ) from None
-    if not args.folder.exists():
+    if args.train:
+        train_if_missing(args.folder)
+    elif not args.folder.exists():
         raise FileNotFoundError(
             f"there is no folder {args.folder}; make one with `python 01_main-chapter-code/"
-            f"finetune.py --output {quoted(args.folder)}`."
+            f"finetune.py --output {quoted(args.folder)}`, or start this command with --train."
         )
-    page = build_page(args.folder)
+    page = build_page(args.folder, args.beside, args.data)
     page.launch(server_name=args.host, server_port=args.port, auth=args.auth, **LAUNCH)
     print(f"The page is at {page.local_url} – stop it with Ctrl+C.", flush=True)
     if args.host not in ("127.0.0.1", "localhost") and not args.auth:
@@ -64,4 +91,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    matplotlib.use("Agg")  # --train writes its plots to files: no window is needed
     sys.exit(main())

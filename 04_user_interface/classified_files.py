@@ -1,18 +1,22 @@
-"""Many messages: a file goes in, a table with every class's probability comes out."""
+"""Many messages: a file goes in, a table with every class's probability comes out.
+
+A `Job` goes on whether or not anybody watches it.
+"""
 
 import csv
 import re
-from collections.abc import Iterator
+import threading
+import time
 from numbers import Number
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from html_parts import new_file
+from html_parts import fleeting_file
 from opened import Opened
 from thresholds import decide
 
-from classify import ADDED_COLUMNS, check_added
+from classify import ADDED_COLUMNS, ROWS_AT_ONCE, check_added
 from message_files import (
     DataError,
     as_strings,
@@ -22,8 +26,10 @@ from message_files import (
     text_lines,
 )
 
-ROWS_AT_ONCE = 250  # few enough to be stopped soon
 FILE_TYPES = [".csv", ".tsv", ".txt", ".json", ".jsonl", ".parquet", ".xlsx", ".gz"]
+ROWS_SHOWN = 500  # in the browser; the download holds all
+ERRORS_SHOWN = 200
+ONE_AT_A_TIME = threading.Lock()  # a large file keeps one core busy; the other is for messages
 
 # A spreadsheet runs a cell as a formula if it begins with one of these signs (the wide ones in
 # Japanese and Chinese programs); a plain number is harmless.
@@ -67,8 +73,10 @@ class Job:
 
     def __init__(self, opened: Opened, file: Path, text_column: str | None = None):
         self.opened, self.name = opened, file.name
+        self.wanted, self.ended = True, False
         self.probabilities = np.empty((0, len(opened.names)))
         """Of the messages that are done: (N, C)."""
+        self.begin = 0.0
         try:
             self.table = table = read_rows(file)
             trained_on = (opened.card.get("training") or {}).get("text_column")
@@ -85,28 +93,37 @@ class Job:
         self.texts = as_strings(table[text_column]).tolist()
         self.label_column = guess_label_column(table.drop(columns=text_column), opened.names)
 
-    def run(self) -> Iterator[None]:
-        """Classify some rows between one value and the next."""
-        for start in range(0, len(self.texts), ROWS_AT_ONCE):
-            answers = self.opened.probabilities(self.texts[start : start + ROWS_AT_ONCE])
-            self.probabilities = np.concatenate([self.probabilities, answers])
-            yield
+    def run(self) -> None:
+        try:
+            with ONE_AT_A_TIME:
+                self.begin = time.monotonic()
+                for start in range(0, len(self.texts), ROWS_AT_ONCE):
+                    if not self.wanted:
+                        return
+                    answers = self.opened.probabilities(self.texts[start : start + ROWS_AT_ONCE])
+                    self.probabilities = np.concatenate([self.probabilities, answers])
+        finally:
+            self.ended = True
 
     @property
     def num_done(self) -> int:
         return len(self.probabilities)
 
+    @property
+    def remaining_seconds(self) -> float:
+        """An estimate; some messages must be done."""
+        passed = time.monotonic() - self.begin
+        return passed * (len(self.texts) / self.num_done - 1)
+
     def labels(self) -> np.ndarray:
         """Index of the true class of each row that is done; -1 where the file does not say it."""
         number = {name: i for i, name in enumerate(self.opened.names)}
-        if not self.label_column:
-            return np.full(self.num_done, -1)
         labels = as_strings(self.table[self.label_column][: self.num_done]).str.strip()
         return labels.map(number).fillna(-1).to_numpy(dtype=int)
 
-    def write(self, threshold: float) -> Path:
-        """What is done so far, with the answer at a threshold and all probabilities, as a CSV file
-        no cell of which is a formula."""
+    def write(self, kind: str, threshold: float) -> Path:
+        """What is done so far, with the answer at a threshold and all probabilities, as a `csv` or
+        an `xlsx` file, no cell of which is a formula."""
         shares = self.probabilities.round(4)
         table = self.table[: len(shares)].astype(object)
         table["predicted_label"] = [decide(row, self.opened.names, threshold) for row in shares]
@@ -114,9 +131,12 @@ class Job:
         for name, column in zip(self.opened.names, shares.T):
             table[f"probability of {name}"] = column
         table = table.rename(columns=neutralise).map(neutralise)
-        output = new_file(f"{Path(self.name).stem}-classified.csv")
-        # The mark at the beginning tells spreadsheets the encoding. All texts in quotes, so that a
-        # bare carriage return stays within its cell.
-        quoting, encoding = csv.QUOTE_NONNUMERIC, "utf-8-sig"
-        table.to_csv(output, index=False, quoting=quoting, encoding=encoding)
+        output = fleeting_file(f"{Path(self.name).stem}-classified.{kind}")
+        if kind == "xlsx":
+            table.to_excel(output, index=False)
+        else:
+            # The mark at the beginning tells spreadsheets the encoding. All texts in quotes, so
+            # that a bare carriage return stays within its cell.
+            quoting, encoding = csv.QUOTE_NONNUMERIC, "utf-8-sig"
+            table.to_csv(output, index=False, quoting=quoting, encoding=encoding)
         return output

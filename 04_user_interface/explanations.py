@@ -1,4 +1,4 @@
-"""Why this answer? Words left out one at a time, and where attention looks.
+"""Why this answer? Words left out one at a time, and the attention between tokens.
 
 Leaving a part of the input out and watching the answer is called occlusion (Zeiler and Fergus
 2014 did it to pictures; Li, Monroe and Jurafsky 2016 to words). It asks the model itself and
@@ -18,6 +18,7 @@ from text_classifier import POOLINGS, GPTClassifier, predict_logits
 from text_data import LONGEST_TOKEN, ChunkDataset
 
 MAX_PARTS = 48  # a longer message is cut into so many groups at most, to be answered in time
+TEXTS_AT_ONCE = 16  # between which it is asked whether the explanation is still wanted
 # Thai to Burmese, Khmer, Chinese and Japanese have no spaces between words: a few signs at a time.
 NO_SPACES = "\u0e00-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\U00020000-\U0003ffff"
 WORD = re.compile(rf"\s*[{NO_SPACES}]{{1,4}}|\s*[^\s{NO_SPACES}]{{1,80}}|\s+$")
@@ -57,6 +58,16 @@ def split_into_parts(text: str, max_parts: int = MAX_PARTS) -> list[str]:
     return ["".join(words[i : i + size]) for i in range(0, len(words), size)]
 
 
+def texts_without_one(parts: Sequence[str]) -> list[str]:
+    """The text without its first part, without its second, and so on.
+
+    >>> texts_without_one(["Win", " a", " prize"])
+    ['a prize', 'Win prize', 'Win a']
+    """
+    rests = ["".join([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
+    return [rest if i else rest.lstrip() for i, rest in enumerate(rests)]
+
+
 def leave_one_out(
     parts: Sequence[str], score: Callable[[Sequence[str]], Tensor]
 ) -> tuple[list[float], list[float]]:
@@ -64,8 +75,7 @@ def leave_one_out(
 
     `score` takes N texts and returns (N,).
     """
-    rests = ["".join([*parts[:i], *parts[i + 1 :]]).lstrip() for i in range(len(parts))]
-    with_all, *without = score(["".join(parts), *rests]).tolist()
+    with_all, *without = score(["".join(parts), *texts_without_one(parts)]).tolist()
     return [with_all - rest for rest in without], without
 
 
@@ -75,37 +85,56 @@ def log_odds(logits: Tensor, label_index: int) -> Tensor:
     return logits[:, label_index] - others.logsumexp(dim=1)
 
 
-def explain(classifier: GPTClassifier, tokenizer, text: str, label_index: int) -> Explanation:
-    """What each part of a message adds to a class."""
+def explain(
+    classifier: GPTClassifier,
+    tokenizer,
+    text: str,
+    label_index: int,
+    wanted: Callable[[], bool] = lambda: True,
+) -> Explanation | None:
+    """What each part of a message adds to a class; None if that is no longer `wanted` midway."""
     config = classifier.config
     read = text_read(tokenizer, text, config.max_length) if config.cut == "head" else text
     parts = split_into_parts(read)
 
     def score(texts: Sequence[str]) -> Tensor:
-        chunks = ChunkDataset(config.chunks(texts, tokenizer))
-        logits = predict_logits(FastClassifier(classifier), chunks).double()
-        return log_odds(chunks.mean(logits.softmax(dim=1)).log(), label_index)
+        found = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            if not wanted():
+                raise InterruptedError
+            some = ChunkDataset(config.chunks(texts[start : start + TEXTS_AT_ONCE], tokenizer))
+            logits = predict_logits(FastClassifier(classifier), some).double()
+            found.append(log_odds(some.mean(logits.softmax(dim=1)).log(), label_index))
+        return torch.cat(found)
 
-    changes, without = leave_one_out(parts, score)
+    try:
+        changes, without = leave_one_out(parts, score)
+    except InterruptedError:
+        return None
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()
     return Explanation(parts, changes, probabilities, text[len(read) :])
 
 
-def attention(
-    classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int
-) -> list[tuple[str, float]]:
-    """Tokens, and how much one layer's head, both counted from 1, looks at each from where the
-    class is read: the looks from all tokens (T, T), pooled as their logits are."""
+class Attention(NamedTuple):
+    """What one head of one layer looks at in a message of T tokens."""
+
+    weights: Tensor
+    """(T, T): row = token that looks, column = token looked at."""
+    decisive: Tensor
+    """(T,) from where the class is read: the rows, pooled as their logits are."""
+    tokens: list[str]
+
+
+def attention(classifier: GPTClassifier, tokenizer, text: str, layer: int, head: int) -> Attention:
+    """The attention of one layer and head, both counted from 1."""
     ids = classifier.config.encode([text], tokenizer)[0]  # (T,)
     with torch.no_grad():
         maps = classifier.decoder.attention_maps(ids.unsqueeze(0).to(classifier.device))
-    looks = maps[layer - 1, :, head - 1]  # (1, T, T): from where, and at what
-    mask = torch.ones_like(looks[:, 0], dtype=torch.bool)
-    pooled = POOLINGS[classifier.config.pooling](looks, mask)[0]  # (T,)
-    return [
-        (token_name(tokenizer, i), weight)
-        for i, weight in zip(ids.tolist(), pooled.tolist(), strict=True)
-    ]
+    weights = maps[layer - 1, 0, head - 1].cpu()
+    mask = torch.ones(1, len(ids), dtype=torch.bool)
+    decisive = POOLINGS[classifier.config.pooling](weights.unsqueeze(0), mask)[0]
+    names = [token_name(tokenizer, i) for i in ids.tolist()]
+    return Attention(weights, decisive, names)
 
 
 def token_name(tokenizer, token_id: int) -> str:

@@ -1,30 +1,46 @@
 """The first tab: one message, its class, the words behind it, and what a layer attends to.
 
-A session is the messages so far, each with its probabilities. And `/classify`, which gives programs
-the same answer.
+A session is the messages so far, each with its probabilities and, where it was said, the right
+label; and which of them is open. And `/classify`, which gives programs the same answer.
 """
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gradio as gr
 import html_parts as parts
 import numpy as np
 import pandas as pd
-from explanations import Explanation, attention, explain
+from explanations import Attention, Explanation, attention, explain
+from gradio.events import Dependency
 from html_parts import QUIET, beginning, note
 from opened import Opened
 from thresholds import UNDECIDED, decide
 
+MAX_LINES = 200  # that are classified each by itself
 NO_MESSAGE = "There is no message yet: type one, or click an example."
+NO_REASONS = (gr.HighlightedText([], label="Words …"), "", "")
 NUM_STRONGEST = 6  # words in the table
 WEAK = 0.15  # of the strongest word's change: a weaker word is not marked
 NOT_READ = "not read"
+MAX_TOKENS_SHOWN = 32  # a larger attention map is no longer legible
+LOOKED_FROM = {
+    "last": "The class is read at the last token. From there, this head looks at:",
+    "mean": "The class is read from the mean of all tokens. On their average, this head looks at:",
+    "first": "The class is read at the first token. From there, this head looks at:",
+}
+ANYWHERE = "From where the class is read, this head looks at:"
 
 # The answer is greyed as soon as the box holds another text than the one it belongs to.
-MARK_STALE = """(text, judged) => document.querySelector("#answer")?.classList.toggle(
-  "stale", text.trim() !== judged.trim())"""
+MARK_STALE = """(text, judged) => {
+  const [now, then] = [text.trim(), judged.trim()];
+  document.querySelector("#answer")?.classList.toggle("stale", now !== then);
+  document.querySelector("#lines").hidden = !now.includes("\\n");
+}"""
+COPY = """(judged) => {
+  const said = document.querySelector("#decision").innerText.trim();
+  navigator.clipboard?.writeText(`${said.replace(/\\s*\\n\\s*/g, " – ")}\\n${judged}`);
+}"""
 
 
 def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
@@ -52,70 +68,145 @@ def strongest_words(found: Explanation, label_name: str) -> str:
     return parts.table(pd.DataFrame(columns), "Strongest words")
 
 
+def attention_map(seen: Attention) -> str:
+    tokens = seen.tokens[-MAX_TOKENS_SHOWN:]
+    shades = seen.weights[-len(tokens) :, -len(tokens) :].sqrt().numpy()
+    return parts.heat_table("map", np.full(shades.shape, ""), shades / shades.max(), tokens, tokens)
+
+
 def one_message_tab(
-    opened: Opened, threshold: gr.Slider, page: gr.Blocks
-) -> list[gr.components.Component]:
-    """Builds the tab; returns what another tab sets to `opening(text)`, to have it answered."""
+    opened: Opened, second: Opened | None, threshold: gr.Slider, page: gr.Blocks
+) -> tuple[gr.Textbox, Callable[[Dependency], None]]:
+    """Builds the tab; returns its box, and what opens the box's text after an event.
+
+    A session is changed in place, since the answers to two clicks may be on their way at once.
+    """
     names, shape = opened.names, opened.classifier.decoder.cfg
 
-    def show(text: str, session: dict[str, np.ndarray], threshold: float) -> dict[Any, Any]:
-        """The answer to a message of the session, and the session, the latest first."""
+    def remember(texts: list[str], session: dict[str, Any]) -> None:
+        """Classify those that are new."""
+        if new := [text for text in dict.fromkeys(texts) if text not in session["entries"]]:
+            for text, probabilities in zip(new, opened.probabilities(new)):
+                session["entries"][text] = {"probabilities": probabilities, "right": None}
+
+    def past_of(session: dict[str, Any], threshold: float) -> list[Any]:
+        """The session's messages, the latest first, and how many of them were labelled."""
+        entries = session["entries"]
         rows = [
-            [beginning(each), decide(p, names, threshold), f"{p.max():.1%}"]
-            for each, p in reversed(session.items())
+            [
+                beginning(text),
+                decide(entry["probabilities"], names, threshold),
+                f"{entry['probabilities'].max():.1%}",
+                entry["right"] or "",
+            ]
+            for text, entry in reversed(list(entries.items()))
         ]
-        past = {history: gr.Dataset(samples=rows), listed: gr.Column(visible=bool(rows))}
-        if not text:
-            return past
-        probabilities = session[text]
-        decided, detail = decide(probabilities, names, threshold), f"{probabilities.max():.1%}"
-        if decided == UNDECIDED:
+        num_said = sum(entry["right"] is not None for entry in entries.values())
+        download = gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0)
+        return [gr.Column(visible=bool(rows)), gr.Dataset(samples=rows), download]
+
+    def show(session: dict[str, Any], threshold: float, said: str = "") -> list[Any]:
+        """The answer to the open message, if one is, and the past."""
+        text, past = session["open"], past_of(session, threshold)
+        if text not in session["entries"]:  # none is open, or it is still being classified
+            return ["", note(said), gr.Column(visible=False), "", None, None, *past]
+        entry = session["entries"][text]
+        probabilities = entry["probabilities"]
+        answer, detail = decide(probabilities, names, threshold), f"{probabilities.max():.1%}"
+        if answer == UNDECIDED:
             detail = f"likeliest: {names[probabilities.argmax()]}, {detail}"
         if threshold:
             detail += f"; undecided below {threshold:.0%}"
-        return past | {
-            judged: text,
-            said: note(f"{decided}, {detail}", "unseen"),  # for screen readers
-            answer: gr.Column(visible=True),
-            decision: f"<h2>{parts.safe(decided)}</h2>{note(detail)}",
-            bars: dict(zip(names, probabilities.tolist(), strict=True)),
-        }
+        said = note(f"{answer}, {detail}", "unseen")  # for screen readers
+        decision = f"<h2>{parts.safe(answer)}</h2>{note(detail)}"
+        bars = dict(zip(names, probabilities.tolist(), strict=True))
+        return [text, said, gr.Column(visible=True), decision, bars, entry["right"], *past]
 
-    def classify_text(
-        text: str, session: dict[str, np.ndarray], threshold: float
-    ) -> Iterator[dict[Any, Any]]:
-        """The answer at once, then the words behind it."""
-        text = text.strip()
+    def open_text(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+        """The answer at once; the reasons of another message are gone, and follow."""
+        text, before = text.strip(), session["open"]
+        session["open"] = text
+        remember([text] if text else [], session)
+        if session["open"] != text:  # another message was opened meanwhile: its answer counts
+            return [gr.skip()] * len(shown + reasons)
+        of_same_text = [gr.skip()] * len(reasons)
+        of_other = of_same_text if text == before else NO_REASONS
+        return [*show(session, threshold, NO_MESSAGE), *of_other]
+
+    def open_lines(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+        """Each line becomes one of the session's messages; none is open."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        remember(lines[:MAX_LINES], session)
+        session["open"] = ""
+        said = f"{len(lines):,} messages: click one below to see the words behind its answer."
+        if len(lines) > MAX_LINES:
+            said = f"The first {MAX_LINES} of {said} 'Many messages' takes them all, as a file."
+        return show(session, threshold, said)
+
+    def close(session: dict[str, Any], threshold: float) -> list[Any]:
+        session["open"] = ""
+        return ["", *show(session, threshold)]
+
+    def give_reasons(text: str, session: dict[str, Any]) -> Iterator[list[Any]]:
+        """The words behind an answer, then other opinions, while no other message is opened."""
         if not text:
-            yield {judged: "", said: note(NO_MESSAGE), answer: gr.Column(visible=False)}
             return
-        if text not in session:
-            session[text] = opened.probabilities([text])[0]
-        waiting = {words: gr.HighlightedText([], label="Words …"), strongest: ""}
-        yield show(text, session, threshold) | waiting
-        best = int(session[text].argmax())
-        found = explain(opened.classifier, opened.tokenizer, text, best)
-        yield {
-            words: marked_words(found, names[best]),
-            strongest: strongest_words(found, names[best]),
-        }
+        best = int(session["entries"][text]["probabilities"].argmax())
+        asked = (opened.classifier, opened.tokenizer, text, best)
+        found = explain(*asked, wanted=lambda: session["open"] == text)
+        if found is None:
+            return
+        words = [marked_words(found, names[best]), strongest_words(found, names[best])]
+        yield [*words, gr.skip()]
+        opinions = other_opinions(text)
+        if opinions and session["open"] == text:
+            yield [*words, parts.table(pd.DataFrame(opinions), "Other opinions")]
 
-    def show_attention(text: str, layer: int, head: int, wanted: bool) -> tuple[gr.Column, Any]:
+    def other_opinions(text: str) -> list[dict[str, str]]:
+        opinions = []
+        rival = opened.rival_probabilities(text)
+        if rival is not None:
+            opinions.append(("linear model on n-grams", names, rival))
+        if second is not None:
+            opinions.append((second.name, second.names, second.probabilities([text])[0]))
+        return [
+            {"who else": who, "answer": theirs[p.argmax()], "sure": f"{p.max():.1%}"}
+            for who, theirs, p in opinions
+        ]
+
+    def say_right(label: str, text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+        """Of the text whose answer was on the screen, even if another is open by now."""
+        session["entries"][text]["right"] = label
+        return past_of(session, threshold)
+
+    def labelled_file(session: dict[str, Any]) -> str:
+        """The messages whose right label was said, as `finetune.py --data` takes them."""
+        labels = {text: entry["right"] for text, entry in session["entries"].items()}
+        path = parts.fleeting_file("labelled.csv")
+        rows = pd.DataFrame(labels.items(), columns=["text", "label"]).dropna()
+        rows.to_csv(path, index=False, encoding="utf-8")
+        return str(path)
+
+    def show_attention(text: str, layer: int, head: int, wanted: bool, full_map: bool):
         if not (text and wanted):
-            return gr.Column(visible=wanted), None
-        looks = attention(opened.classifier, opened.tokenizer, text, layer, head)
-        full = max(weight for _, weight in looks) / 0.7  # a full red would be hard to read on
-        return gr.Column(visible=True), [(token, weight / full) for token, weight in looks]
+            return gr.Column(visible=wanted), None, ""
+        seen = attention(opened.classifier, opened.tokenizer, text, layer, head)
+        share = 0.7 * seen.decisive / seen.decisive.max()  # a full red would be hard to read on
+        marked = list(zip(seen.tokens, share.tolist()))
+        return gr.Column(visible=True), marked, attention_map(seen) if full_map else ""
 
     def classify(message: str) -> dict[str, Any]:
         """Classify one message: the likeliest label, and the probability of every label."""
         if not str(message).strip():
             raise parts.refusal(NO_MESSAGE)
         probabilities = opened.probabilities([str(message)])[0]
-        by_name = dict(zip(names, probabilities.tolist(), strict=True))
-        return {"label": names[int(probabilities.argmax())], "probabilities": by_name}
+        answer = dict(zip(names, probabilities.tolist(), strict=True))
+        return {"label": names[int(probabilities.argmax())], "probabilities": answer}
 
-    session, picked = gr.State({}), gr.State()
+    def text_of_row(row: int, session: dict[str, Any]) -> str:
+        return [*session["entries"]][-1 - row]  # the latest is first
+
+    session = gr.State({"entries": {}, "open": ""})
     message = gr.Textbox(
         label="Message",
         lines=1,  # with one line, Enter submits
@@ -126,7 +217,10 @@ def one_message_tab(
         autofocus=True,
     )
     judged = gr.Textbox(lines=2, visible="hidden", label="judged")  # what the answer belongs to
-    button = gr.Button("Classify", variant="primary")
+    with gr.Row():
+        button = gr.Button("Classify", variant="primary", min_width=100)
+        lines = gr.Button("Classify each line", elem_id="lines", min_width=100)
+        clear = gr.Button("Clear", min_width=100)
     said = gr.HTML(elem_id="said", elem_classes="live")
     with gr.Column(visible=False, elem_id="answer") as answer, gr.Row():
         with gr.Column(scale=4, min_width=300):
@@ -134,70 +228,74 @@ def one_message_tab(
             bars = gr.Label(
                 label="Probability of each class", num_top_classes=10, show_heading=False
             )
+            others = gr.HTML(elem_id="others")
+            right = gr.Dropdown(
+                list(names), value=None, label="Wrong? Say the right label", elem_id="right"
+            )
+            copy = gr.Button("Copy the answer", size="sm")
         with gr.Column(scale=6, min_width=300):
             words = gr.HighlightedText(combine_adjacent=True, elem_id="words")
             strongest = gr.HTML()
-            wanted = gr.Checkbox(label="Show attention: which tokens are looked at?")
+            wanted = gr.Checkbox(label="Show attention: which token looks at which?")
             with gr.Column(visible=False) as looks:
                 with gr.Row():
                     layers, heads = range(1, shape.n_layers + 1), range(1, shape.n_heads + 1)
                     layer = gr.Dropdown(list(layers), value=layers[-1], label="Layer")
                     head = gr.Dropdown(list(heads), value=1, label="Head")
                 looked_at = gr.HighlightedText(
-                    label=f"From where the class is read (pooling: {opened.config.pooling}), this "
-                    f"head looks at:",
-                    elem_id="looked-at",
+                    label=LOOKED_FROM.get(opened.config.pooling, ANYWHERE), elem_id="looked-at"
                 )
-    samples = opened.examples()
-    examples = gr.Dataset(
-        components=["textbox"] * 3,
-        headers=["Test message: click to try", "It is", "Answered"],
-        samples=samples,
-        label="Examples: test messages, right answers and wrong ones",
-        elem_id="examples",
-        visible=bool(samples),
-    )
-    with gr.Column(visible=False) as listed:
-        history = gr.Dataset(
+                full_map = gr.Checkbox(
+                    label="The map of all tokens (of a long text, the last ones)"
+                )
+                weights = gr.HTML(elem_id="attention")
+    examples = opened.examples()
+    if examples:
+        example = gr.Dataset(
             components=["textbox"] * 3,
-            headers=["Message", "Answer", "Sure"],
+            headers=["Test message: click to try", "It is", "Answered"],
+            samples=examples,
+            label="Examples: test messages, right answers and wrong ones",
+            elem_id="examples",
+        )
+    with gr.Column(visible=False) as past:
+        history = gr.Dataset(
+            components=["textbox"] * 4,
+            headers=["Message", "Answer", "Sure", "Right label"],
             type="index",
             label="This session: click a message to open it again",
             elem_id="history",
         )
+        labelled = gr.Button("Download labelled as CSV", elem_id="labelled", size="sm")
 
-    shown = [judged, said, answer, decision, bars, history, listed]
+    shown = [judged, said, answer, decision, bars, right, past, history, labelled]
+    reasons = [words, strongest, others]
+    opening = {"inputs": [message, session, threshold], "outputs": [*shown, *reasons]}
+    run = {"trigger_mode": "always_last", "show_progress_on": [said], "api_visibility": "private"}
     latest = {"trigger_mode": "always_last", **QUIET}
-    # One event for all ways to open a message: the answers come one after the other.
+
+    def open_after(event: Dependency) -> None:
+        event.then(open_text, **opening, **run)
+
+    gr.on([button.click, message.submit], open_text, **opening, **run)
+    open_after(history.click(text_of_row, [history, session], message, **QUIET))
+    if examples:
+        open_after(example.click(lambda row: row[0], example, message, **QUIET))
+    lines.click(open_lines, [message, session, threshold], shown, **run)
+    clear.click(close, [session, threshold], [message, *shown], **QUIET)
+    threshold.change(show, [session, threshold], shown, **latest)
+    right.input(say_right, [right, judged, session, threshold], [past, history, labelled], **QUIET)
+    judged.change(give_reasons, [judged, session], reasons, **latest)
+    fit = [page.load, message.change, judged.change]
+    gr.on(fit, None, [message, judged], js=MARK_STALE)
     gr.on(
-        [button.click, message.submit, picked.change],
-        classify_text,
-        [message, session, threshold],
-        [*shown, words, strongest],
-        trigger_mode="always_last",
-        show_progress_on=[said],
-        api_visibility="private",
-    )
-    history.click(
-        lambda row, session: opening([*session][-1 - row]),  # the latest is first
-        [history, session],
-        [message, picked],
-        **QUIET,
-    )
-    examples.click(lambda row: opening(row[0]), examples, [message, picked], **QUIET)
-    threshold.change(show, [judged, session, threshold], shown, **latest)
-    gr.on([page.load, message.change, judged.change], None, [message, judged], js=MARK_STALE)
-    gr.on(
-        [judged.change, layer.input, head.input, wanted.input],
+        [judged.change, layer.input, head.input, wanted.input, full_map.input],
         show_attention,
-        [judged, layer, head, wanted],
-        [looks, looked_at],
+        [judged, layer, head, wanted, full_map],
+        [looks, looked_at, weights],
         **latest,
     )
+    copy.click(None, judged, js=COPY)
+    parts.download_on_click(labelled, labelled_file, [session])
     gr.api(classify, api_name="classify")
-    return [message, picked]
-
-
-def opening(text: str) -> tuple[str, float]:
-    """A text for the box, and a sign that it is to be answered."""
-    return text, time.monotonic()
+    return message, open_after

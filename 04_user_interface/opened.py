@@ -1,18 +1,20 @@
 """A classifier folder with all that the page can say about it."""
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from classifier_folder import classify_texts, open_classifier
-from evaluation import example_messages
+from evaluation import example_messages, ngram_baseline
 from fine_tuning import fingerprint
 from message_files import DataError
 from remote_files import is_intact
 from run_config import RunConfig
-from run_messages import read_run_messages
+from run_messages import Messages, read_run_messages
 from text_data import SMS_SPAM_ZIP
 
 
@@ -24,12 +26,15 @@ class TestPredictions(NamedTuple):
 
 
 class Opened:
-    """An opened classifier and its saved metrics.
+    """An opened classifier, its saved metrics and, where they are at hand, its messages.
 
-    Raises what `open_classifier` does, and ``DataError`` where it gives several labels.
+    The messages of the public SMS collection are taken from the cache, others from `data`, the file
+    that the classifier was trained on; then the n-gram model that was measured beside it can
+    answer, too. Raises what `open_classifier` does, and ``DataError`` where
+    `data` holds other messages or the classifier gives several labels.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, data: Path | None = None):
         self.classifier, self.tokenizer = open_classifier(folder)
         self.config = self.classifier.config
         if self.config.thresholds is not None:
@@ -38,7 +43,9 @@ class Opened:
                 f"classify.py."
             )
         self.names, self.card = self.config.label_names, self.config.card
+        self.name = f"{self.config.model_name} ({folder.name})"
         self.metrics = read_metrics(folder, self.card.get("test"))
+        self.messages = read_own_messages(self.card.get("training"), data)
 
     def probabilities(self, texts: list[str]) -> np.ndarray:
         """Those (N, C) of each text's classes. Outer white space is not read."""
@@ -56,9 +63,24 @@ class Opened:
         if self.metrics is None:
             return []
         examples = self.metrics.get("examples", [])
-        if not examples and (test_texts := read_test_texts(self.card["training"])):
-            examples = example_messages(test_texts, self.names, *self.test_predictions)
+        if not examples and self.messages is not None:
+            texts = self.messages.splits.test["text"].tolist()
+            examples = example_messages(texts, self.names, *self.test_predictions)
         return [[example[key] for key in ("text", "label", "answer")] for example in examples]
+
+    def rival_probabilities(self, text: str) -> np.ndarray | None:
+        """The n-gram model's (C,), or None where there is none."""
+        if self._rival is None:
+            return None
+        row = dict(zip(self._rival.classes_, self._rival.predict_proba([text])[0]))
+        return np.array([row[name] for name in self.names])
+
+    @cached_property
+    def _rival(self) -> Pipeline | None:
+        if not (self.messages and self.metrics and self.metrics["ngram_baseline"]):
+            return None
+        train = self.messages.splits.train
+        return ngram_baseline().fit(train["text"], train["label"])
 
 
 def read_metrics(folder: Path, test: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -68,13 +90,19 @@ def read_metrics(folder: Path, test: dict[str, Any] | None) -> dict[str, Any] | 
     return metrics if test is not None and metrics.get("test") == test else None
 
 
-def read_test_texts(options: dict[str, Any]) -> list[str]:
-    """The test messages of a run with these options, if they are those of the SMS collection, and
-    that is in the cache."""
-    own_files = any(options.get(name) for name in ("data", "validation_data", "test_data"))
-    if own_files or not is_intact(SMS_SPAM_ZIP):
-        return []
+def read_own_messages(options: dict[str, Any] | None, data: Path | None) -> Messages | None:
+    """The messages of the run with these options, read again, or None if they are not at hand."""
+    options = dict(options or {})
+    expected = options.pop("data_sha256", None)
+    at_hand = data is not None or (options.get("data") is None and is_intact(SMS_SPAM_ZIP))
+    files_beside = options.get("test_data") or options.get("validation_data")
+    if expected is None or not at_hand or files_beside:
+        return None
     known = {name: options[name] for name in RunConfig.__dataclass_fields__ if name in options}
-    messages = read_run_messages(RunConfig(**known | {"start_from": None}), log=lambda *_: None)
-    is_same = fingerprint(messages.splits) == options["data_sha256"]
-    return messages.splits.test["text"].tolist() if is_same else []
+    config = RunConfig(**known | {"data": data, "start_from": None})
+    messages = read_run_messages(config, log=lambda *_: None)
+    if fingerprint(messages.splits) == expected:
+        return messages
+    if data is None:
+        return None
+    raise DataError(f"{data}: these are not the messages that the classifier was trained on.")

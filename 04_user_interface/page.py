@@ -49,9 +49,14 @@ LAUNCH = {
 }
 
 
-def build_page(folder: Path) -> gr.Blocks:
-    """The page of the classifier in a folder. Raises what `Opened` does."""
-    opened = Opened(folder)
+def build_page(folder: Path, beside: Path | None = None, data: Path | None = None) -> gr.Blocks:
+    """The page of the classifier in a folder. Raises what `Opened` does.
+
+    `beside` is another classifier's folder, whose answer is shown beside; `data` the file that
+    the first was trained on.
+    """
+    opened = Opened(folder, data)
+    second = Opened(beside) if beside else None
     # Uploads and results are deleted after an hour.
     with gr.Blocks(
         title="Fine-tuned GPT", analytics_enabled=False, delete_cache=(600, 3600)
@@ -61,11 +66,12 @@ def build_page(folder: Path) -> gr.Blocks:
         if opened.card.get("made_up_data"):
             gr.Markdown(MADE_UP_WARNING)
         threshold = threshold_slider()
+        job = gr.BrowserState("", storage_key="classifier-page-job")  # so that a reload finds it
         with gr.Tabs() as tabs:
             with gr.Tab("One message", id="one"):
-                to_open = one_message_tab(opened, threshold, page)
+                message, open_after = one_message_tab(opened, second, threshold, page)
             with gr.Tab("Many messages"):
-                many_messages_tab(opened, threshold, tabs, to_open)
+                many_messages_tab(opened, threshold, page, tabs, job, message, open_after)
             with gr.Tab("How good is it?"):
                 quality_tab(opened, threshold)
             with gr.Tab("About"):

@@ -5,8 +5,7 @@ from typing import Any
 import gradio as gr
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-from html_parts import QUIET, safe, tiles
+from html_parts import QUIET, heat_table, tiles
 from opened import Opened, TestPredictions
 from thresholds import consequences
 
@@ -41,12 +40,8 @@ def quality_tab(opened: Opened, threshold: gr.Slider) -> None:
 
 
 def confusion_table(matrix: np.ndarray, names: tuple[str, ...]) -> str:
-    """Counts (C, C), each the darker, the more of its row it is."""
-    frame = pd.DataFrame(matrix, list(map(safe, names)), list(map(safe, names)))
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # With this `vmax` the darkest cell is light enough for black numbers.
-    shaded = frame.style.background_gradient("Blues", gmap=shares, axis=None, vmin=0, vmax=2.5)
-    return f'<div class="counts" tabindex="0">{shaded.to_html()}</div>'
+    return heat_table("counts", matrix, shares, names, names)
 
 
 def headline(metrics: dict[str, Any]) -> None:

@@ -1,16 +1,16 @@
 """Files of many messages: classified piece by piece, and safe to open in a spreadsheet."""
 
 import csv
+import threading
 
-import numpy as np
 import pandas as pd
 import pytest
 
 pytest.importorskip("gradio", reason="needs 04_user_interface/requirements-extra.txt")
 
 from classified_files import Job, neutralise
-from many_messages import rows_shown
-from opened import Opened
+from html_parts import fleeting_file
+from opened import Opened, read_own_messages
 
 from classifier_folder import classify_texts, save_classifier
 from message_files import DataError
@@ -29,9 +29,8 @@ def classified(opened):
 
     def classify(path, column=None, threshold=0.0):
         job = Job(opened, path, column)
-        for _ in job.run():
-            pass
-        return job, job.write(threshold)
+        job.run()
+        return job, job.write("csv", threshold)
 
     return classify
 
@@ -81,7 +80,7 @@ def test_tables_and_texts_get_the_classifiers_answers(opened, classified, tmp_pa
     assert job.num_done == 4
 
 
-def test_every_cell_comes_back_whole(classified, tmp_path):
+def test_every_cell_comes_back_whole_from_csv_and_excel(classified, tmp_path):
     path = tmp_path / "in.jsonl"
     texts = ["a, " * 2_000 + "b", 'he said "well,"\n' * 1_500, "see you\rat home"]
     pd.DataFrame({"text": texts, "id": ["1,5", "2", ""]}).to_json(
@@ -90,6 +89,8 @@ def test_every_cell_comes_back_whole(classified, tmp_path):
     job, output = classified(path, "text")
     assert output.read_bytes().startswith(b"\xef\xbb\xbf")  # by which spreadsheets know UTF-8
     assert pd.read_csv(output, dtype=str, keep_default_na=False)["text"].tolist() == texts
+    excel = pd.read_excel(job.write("xlsx", 0), dtype=str, keep_default_na=False)
+    assert excel["text"].tolist()[:2] == texts[:2]
     assert job.texts == texts
 
 
@@ -100,24 +101,20 @@ def test_below_the_threshold_the_download_is_undecided(classified, tmp_path):
     assert set(labels) == {"undecided"}
 
 
-def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path):
+def test_what_is_done_of_a_stopped_job_can_be_had(opened, tmp_path, monkeypatch):
     path = tmp_path / "some.csv"
     path.write_text("text\n" + "hello\n" * 3_000, encoding="utf-8")
-    job = Job(opened, path)
-    next(job.run())
+    job, classify = Job(opened, path), opened.probabilities
+
+    def stop_after_the_first(texts):
+        job.wanted = False
+        return classify(texts)
+
+    monkeypatch.setattr(opened, "probabilities", stop_after_the_first)
+    job.run()
+    assert job.ended
     assert 0 < job.num_done < 3_000
-    assert len(pd.read_csv(job.write(0))) == job.num_done
-
-
-def test_of_a_file_with_labels_the_surest_errors_are_shown_first(classified, tmp_path):
-    path = tmp_path / "some.csv"
-    path.write_text("text,kind\nhello,ham\nmum,=spam()\nwin,ham\nwell,\nhome,=spam()\n", "utf-8")
-    job, _ = classified(path)
-    job.probabilities = np.array([[0.9, 0.1], [0.7, 0.3], [0.2, 0.8], [0.1, 0.9], [0.4, 0.6]])
-    rows = rows_shown(job, 0)
-    assert rows["row"].tolist() == [3, 2, 1, 4, 5]
-    assert rows["true label"].tolist() == ["ham", "=spam()", "ham", "", "=spam()"]
-    assert rows_shown(job, 0.75)["row"].tolist() == [3, 1, 2, 4, 5]  # one is undecided, not wrong
+    assert len(pd.read_csv(job.write("csv", 0))) == job.num_done
 
 
 def test_the_files_own_labels_are_found(classified, tmp_path):
@@ -145,3 +142,23 @@ def test_what_is_wrong_with_a_file_is_said(classified, tmp_path, name, content, 
     said = str(refused.value)
     assert said.startswith(f"{name}: ")
     assert ("--" in said) == said.endswith(" The option is one of classify.py.")
+
+
+def test_a_written_file_is_deleted_after_an_hour(monkeypatch):
+    timers = []
+    monkeypatch.setattr(
+        threading, "Timer", lambda *given: timers.append(given) or threading.Thread()
+    )
+    path = fleeting_file("a.csv")
+    path.touch()
+    [(seconds, delete, arguments)] = timers
+    delete(*arguments)
+    assert seconds == 3600
+    assert not path.parent.exists()
+
+
+def test_own_messages_are_found_after_a_start_from_another_classifier(folder):
+    options = Opened(folder).card["training"] | {"start_from": "first", "start_from_sha256": "0"}
+    data = folder.parent / "messages.csv"
+    assert len(read_own_messages(options, data).splits.train) > 0
+    assert read_own_messages(options | {"test_data": "elsewhere.csv"}, data) is None

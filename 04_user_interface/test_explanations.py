@@ -107,18 +107,24 @@ def test_a_long_text_is_explained_in_few_parts_and_its_rest_named(
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean", "first"])
-def test_attention_is_that_of_the_model_from_where_the_class_is_read(
+def test_attention_is_that_of_the_model_and_its_decisive_row_is_the_one_pooled(
     prize_classifier, tokenizer, monkeypatch, pooling
 ):
     config = replace(prize_classifier.config, pooling=pooling)
     monkeypatch.setattr(prize_classifier, "config", config)
-    ids = tokenizer.encode_ordinary(text := "see you at £5")
+    text = "see you at £5"
+    ids = tokenizer.encode_ordinary(text)
     expected = prize_classifier.decoder.attention_maps(torch.tensor([ids]))[0, 0, 1]
-    tokens, weights = zip(*attention(prize_classifier, tokenizer, text, layer=1, head=2))
+    seen = attention(prize_classifier, tokenizer, text, layer=1, head=2)
+    assert torch.equal(seen.weights, expected)
     rows = {"last": expected[-1], "mean": expected.mean(dim=0), "first": expected[0]}
-    torch.testing.assert_close(torch.tensor(weights), rows[pooling])
-    assert len(tokens) == len(ids)
-    assert "␣you" in tokens  # a space can be seen
+    assert torch.equal(seen.decisive, rows[pooling])
+    assert len(seen.tokens) == len(ids)
+    assert "␣you" in seen.tokens  # a space can be seen
+
+
+def test_an_explanation_that_is_no_longer_wanted_is_left(prize_classifier, tokenizer):
+    assert explain(prize_classifier, tokenizer, "see you at home", 1, lambda: False) is None
 
 
 def test_words_stay_whole_and_texts_without_spaces_are_cut():

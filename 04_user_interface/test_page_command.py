@@ -41,7 +41,9 @@ def test_a_password_that_is_none_is_refused(fails, auth):
 
 def test_without_a_folder_the_command_that_makes_one_is_offered(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "finetune.py --output classifier" in fails("--port", 0)
+    complaint = fails("--port", 0)
+    assert "finetune.py --output classifier" in complaint
+    assert "--train" in complaint
 
 
 def test_a_classifier_that_gives_several_labels_is_refused(fails, tmp_path, make_tiny):
@@ -58,6 +60,20 @@ def test_a_missing_gradio_is_named(fails, tmp_path, monkeypatch):
     complaint = fails(tmp_path, status=1)
     assert "gradio" in complaint
     assert "requirements-extra.txt" in complaint
+
+
+def test_train_makes_a_classifier_goes_on_with_one_and_leaves_one_alone(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(app, "fine_tune", seen.append)
+    app.train_if_missing(tmp_path / "new")
+    (tmp_path / "checkpoint.pt").touch()
+    app.train_if_missing(tmp_path)
+    (tmp_path / "config.json").touch()
+    app.train_if_missing(tmp_path)
+    assert [(config.model, config.output, config.resume) for config in seen] == [
+        ("gpt-mini", tmp_path / "new", False),
+        ("gpt-mini", tmp_path, True),
+    ]
 
 
 def test_the_container_starts_the_page_as_one_that_it_understands():
