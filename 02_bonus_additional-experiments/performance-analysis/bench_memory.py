@@ -26,12 +26,8 @@ from run_config import RunConfig
 from text_classifier import GPTClassifier, calc_logits, calc_loss_batch, freeze_all_but
 from text_data import collate
 
-CHOICES = ["inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing"]
-OPTIONS = {
-    "choices": (CHOICES, "what is trained, and how: " + ", ".join(CHOICES)),
-    "batch_sizes": ([1, 8, 32], "messages, at 120 tokens"),
-    "lengths": ([30, 240, 480], "tokens, in batches of 8"),
-}
+BATCH_SIZES, LENGTHS = (1, 32), (30, 240, 480)  # beside 8 messages of 120 tokens
+CHOICES = ("inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing")
 STAGES = ("model", "frozen layers", "forward", "backward", "update")
 FLOAT = 4  # bytes
 ADAM = 2  # numbers that AdamW keeps for each trained parameter
@@ -182,13 +178,12 @@ def chapter_peak_mb(model: str, device: str) -> float | None:
     return fine_tune(RunConfig(model=model, device=device, **how)).metrics["peak_memory_mb"]
 
 
-def run(
-    model: str, device: torch.device, choices: list[str], batch_sizes: list[int], lengths: list[int]
-) -> dict[str, Any]:
+def run(model: str, device: torch.device) -> dict[str, Any]:
+    """Peak memory of what is trained and how, and of all layers at other sizes."""
     cfg, rows = MODEL_CONFIGS[model], []
-    settings = [(choice, 8, 120) for choice in choices]
-    settings += [("all", batch_size, 120) for batch_size in batch_sizes if batch_size != 8]
-    settings += [("all", 8, length) for length in lengths if length != 120]
+    settings = [(choice, 8, 120) for choice in CHOICES]
+    settings += [("all", batch_size, 120) for batch_size in BATCH_SIZES]
+    settings += [("all", 8, length) for length in LENGTHS]
     for choice, batch_size, length in tqdm(settings, "choices"):
         measured = in_fresh_process(measure, model, choice, batch_size, length, device)
         counts = measured.pop("parameters"), measured.pop("trained")
@@ -200,12 +195,9 @@ def run(
             row["predicted"] = predict_mb(*counts, kept, passing)
         rows.append(row)
     chapter = in_fresh_process(chapter_peak_mb, model, device.type)
-    whole = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""
+    run_note = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""
     return {
         "tables": {"peak_mb": rows},
-        "notes": ["MB above a process that has loaded PyTorch, by stage." + whole],
+        "notes": ["MB above a process that has loaded PyTorch, by stage." + run_note],
         "chapter_peak_mb": chapter,
     }
-
-
-plot = partial(bench.plot_bars, columns=["peak", "predicted"], num_names=3)
