@@ -166,7 +166,7 @@ def plot_values(
     train_values: Sequence[float],
     validation_values: Sequence[float],
     label: str,
-    examples_per_epoch: int | None = None,
+    examples_per_epoch: int,
 ) -> Figure:
     """A quantity over training, on the training and on the validation messages."""
     fig, ax = plt.subplots(figsize=(6, 3.8))
@@ -177,11 +177,9 @@ def plot_values(
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(alpha=0.3)
     ax.legend()
-    if examples_per_epoch:
-        top = ax.secondary_xaxis(
-            "top", functions=(lambda e: e * examples_per_epoch, lambda m: m / examples_per_epoch)
-        )
-        top.set_xlabel("messages seen")
+    to_messages, to_epochs = (lambda e: e * examples_per_epoch), (lambda m: m / examples_per_epoch)
+    top = ax.secondary_xaxis("top", functions=(to_messages, to_epochs))
+    top.set_xlabel("messages seen")
     fig.tight_layout()
     return fig
 

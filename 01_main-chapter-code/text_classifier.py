@@ -31,17 +31,12 @@ TOKENS_AT_ONCE = {"cpu": 512, "mps": 4096, "cuda": 16384}
 
 def pick_device(name: str = "auto") -> torch.device:
     """The named device; `auto` takes a GPU if there is one. Raises ``ValueError`` if absent."""
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
-    if name == "auto":
-        name = next(device for device, present in available.items() if present)
-    if not available.get(name, False):
-        present = ", ".join(device for device, here in available.items() if here)
-        raise ValueError(f"Device {name!r} is not available here; available: auto, {present}.")
-    return torch.device(name)
+    gpus = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = [*(gpu for gpu, is_here in gpus.items() if is_here), "cpu"]
+    if name not in ("auto", *available):
+        listed = ", ".join(available)
+        raise ValueError(f"Device {name!r} is not available here; available: auto, {listed}.")
+    return torch.device(available[0] if name == "auto" else name)
 
 
 # --- Pooling: from logits at every token to logits of the message --------------------------------
