@@ -1,16 +1,17 @@
-"""What all benchmarks share: timing in turns, models and messages, raw files, tables."""
+"""What all benchmarks share: timing in turns, models and messages, raw files, tables, pictures."""
 
 import json
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from torch import nn
@@ -96,8 +97,8 @@ def random_classifier(model: str, device: torch.device) -> GPTClassifier:
     """A two-class classifier of the named shape; no time depends on its random weights."""
     cfg = SHAPES[model]
     with torch.device("meta"):  # shapes only, so that each weight is written once
-        config = ClassifierConfig(model, ("ham", "spam"), cfg.context_length)
-        classifier = GPTClassifier(build_decoder(cfg), config)
+        about = ClassifierConfig(model, ("ham", "spam"), cfg.context_length)
+        classifier = GPTClassifier(build_decoder(cfg), about)
     classifier.to_empty(device=device)
     torch.manual_seed(0)
     for name, parameter in classifier.named_parameters():
@@ -135,7 +136,7 @@ def evenly_spaced(items: Iterable, num: int, size: Callable[[Any], float]) -> li
     return [ordered[int((i + 0.5) * len(ordered) / num)] for i in range(num)]
 
 
-# --- Results: raw files and tables --------------------------------------------------------
+# --- Results: raw files, tables, pictures --------------------------------------------------------
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -188,3 +189,27 @@ def as_markdown(result: dict[str, Any]) -> str:
     where = f"`python {result['command']}`, {options['model']}, {result['processor']}, "
     where += f"{result['threads']} threads, PyTorch {result['versions']['torch']}"
     return "\n\n".join([*parts, where + (f", median of {rounds} rounds." if rounds else ".")])
+
+
+def plot_bars(
+    result: dict[str, Any], path: Path, columns: Sequence[str], num_names: int = 1
+) -> None:
+    """Those of the columns that a result's table has, a panel each, with a bar for each row, which
+    is named by the table's first columns."""
+    (rows,) = map(pd.DataFrame, result["tables"].values())
+    columns = rows.columns.intersection(columns, sort=False)
+    names = rows.iloc[:, :num_names].astype(str).agg(" x ".join, axis=1).str.partition(":")[0]
+    size, shape = (12, 0.8 + 0.32 * len(rows)), (1, len(columns))
+    fig, (axes,) = plt.subplots(*shape, figsize=size, sharey=True, squeeze=False)
+    for ax, column in zip(axes, columns, strict=True):
+        rows.set_index(names)[column].plot.barh(ax=ax, color="#e6761b", xlabel=column, ylabel="")
+        ax.bar_label(ax.containers[0], [shown(v).strip("-") for v in rows[column]], padding=3)
+        ax.set_xlim(0, 1.2 * rows[column].max())
+    axes[0].invert_yaxis()
+    save_figure(fig, path)
+
+
+def save_figure(fig: plt.Figure, path: Path) -> None:
+    fig.tight_layout()
+    fig.savefig(path, dpi=120)
+    plt.close(fig)

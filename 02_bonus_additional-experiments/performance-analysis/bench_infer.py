@@ -20,6 +20,11 @@ from onnx_classifier import NETWORK, OnnxClassifier, save_int8, save_onnx
 from text_classifier import TOKENS_AT_ONCE, GPTClassifier, calc_logits
 from text_data import SpamDataset, batches_by_length
 
+OPTIONS = {
+    "messages": (1000, "mixed messages, real ones"),
+    "sample": (200, "of them, evenly spaced by length, that every way classifies in every round"),
+    "repetitions": (3, "rounds; the median counts"),
+}
 LATENCY_ROUNDS = 10  # of a single message, which takes milliseconds
 BATCH_SIZE = 16
 CalcLogits = Callable[[dict[str, Tensor]], Tensor]  # of a batch
@@ -94,10 +99,8 @@ def makers_of_ways(classifier: GPTClassifier) -> dict[str, Callable[[], Any]]:
 
 
 def run(
-    model: str, device: torch.device, messages: int = 1000, sample: int = 200, repetitions: int = 3
+    model: str, device: torch.device, messages: int, sample: int, repetitions: int
 ) -> dict[str, Any]:
-    """Classifying by each way: `sample` of so many real `messages`, evenly spaced by length, in
-    each of `repetitions` rounds."""
     sequences = bench.mixed_dataset(model, messages).sequences
     chosen = bench.evenly_spaced(range(len(sequences)), sample, lambda i: len(sequences[i]))
     mixed = SpamDataset([sequences[i] for i in sorted(chosen)])  # as they come
@@ -132,3 +135,6 @@ def run(
         "unavailable": unavailable,
         "rounds": {"sample_seconds": seconds, "one_message_seconds": latency},
     }
+
+
+plot = partial(bench.plot_bars, columns=["one message, ms", "messages a second"])

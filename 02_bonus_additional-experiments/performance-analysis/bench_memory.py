@@ -26,8 +26,12 @@ from run_config import RunConfig
 from text_classifier import GPTClassifier, calc_logits, calc_loss_batch, freeze_all_but
 from text_data import collate
 
-BATCH_SIZES, LENGTHS = (1, 32), (30, 240, 480)  # beside 8 messages of 120 tokens
-CHOICES = ("inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing")
+CHOICES = ["inference", "inference_by_hand", "head", "last_block", "all", "lora", "checkpointing"]
+OPTIONS = {
+    "choices": (CHOICES, "what is trained, and how: " + ", ".join(CHOICES)),
+    "batch_sizes": ([1, 8, 32], "messages, at 120 tokens"),
+    "lengths": ([30, 240, 480], "tokens, in batches of 8"),
+}
 STAGES = ("model", "frozen layers", "forward", "backward", "update")
 FLOAT = 4  # bytes
 ADAM = 2  # numbers that AdamW keeps for each trained parameter
@@ -178,12 +182,13 @@ def chapter_peak_mb(model: str, device: str) -> float | None:
     return fine_tune(RunConfig(model=model, device=device, **how)).metrics["peak_memory_mb"]
 
 
-def run(model: str, device: torch.device) -> dict[str, Any]:
-    """Peak memory of what is trained and how, and of all layers at other sizes."""
+def run(
+    model: str, device: torch.device, choices: list[str], batch_sizes: list[int], lengths: list[int]
+) -> dict[str, Any]:
     cfg, rows = MODEL_CONFIGS[model], []
-    settings = [(choice, 8, 120) for choice in CHOICES]
-    settings += [("all", batch_size, 120) for batch_size in BATCH_SIZES]
-    settings += [("all", 8, length) for length in LENGTHS]
+    settings = [(choice, 8, 120) for choice in choices]
+    settings += [("all", batch_size, 120) for batch_size in batch_sizes if batch_size != 8]
+    settings += [("all", 8, length) for length in lengths if length != 120]
     for choice, batch_size, length in tqdm(settings, "choices"):
         measured = in_fresh_process(measure, model, choice, batch_size, length, device)
         counts = measured.pop("parameters"), measured.pop("trained")
@@ -195,9 +200,12 @@ def run(model: str, device: torch.device) -> dict[str, Any]:
             row["predicted"] = predict_mb(*counts, kept, passing)
         rows.append(row)
     chapter = in_fresh_process(chapter_peak_mb, model, device.type)
-    run_note = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""
+    whole = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""
     return {
         "tables": {"peak_mb": rows},
-        "notes": ["MB above a process that has loaded PyTorch, by stage." + run_note],
+        "notes": ["MB above a process that has loaded PyTorch, by stage." + whole],
         "chapter_peak_mb": chapter,
     }
+
+
+plot = partial(bench.plot_bars, columns=["peak", "predicted"], num_names=3)

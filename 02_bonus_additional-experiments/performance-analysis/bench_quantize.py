@@ -19,7 +19,11 @@ from fine_tuning import RunConfig, RunResult, fine_tune, make_datasets
 from text_classifier import GPTClassifier, predict_logits
 from text_data import SpamDataset
 
-NUM_EPOCHS = 5  # of gpt-mini's fine-tuning
+OPTIONS = {
+    "messages": (64, "mixed messages for speed"),
+    "num_epochs": (5, "of gpt-mini's fine-tuning"),
+    "repetitions": (5, "rounds; the median counts"),
+}
 
 
 def bfloat16(classifier: GPTClassifier) -> GPTClassifier:
@@ -99,12 +103,10 @@ def quality(logits: torch.Tensor, expected: torch.Tensor, labels: list[int]) -> 
 
 
 def run(
-    model: str, device: torch.device, messages: int = 64, repetitions: int = 5
+    model: str, device: torch.device, messages: int, num_epochs: int, repetitions: int
 ) -> dict[str, Any]:
-    """Accuracy of gpt-mini, fine-tuned for a minute, and speed of the shape on some real `messages`
-    in each of `repetitions` rounds."""
     mixed, shape = bench.mixed_dataset(model, messages), bench.random_classifier(model, device)
-    fine_tuned, test = fine_tuned_mini(NUM_EPOCHS)
+    fine_tuned, test = fine_tuned_mini(num_epochs)
     makers = {
         way: lambda quantise=quantise: (quantise(fine_tuned.classifier), quantise(shape))
         for way, quantise in WAYS.items()
@@ -128,3 +130,6 @@ def run(
     )
     result = {"tables": {"ways": rows}, "notes": [note], "unavailable": unavailable}
     return result | {"rounds": rounds}
+
+
+plot = partial(bench.plot_bars, columns=["shape, MB", "shape, messages a second"])

@@ -1,6 +1,6 @@
 """Time and memory against length, batch size, model size, number of messages, threads.
 
-Each measurement gives a table's rows, most also the seconds of every round by row.
+Each measurement gives a table's rows, and the seconds of every round by row.
 """
 
 import os
@@ -26,11 +26,14 @@ from measuring import in_fresh_process, peak_memory_mb
 from previous_chapters import GPTConfig, GPTModel, num_parameters
 from text_classifier import ClassifierConfig, GPTClassifier, calc_logits, predict_logits
 
-LENGTHS = (64, 128, 256, 512, 1024)  # tokens
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)  # messages
-SHAPES = ("gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl")
-MESSAGES = (10**3, 10**4, 10**5, 10**6)  # in a file
-THREADS = sorted({1, 2, os.cpu_count()})
+OPTIONS = {
+    "lengths": ([64, 128, 256, 512, 1024], "tokens"),
+    "batch_sizes": ([1, 2, 4, 8, 16, 32, 64], "messages"),
+    "shapes": (["gpt2-small", "gpt2-medium", "gpt2-large", "gpt2-xl"], "shapes of models"),
+    "messages": ([10**3, 10**4, 10**5, 10**6], "messages in a file"),
+    "threads": (sorted({1, 2, os.cpu_count()}), "threads that compute"),
+    "repetitions": (5, "rounds; the median counts"),
+}
 ATTENTION = {"fused": "inference", "by hand": "inference_by_hand"}  # as bench_memory.py names it
 Measured = tuple[list[dict[str, Any]], dict[str, list[float]]]
 
@@ -43,16 +46,16 @@ def forward(
     return partial(torch.inference_mode()(calc_logits), model_for(classifier, choice), batch)
 
 
-def against_length(classifier: GPTClassifier, repetitions: int) -> Measured:
+def against_length(classifier: GPTClassifier, lengths: list[int], repetitions: int) -> Measured:
     """One message of growing length, with attention fused and by hand."""
     model, cfg, device = classifier.config.model_name, classifier.decoder.cfg, classifier.device
     functions = {
         f"{key}, {length}": forward(classifier, 1, length, choice)
-        for length in LENGTHS
+        for length in lengths
         for key, choice in ATTENTION.items()
     }
     rounds, rows = bench.time_in_turns(functions, repetitions), []
-    for length in LENGTHS:
+    for length in lengths:
         operations = block_operations(cfg, [length])
         row = {"tokens of one message": length, "GFLOP": cfg.n_layers * operations / 1e9}
         row["attention's fraction"] = 2 * cfg.emb_dim * length**2 / operations
@@ -66,17 +69,16 @@ def against_length(classifier: GPTClassifier, repetitions: int) -> Measured:
     return rows, rounds
 
 
-def against_batch_size(classifier: GPTClassifier, repetitions: int) -> Measured:
-    functions = {str(n): forward(classifier, n, 32) for n in BATCH_SIZES}
-    rounds = bench.time_in_turns(functions, repetitions)
-    seconds = [(n, median(rounds[str(n)])) for n in BATCH_SIZES]
+def against_batch_size(classifier: GPTClassifier, sizes: list[int], repetitions: int) -> Measured:
+    rounds = bench.time_in_turns({str(n): forward(classifier, n, 32) for n in sizes}, repetitions)
+    seconds = [(n, median(rounds[str(n)])) for n in sizes]
     rows = [
         {"messages of 32 tokens": n, "seconds": s, "messages a second": n / s} for n, s in seconds
     ]
     return rows, rounds
 
 
-def against_threads(classifier: GPTClassifier, repetitions: int) -> Measured:
+def against_threads(classifier: GPTClassifier, threads: list[int], repetitions: int) -> Measured:
     """Messages a second as `classify.py` does, and the FLOP/s achieved, with so many threads."""
     model, name = FastClassifier(classifier), classifier.config.model_name
     dataset, before, rows = bench.mixed_dataset(name, 64), torch.get_num_threads(), []
@@ -85,8 +87,8 @@ def against_threads(classifier: GPTClassifier, repetitions: int) -> Measured:
         torch.set_num_threads(num_threads)
         predict_logits(model, dataset)
 
-    rounds = bench.time_in_turns({str(n): partial(classify_with, n) for n in THREADS}, repetitions)
-    for n in THREADS:
+    rounds = bench.time_in_turns({str(n): partial(classify_with, n) for n in threads}, repetitions)
+    for n in threads:
         torch.set_num_threads(n)
         gflops = achieved_flops(classifier.decoder.cfg, classifier.device) / 1e9
         speed = len(dataset) / median(rounds[str(n)])
@@ -95,11 +97,11 @@ def against_threads(classifier: GPTClassifier, repetitions: int) -> Measured:
     return rows, rounds
 
 
-def against_model_size(classifier: GPTClassifier, repetitions: int) -> Measured:
+def against_model_size(classifier: GPTClassifier, shapes: list[str], repetitions: int) -> Measured:
     """One message of 128 tokens through each shape. There is one of these in memory at a time, so
     they do not take turns."""
     rows, rounds = [], {}
-    for shape in map(resolve_model_name, SHAPES):
+    for shape in map(resolve_model_name, shapes):
         other = bench.random_classifier(shape, classifier.device)
         rounds |= bench.time_in_turns({shape: forward(other, 1, 128)}, repetitions)
         cfg, seconds = other.decoder.cfg, median(rounds[shape])
@@ -111,7 +113,7 @@ def against_model_size(classifier: GPTClassifier, repetitions: int) -> Measured:
     return rows, rounds
 
 
-def against_messages(classifier: GPTClassifier) -> list[dict[str, Any]]:
+def against_messages(classifier: GPTClassifier, numbers: list[int], repetitions: int) -> Measured:
     """`classify.py` on files of growing length, each once in a process of its own. The model is
     tiny on purpose: what is measured is reading, cutting into tokens, batching and writing, and
     whether memory stays flat."""
@@ -123,11 +125,11 @@ def against_messages(classifier: GPTClassifier) -> list[dict[str, Any]]:
         save_classifier(tiny, folder)
         options = [str(folder), "--file", str(source), "--output", str(output), "--overwrite"]
         options += ["--device", classifier.device.type]
-        for number in MESSAGES:
+        for number in numbers:
             pd.DataFrame({"text": bench.mixed_messages(number)}).to_csv(source, index=False)
             row = {"messages in a file": number, "file, MB": source.stat().st_size / 1e6}
             rows.append(row | in_fresh_process(classify_file, options))
-    return rows
+    return rows, {}
 
 
 def classify_file(options: list[str]) -> dict[str, float | None]:
@@ -135,21 +137,21 @@ def classify_file(options: list[str]) -> dict[str, float | None]:
     return {"seconds": seconds, "peak, MB": peak_memory_mb()}
 
 
-def run(model: str, device: torch.device, repetitions: int = 5) -> dict[str, Any]:
-    """Time and memory against five sizes, in each of `repetitions` rounds."""
-    classifier = bench.random_classifier(model, device)
-    measured = {
-        "length": against_length(classifier, repetitions),
-        "batch_size": against_batch_size(classifier, repetitions),
-        "threads": against_threads(classifier, repetitions),
-        "model_size": against_model_size(classifier, repetitions),
-        "messages": (against_messages(classifier), {}),
-    }
-    return {
-        "tables": {name: rows for name, (rows, _) in measured.items()},
-        "notes": [],
-        "rounds": {name: rounds for name, (_, rounds) in measured.items()},
-    }
+# Each table, and the option that has its values.
+TABLES = {
+    "length": (against_length, "lengths"),
+    "batch_size": (against_batch_size, "batch_sizes"),
+    "threads": (against_threads, "threads"),
+    "model_size": (against_model_size, "shapes"),
+    "messages": (against_messages, "messages"),
+}
+
+
+def run(model: str, device: torch.device, repetitions: int, **values: list[Any]) -> dict[str, Any]:
+    classifier, tables, rounds = bench.random_classifier(model, device), {}, {}
+    for table, (against, option) in TABLES.items():
+        tables[table], rounds[table] = against(classifier, values[option], repetitions)
+    return {"tables": tables, "notes": [], "rounds": rounds}
 
 
 # The panels of the picture: table, its x axis, what is drawn, and its label.
@@ -171,6 +173,4 @@ def plot(result: dict[str, Any], path: Path) -> None:
         rows[quantities].plot(ax=ax, style="o-", grid=True, legend=len(quantities) > 1)
         ax.set(ylabel=label, ylim=(0, 1.1 * ax.get_ylim()[1]))
         ax.set_xscale("log" if table == "messages" else "linear")
-    fig.tight_layout()
-    fig.savefig(path, dpi=120)
-    plt.close(fig)
+    bench.save_figure(fig, path)

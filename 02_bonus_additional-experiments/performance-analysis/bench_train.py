@@ -37,9 +37,13 @@ from text_data import SpamDataset, batches_by_length, make_loader
 from training import TrainConfig, train_step
 
 NUM_TRAIN = 1045  # training messages of the published split
-NUM_EPOCHS = 5
-SAMPLE = 3  # batches of each way and stage that are timed in a round
-CHECK_STEPS = 40  # over which losses are compared
+OPTIONS = {
+    "num_epochs": (5, "passes over the training messages"),
+    "train_size": (NUM_TRAIN, "training messages"),
+    "sample": (3, "batches of each way that are timed, evenly spaced by length"),
+    "repetitions": (3, "rounds; the median counts"),
+    "check_steps": (40, "steps over which losses are compared"),
+}
 # Of the chapter's run; the n-gram baseline that it also fits is no part of the GPT's training.
 STAGES = ["data", "model", "frozen_layers", "training", "evaluation"]
 PARTS = {"last_block": "last_block", "all_layers": "all"}  # key in the raw file: what is trained
@@ -155,34 +159,27 @@ def predict(model: nn.Module, batch: Batch) -> Tensor:
 # --- Timing --------------------------------------------------------------------------------------
 
 
-def sample_of(batches: Batches) -> tuple[Batches, dict[str, float]]:
-    """Some batches of each stage, which stand for all, and how many times their positions all of
-    them have."""
-    some = {stage: bench.evenly_spaced(b, SAMPLE, num_positions) for stage, b in batches.items()}
-    positions = [{s: sum(map(num_positions, b)) for s, b in bs.items()} for bs in (batches, some)]
-    return some, {stage: positions[0][stage] / positions[1][stage] for stage in batches}
+def sample_of(batches: Batches, num: int) -> Batches:
+    """Some batches of each stage, which stand for all."""
+    return {stage: bench.evenly_spaced(b, num, num_positions) for stage, b in batches.items()}
 
 
 def timing(functions: dict[str, Callable], batches: Batches) -> Callable[[], dict[str, float]]:
-    """A function that gives some of each stage's batches to the stage's function, and returns the
-    seconds that all batches would take."""
-    some, times = sample_of(batches)
+    """A function that calls each stage's function with its batches, and returns the seconds."""
 
     def seconds_of(stage: str) -> float:
-        return bench.seconds_of(lambda: [functions[stage](batch) for batch in some[stage]])
+        return bench.seconds_of(lambda: [functions[stage](batch) for batch in batches[stage]])
 
     for stage, function in functions.items():
-        function(some[stage][-1])  # the longest, which allocates
-    return lambda: {stage: times[stage] * seconds_of(stage) for stage in functions}
+        function(batches[stage][-1])  # the longest, which allocates
+    return lambda: {stage: seconds_of(stage) for stage in functions}
 
 
 def trainer_timing(classifier: GPTClassifier, batches: Batches) -> Callable[[], dict[str, float]]:
     """The same by `transformers`' Trainer."""
-    some, times = sample_of(batches)
     twin = hugging_face_classifier(classifier)
-    steps, evaluations = ([hugging_face_inputs(b, twin) for b in part] for part in some.values())
-    run = trainer_run(twin, steps, evaluations)
-    return lambda: {stage: times[stage] * seconds for stage, seconds in run().items()}
+    batches = {s: [hugging_face_inputs(x, twin) for x in b] for s, b in batches.items()}
+    return trainer_run(twin, batches["training"], batches["evaluation"])
 
 
 def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
@@ -195,65 +192,72 @@ def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
 def read_parts(model: str, train_size: int = NUM_TRAIN) -> list[SpamDataset]:
     """The messages of the chapter's run, as token ids within the model's context."""
     messages = read_run_messages(RunConfig(protocol="published", train_size=train_size))
-    config = ClassifierConfig(model, messages.label_names, MODEL_CONFIGS[model].context_length)
-    return make_datasets(messages, load_tokenizer(model), config)
+    about = ClassifierConfig(model, messages.label_names, MODEL_CONFIGS[model].context_length)
+    return make_datasets(messages, load_tokenizer(model), about)
 
 
 def compare(
-    classifier: GPTClassifier, trainable: str, parts: list[SpamDataset], repetitions: int
+    model: str, device: torch.device, trainable: str, parts: list[SpamDataset], options: dict
 ) -> dict[str, Any]:
     """Seconds of the whole training in each way, of the chapter's run, and of the lower bound.
 
     All take turns, and so does the measuring of FLOP/s; but where all layers are trained, the
     chapter's run has one epoch, once and after the rounds, since that alone takes minutes.
     """
-    cfg, device = classifier.decoder.cfg, classifier.device
+    num_epochs, repetitions = options["num_epochs"], options["repetitions"]
+    cfg, classifier = MODEL_CONFIGS[model], bench.random_classifier(model, device)
     num_frozen = freeze_all_but(classifier, trainable)
-    step, timed = make_step(classifier, learning_rate=1e-6), {}
-    ways = make_ways(classifier, parts, num_frozen, NUM_EPOCHS)
-    for name, (way, batches) in ways.items():
+    step, samples = make_step(classifier, learning_rate=1e-6), {}
+    ways = make_ways(classifier, parts, num_frozen, num_epochs)
+    batches = {name: way_batches for name, (_, way_batches) in ways.items()}
+    sampled = {name: sample_of(b, options["sample"]) for name, b in batches.items()}
+    for name, (way, _) in ways.items():
         functions = {"training": partial(step, way), "evaluation": partial(predict, way)}
-        timed[name] = timing(functions, batches)
-    epochs_run = NUM_EPOCHS if num_frozen else 1
-    how = {"model": classifier.config.model_name, "weights": "random", "pooling": "last"}
-    how |= {"trainable": trainable, "num_epochs": epochs_run, "device": device.type, "quiet": True}
-    config = RunConfig(protocol="published", train_size=len(parts[0]), **how)
+        samples[name] = timing(functions, sampled[name])
+    batches[TRAINER], sampled[TRAINER] = batches[GROUPED], sampled[GROUPED]
+    epochs_run = num_epochs if num_frozen else 1
+    how = {"model": model, "weights": "random", "pooling": "last"}
+    how |= {"trainable": trainable, "num_epochs": epochs_run}
+    data = {"protocol": "published", "train_size": len(parts[0])}
+    config = RunConfig(**how, **data, device=device.type, quiet=True)
+    runs = {name: partial(run_chapter, config, precision) for precision, name in CHAPTER.items()}
     optional = {
         CHAPTER["bfloat16"]: lambda: bench.require_bf16(device),
-        TRAINER: lambda: trainer_timing(classifier, ways[GROUPED][1]),
+        TRAINER: lambda: trainer_timing(classifier, sampled[GROUPED]),
     }
     made, _, unavailable = bench.try_each(optional, lambda made: None)
-    timed |= {name: function for name, function in made.items() if function}
-    runs = {
-        name: partial(run_chapter, config, precision)
-        for precision, name in CHAPTER.items()
-        if name not in unavailable
-    }
-    functions = timed | {"FLOP/s": partial(achieved_flops, cfg, device, 1.0)}
+    samples |= {name: function for name, function in made.items() if function}
+    runs = {name: function for name, function in runs.items() if name not in unavailable}
+
+    functions = samples | {"FLOP/s": partial(achieved_flops, cfg, device, 1.0)}
     if num_frozen:
         rounds = bench.take_turns(functions | runs, repetitions)
     else:
         rounds = bench.take_turns(functions, repetitions) | bench.take_turns(runs, 1)
 
-    stages = {n: pd.DataFrame(rounds[n]).median().to_dict() for n in (*timed, *runs)}
+    stages = {n: pd.DataFrame(rounds[n]).median().to_dict() for n in (*samples, *runs)}
     for name in runs:
-        stages[name]["training"] *= NUM_EPOCHS / epochs_run
+        stages[name]["training"] *= num_epochs / epochs_run
     once = {stage: stages[CHAPTER["float32"]][stage] for stage in STAGES[:3]}
-    for name in timed:
+    for name in samples:
+        for stage, part in sampled[name].items():
+            positions = [sum(map(num_positions, b)) for b in (batches[name][stage], part)]
+            stages[name][stage] *= positions[0] / positions[1]
         cached = name in (FROZEN_ONCE, LAST_POSITION)
         stages[name] = once | ({} if cached else {"frozen_layers": 0.0}) | stages[name]
     flops, lengths = median(rounds["FLOP/s"]), [part.lengths for part in parts]
     return {
         "stages": stages,
-        "batches": {n: {stage: len(b) for stage, b in way[1].items()} for n, way in ways.items()},
+        "batches": {n: {stage: len(b) for stage, b in batches[n].items()} for n in samples},
+        "batches_timed_in_a_round": len(sampled[PLAIN]["training"]),
         "achieved_gflops": flops / 1e9,
-        "lower_bound": training_operations(cfg, lengths, NUM_EPOCHS, num_frozen) / flops,
+        "lower_bound": training_operations(cfg, lengths, num_epochs, num_frozen) / flops,
         "unavailable": unavailable,
         "rounds": rounds,
     }
 
 
-def compare_losses(trainable: str, precision: Precision) -> float:
+def compare_losses(trainable: str, num_steps: int, precision: Precision) -> float:
     """Largest difference between the losses of the plain way and of all improvements, over the
     same batches in the same order, on the pretrained gpt-mini. The plain way is float32.
 
@@ -264,14 +268,14 @@ def compare_losses(trainable: str, precision: Precision) -> float:
     for name in (PLAIN, LAST_POSITION):
         decoder, _ = load_pretrained("gpt-mini")
         torch.manual_seed(0)
-        config = ClassifierConfig("gpt-mini", ("ham", "spam"), decoder.cfg.context_length)
-        classifier = GPTClassifier(decoder, config)
+        about = ClassifierConfig("gpt-mini", ("ham", "spam"), decoder.cfg.context_length)
+        classifier = GPTClassifier(decoder, about)
         num_frozen = freeze_all_but(classifier, trainable)
         ways = make_ways(classifier, parts, num_frozen, precision=precision)
         model, step = ways[name][0], make_step(classifier, learning_rate=5e-4)
         _, batches = ways[GROUPED if name == PLAIN else name]
         change = padded if name == PLAIN else dict
-        losses.append([step(model, change(b)) for b in batches["training"][:CHECK_STEPS]])
+        losses.append([step(model, change(b)) for b in batches["training"][:num_steps]])
     return max(abs(a - b) for a, b in zip(*losses, strict=True))
 
 
@@ -288,17 +292,13 @@ def table(compared: dict[str, dict]) -> list[dict[str, Any]]:
     return rows.where(rows.notna(), None).to_dict("records")
 
 
-def run(
-    model: str, device: torch.device, train_size: int = NUM_TRAIN, repetitions: int = 3
-) -> dict[str, Any]:
-    """Training by each way, of `train_size` messages: a few batches are timed in each of
-    `repetitions` rounds."""
-    parts, compared = read_parts(model, train_size), {}
-    for key, trainable in PARTS.items():
-        classifier = bench.random_classifier(model, device)
-        compared[key] = compare(classifier, trainable, parts, repetitions)
+def run(model: str, device: torch.device, **options: int) -> dict[str, Any]:
+    parts = read_parts(model, options["train_size"])
+    compared = {key: compare(model, device, of, parts, options) for key, of in PARTS.items()}
     differences = {
-        precision: {key: compare_losses(of, precision) for key, of in PARTS.items()}
+        precision: {
+            key: compare_losses(of, options["check_steps"], precision) for key, of in PARTS.items()
+        }
         for precision in CHAPTER
     }
     part, data = compared["last_block"], "SMS Spam Collection, published split"
@@ -309,10 +309,10 @@ def run(
         for key, difference in by_part.items()
     )
     notes = [
-        f"{data}. Ways and Trainer are estimates: {SAMPLE} steps and "
+        f"{data}. Ways and Trainer are estimates: {part['batches_timed_in_a_round']} steps and "
         f"evaluation batches are timed, of {plain['training']:,} and {plain['evaluation']:,} "
         f"of the plain way. The chapter's run with all layers is one epoch, once, its training "
-        f"times {NUM_EPOCHS}. The lower bound is at {flops[0]:.0f} and {flops[1]:.0f} "
+        f"times {options['num_epochs']}. The lower bound is at {flops[0]:.0f} and {flops[1]:.0f} "
         f"GFLOP/s.",
         f"Largest difference from the plain way's losses on gpt-mini: {moved}.",
     ]
@@ -323,3 +323,6 @@ def run(
         **compared,
         "largest_difference_of_losses": differences,
     }
+
+
+plot = partial(bench.plot_bars, columns=["last block, seconds", "all layers, seconds"])

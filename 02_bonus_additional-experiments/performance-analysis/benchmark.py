@@ -3,12 +3,11 @@
     python 02_bonus_additional-experiments/performance-analysis/benchmark.py train --plot
 
 Each sub-command prints its tables and writes all that was measured, every round of it, as JSON
-into `--output`.
+into `--output`, with `--plot` also as a picture.
 """
 
 import argparse
 import ctrl_c  # noqa: F401
-import inspect
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from files import write_json
 from gpt_download import resolve_model_name
 from text_classifier import pick_device
 
-# Each module has `run(model, device, **options)`, whose parameters are the command's options.
+# Each module has OPTIONS, `run(model, device, **options)`, and `plot(result, path)`.
 COMMANDS = {
     "train": (bench_train, "training: the plain way, each improvement, the lower bound, a rival"),
     "infer": (bench_infer, "classifying: latency of one message, throughput of many"),
@@ -42,19 +41,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     texts = {name: text for name, (_, text) in COMMANDS.items()}
     for name, text in {**texts, "all": "all of them, as the README's tables were made"}.items():
-        run = COMMANDS[name][0].run if name in COMMANDS else lambda: None
         command = commands.add_parser(
-            name, help=text, description=inspect.getdoc(run) or text, formatter_class=HelpFormatter
+            name, help=text, description=text, formatter_class=HelpFormatter
         )
         command.add_argument("--model", default="gpt2-small", help="shape; the weights are random")
         command.add_argument("--output", type=Path, default="benchmark", help="folder to write")
-        command.add_argument("--plot", action="store_true", help="also write a picture (of scale)")
+        command.add_argument("--plot", action="store_true", help="also write pictures")
         devices = ("auto", "cpu", "cuda", "mps")
         command.add_argument("--device", default="auto", choices=devices, help="where to compute")
-        for option in inspect.signature(run).parameters.values():
-            if (default := option.default) is not option.empty:
-                name = "--" + option.name.replace("_", "-")
-                command.add_argument(name, type=int, default=default, help="see above")
+        options = COMMANDS[name][0].OPTIONS if name in COMMANDS else {}
+        for option, (default, about) in options.items():  # one number or text, or a list of them
+            nargs, first = ("+", default[0]) if isinstance(default, list) else (None, default)
+            how = {"type": type(first), "nargs": nargs, "default": default, "help": about}
+            command.add_argument("--" + option.replace("_", "-"), **how)
     return parser.parse_args(argv)
 
 
@@ -76,7 +75,7 @@ def measure(argv: list[str]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     write_json(result, output / f"{command}.json")
     print(as_markdown(result), flush=True)
-    if plot and command == "scale":
+    if plot:
         module.plot(result, output / f"{command}.png")
 
 

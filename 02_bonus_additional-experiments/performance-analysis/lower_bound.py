@@ -1,9 +1,5 @@
 """The operations that training cannot do without, and the rate at which a machine does them.
 
-    python 02_bonus_additional-experiments/performance-analysis/lower_bound.py
-
-prints what they would take on 1, 8 and 1,000 GPUs, for distributed/README.md: an estimate.
-
 A weight of a linear layer costs two operations a token: one product, one sum. A block of GPT-2
 holds 12 D^2 of them, where D is the length of a token's vector: D^2 each for queries, keys, values
 and the output of attention, 8 D^2 for the feed-forward network. T is the tokens of a message.
@@ -13,14 +9,12 @@ and the output of attention, 8 D^2 for the feed-forward network. T is the tokens
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import product
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.utils.benchmark import Timer
 
-from gpt_download import MODEL_CONFIGS, build_decoder
+from gpt_download import build_decoder
 from previous_chapters import TransformerBlock
 
 
@@ -91,64 +85,3 @@ def achieved_flops(cfg, device: torch.device, seconds: float = 2.0) -> float:
     timer = Timer("linear(x, weight)", globals=product, num_threads=torch.get_num_threads())
     median = timer.blocked_autorange(min_run_time=seconds).median
     return 2 * len(x) * weight.numel() / median
-
-
-# --- On GPUs that nobody here has, and for 10^9 messages ------------------------------------------
-
-NUM_MESSAGES = 10**9
-# By GPT-2's tokenizer: the mean over the 5,171 different SMS messages (measured).
-TOKENS_PER_MESSAGE = 22.36
-
-# An A100 by its vendor's data sheet: 312e12 operations a second in bfloat16, of which 40% are
-# assumed to be achieved; bytes a second and direction within a machine of 8, and between machines.
-FLOPS = 0.4 * 312e12
-NVLINK, NETWORK = 300e9, 25e9
-
-NAMES = ("gpt2-small (124M)", "gpt2-xl (1558M)")
-TIMES_SENT = {"ddp": 2, "fsdp": 3}  # gradients all-reduced; weights gathered twice, and gradients
-
-
-def message_operations(cfg) -> float:
-    """A message's forward pass, but for attention's scores: less than 1% where it is this short."""
-    return 2 * cfg.n_layers * block_weights(cfg) * TOKENS_PER_MESSAGE
-
-
-def time_row(name: str, job: str, num_passes: int) -> dict[str, str]:
-    """Hours of pure computing."""
-    total = num_passes * NUM_MESSAGES * message_operations(MODEL_CONFIGS[name])
-    hours = {f"{n:,} GPU": f"{total / n / FLOPS / 3600:,.3g} h" for n in (1, 8, 1000)}
-    return {"model": name, "job": job, "operations": f"{total:.2e}", **hours}
-
-
-def network_row(name: str, num_gpus: int, strategy: str) -> dict[str, str]:
-    """What a training step of all layers sends, around a ring, over the slowest link, and how
-    large a batch pays for it: computing then takes as long as sending."""
-    cfg = MODEL_CONFIGS[name]
-    embeddings = (cfg.vocab_size + cfg.context_length) * cfg.emb_dim
-    num_weights = cfg.n_layers * block_weights(cfg) + embeddings  # biases and norms are 0.1% of it
-    sent = TIMES_SENT[strategy] * 4 * num_weights * (num_gpus - 1) / num_gpus
-    seconds = sent / (NVLINK if num_gpus <= 8 else NETWORK)
-    state = 16 * num_weights / (num_gpus if strategy == "fsdp" else 1)
-    return {
-        "model": name,
-        "GPUs": f"{num_gpus:,}",
-        "strategy": strategy,
-        "state a GPU": f"{state / 1e9:.3g} GB",
-        "sent a step": f"{sent / 1e9:.2f} GB",
-        "in": f"{1000 * seconds:.1f} ms",
-        "global batch": f"{num_gpus * seconds * FLOPS / (3 * message_operations(cfg)):,.0f}",
-    }
-
-
-def tables_of_estimates() -> list[str]:
-    jobs = (("classify", 1), ("train all layers, 1 epoch", 3))  # forward passes' worth of work
-    times = [time_row(name, *job) for name, job in product(NAMES, jobs)]
-    networks = [network_row(*case) for case in product(NAMES[1:], (8, 1000), TIMES_SENT)]
-    return [
-        pd.DataFrame(rows).to_markdown(index=False, disable_numparse=True)
-        for rows in (times, networks)
-    ]
-
-
-if __name__ == "__main__":
-    print(*tables_of_estimates(), sep="\n\n")

@@ -55,10 +55,10 @@ def list_parts(files: list[Path], text_column: str, output: Path) -> list[dict[s
     """The row groups of Parquet files, and where each is to be written. Raises ``DataError``."""
     parts = []
     for file in files:
-        metadata = pq.read_metadata(file)
-        if text_column not in metadata.schema.names:
+        about = pq.read_metadata(file)
+        if text_column not in about.schema.names:
             raise DataError(f"{file} has no column {text_column!r}; name it with --text-column.")
-        for i in range(metadata.num_row_groups):
+        for i in range(about.num_row_groups):
             target = output / f"{file.stem}-{i:05}.parquet"
             parts.append({"file": str(file), "row_group": i, "output": str(target)})
     return parts
@@ -76,15 +76,15 @@ def classify_parts(
     files = [file.resolve(strict=True) for file in files]
     if not (parts := list_parts(files, args.text_column, output)):
         raise DataError(f"{args.input} holds no rows of Parquet files.")
-    made_of = {
+    about = {
         "classifier": file_sha256(folder / "config.json"),  # it has the weights' checksum
         "input": {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         "text_column": args.text_column,
     }
     output.mkdir(parents=True, exist_ok=True)
-    if (note := output / "run.json").exists() and read_json(note) != made_of:
+    if (note := output / "run.json").exists() and read_json(note) != about:
         raise DataError(f"{output} is of another input or classifier: name another folder.")
-    write_json(made_of, note)
+    write_json(about, note)
     start_ray(args.workers)
     start, num_rows = time.perf_counter(), 0
     done = ray.data.from_items(parts, override_num_blocks=len(parts)).map(

@@ -50,8 +50,8 @@ def started(monkeypatch):
 def classifier(tmp_path) -> Path:
     torch.manual_seed(0)
     shape = GPTConfig(vocab_size=4096, context_length=32, emb_dim=16, n_heads=2, n_layers=2)
-    config = ClassifierConfig("gpt-mini", ("ham", "spam"), max_length=32)
-    save_classifier(GPTClassifier(GPTModel(shape), config), tmp_path / "classifier")
+    about = ClassifierConfig("gpt-mini", ("ham", "spam"), max_length=32)
+    save_classifier(GPTClassifier(GPTModel(shape), about), tmp_path / "classifier")
     return tmp_path / "classifier"
 
 

@@ -10,11 +10,12 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import estimates
 import pytest
 import torch
 import torch.distributed as dist
 import train_distributed
-from train_distributed import SharedCheckpoint, SharedClassifier, compute_features_together
+from train_distributed import SharedCheckpoint, compute_features_together, share, whole
 
 from features import FastClassifier, FeatureDataset
 from fine_tuning import RunConfig, fine_tune
@@ -23,7 +24,8 @@ from text_classifier import ClassifierConfig, GPTClassifier, freeze_all_but, pre
 from text_data import SpamDataset, class_weights
 from training import Checkpoint, TrainConfig, train_classifier_simple
 
-SCRIPT = Path(__file__).with_name("train_distributed.py")
+HERE, CPU = Path(__file__).parent, torch.device("cpu")
+SCRIPT = HERE / "train_distributed.py"
 # Of losses and logits: float32 sums in another order. (Three times the learning rate would need
 # more: reversing the rows of a batch within one process then moves a loss by 2e-5.)
 TOLERANCE = 1e-5
@@ -39,22 +41,23 @@ CASES = {  # what is trained, whether classes are weighted, changes of CONFIG
 }
 
 
-def prepare(case: str, compute_features=FeatureDataset.from_classifier) -> tuple:
+def prepare(case: str, compute_features=None) -> tuple:
     """Model, training and validation messages, configuration and class weights of a case: messages
     of many lengths in three uneven classes."""
     trainable, weighted, changes = CASES[case]
     torch.manual_seed(0)
     shape = GPTConfig(vocab_size=50, context_length=16, emb_dim=16, n_heads=2, n_layers=3)
-    config = ClassifierConfig("gpt-mini", ("a", "b", "c"), max_length=16)
-    classifier = GPTClassifier(GPTModel(shape), config)
+    about = ClassifierConfig("gpt-mini", ("a", "b", "c"), max_length=16)
+    classifier = GPTClassifier(GPTModel(shape), about)
     messages = [torch.randint(50, (1 + 5 * i % 13,)) for i in range(NUM_MESSAGES + 7)]
     labels = [(0, 0, 1, 0, 2)[i % 5] for i in range(len(messages))]
     parts = slice(0, NUM_MESSAGES), slice(NUM_MESSAGES, None)
     datasets = [SpamDataset(messages[part], labels[part]) for part in parts]
     num_frozen = freeze_all_but(classifier, trainable)
-    if num_frozen:
-        datasets = [compute_features(classifier, d, num_frozen) for d in datasets]
-    model = FastClassifier(classifier, num_frozen)
+    cached = num_frozen if compute_features else 0
+    if cached:
+        datasets = [compute_features(classifier, d, cached) for d in datasets]
+    model = FastClassifier(classifier, cached)
     weights = class_weights(labels[:NUM_MESSAGES], 3) if weighted else None
     return model, *datasets, replace(CONFIG, **changes), weights
 
@@ -68,23 +71,30 @@ class FirstEpochOnly(SharedCheckpoint):
 
 
 def work(folder: Path) -> None:
-    """What each process does under torchrun."""
+    """What each process does under torchrun: all cases with both strategies."""
     dist.init_process_group("gloo")
     found = {}
-    for case in CASES:
-        results = []
-        checkpoint = FirstEpochOnly(folder / f"{case}.pt", {"case": case})
-        for _ in range(2):  # the second time from the checkpoint of the first
-            model, train, validation, config, weights = prepare(case, compute_features_together)
-            shared = SharedClassifier(model)
-            how = (train, validation, config, weights, checkpoint)
-            results.append(asdict(train_classifier_simple(shared, *how)))
-            dist.barrier()
-        alone = predict_logits(model, validation).tolist()
-        found[case] = [*results, predict_logits(shared, validation).tolist(), alone]
+    for strategy in ("ddp", "fsdp"):
+        for case in CASES:
+            key, results = f"{strategy}, {case}", []
+            checkpoint = FirstEpochOnly(folder / f"{key}.pt", {"case": case})
+            for _ in range(2):  # the second time from the checkpoint of the first
+                features = compute_features_together if strategy == "ddp" else None
+                model, train, validation, config, weights = prepare(case, features)
+                shared = share(model, strategy, CPU)
+                how = (train, validation, config, weights, checkpoint)
+                results.append(asdict(train_classifier_simple(shared, *how)))
+                dist.barrier()
+            logits = predict_logits(shared, validation)
+            tensors = whole(model.classifier.state_dict())
+            if dist.get_rank() == 0:
+                alone, _, validation, *_ = prepare(case)
+                alone.classifier.load_state_dict(tensors)
+                found[key + ", whole"] = predict_logits(alone, validation).tolist()
+            found[key] = [*results, logits.tolist()]
     decoder = torch.nn.Linear(3, 3)
     torch.nn.init.constant_(decoder.weight, dist.get_rank())
-    train_distributed.send_from_first(decoder)
+    train_distributed.send_from_first(decoder, CPU)
     found["sent"] = decoder.weight.tolist()
     (folder / f"{dist.get_rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
@@ -114,27 +124,34 @@ def assert_alike(history: dict, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_and_predict_as_one_does(case, found):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_and_predict_as_one_does(strategy, case, found):
     folder, on_process = found
-    model, train, validation, config, weights = prepare(case)
+    model, train, validation, config, weights = prepare(case, FeatureDataset.from_classifier)
     expected = asdict(train_classifier_simple(model, train, validation, config, weights))
     assert len(set(expected["step_losses"])) > 3
-    logits = predict_logits(model, validation)
-    for history, resumed, together, alone in (results[case] for results in on_process):
+    key = f"{strategy}, {case}"
+    for history, resumed, _ in (results[key] for results in on_process):
         assert_alike(history, expected)
         assert_alike(resumed, expected)
-        for got in (together, alone):
-            torch.testing.assert_close(torch.tensor(got), logits, atol=TOLERANCE, rtol=0)
+    logits = predict_logits(model, validation)
+    for got in (on_process[0][key][2], on_process[1][key][2], on_process[0][f"{key}, whole"]):
+        torch.testing.assert_close(torch.tensor(got), logits, atol=TOLERANCE, rtol=0)
 
     # One process goes on from the checkpoint that two wrote.
-    model, train, validation, config, weights = prepare(case)
-    checkpoint = Checkpoint(folder / f"{case}.pt", {"case": case})
+    model, train, validation, config, weights = prepare(case, FeatureDataset.from_classifier)
+    checkpoint = Checkpoint(folder / f"{key}.pt", {"case": case})
     resumed = train_classifier_simple(model, train, validation, config, weights, checkpoint)
     assert_alike(asdict(resumed), expected)
 
 
 def test_all_processes_get_the_first_ones_weights(found):
     assert [results["sent"] for results in found[1]] == [[[0.0] * 3] * 3] * 2
+
+
+def test_the_page_shows_the_tables_of_the_estimates():
+    readme = (HERE / "README.md").read_text(encoding="utf-8")
+    assert all(table in readme for table in estimates.tables())
 
 
 @pytest.fixture
@@ -185,11 +202,11 @@ def test_a_killed_run_ends_with_one_sentence_and_goes_on_as_if_nothing_happened(
     assert "--resume" in said[0]
     assert not (output / "metrics.json").exists()
 
-    options = [*options_for(messages_csv, output), "--resume"]
+    options = [*options_for(messages_csv, output), "--resume", "--strategy", "fsdp"]
     before = (output / "checkpoint.pt").read_bytes()
     assert train_distributed.main([*options, "--seed", "7"]) == 2  # another run
     assert (output / "checkpoint.pt").read_bytes() == before
-    assert train_distributed.main(options) == 0  # on one process
+    assert train_distributed.main(options) == 0  # on one process, with the other strategy
     assert_ends_as_finetune_does(output, messages_csv)
     assert not (output / "checkpoint.pt").exists()
     assert train_distributed.main(options) == 0  # finished already

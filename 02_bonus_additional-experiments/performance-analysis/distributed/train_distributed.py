@@ -16,23 +16,30 @@ import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fine_tuning
 from command_line import add_options, config_from, make_parser, run_command
 from features import FastClassifier, FeatureDataset
 from finetune import results_table
+from gpt_download import build_decoder
 from message_files import DataError
 from run_config import RunConfig
 from run_folder import CHECKPOINT, RunFolder
@@ -52,25 +59,24 @@ class SharedClassifier(FastClassifier):
     """A FastClassifier of whose every batch each process computes its share, and gets all logits.
 
     So losses and predictions are those of whole batches, and the chapter's own functions train and
-    predict with it, as long as all processes call it with the same batches.
+    predict with it, as long as all processes call it with the same batches. `wrapped` is the module
+    whose processes exchange their gradients.
     """
 
-    def __init__(self, model: FastClassifier):
+    def __init__(self, model: FastClassifier, wrapped: nn.Module):
         super().__init__(model.classifier, model.num_layers, model.precision)
-        # Gradients lie where they are exchanged, or there would be two of each. In a tuple, so that
-        # parameters keep their names.
-        self.shared = (DistributedDataParallel(model, gradient_as_bucket_view=True),)
+        self.wrapped = (wrapped,)  # in a tuple, so that parameters keep their names
 
     def forward(self, **batch: Tensor) -> Tensor:
         """The batch's logits (B, C). Where the messages are not enough for all processes, some are
         computed twice, and the second time they count nothing."""
         rank, size, num = dist.get_rank(), dist.get_world_size(), len(batch["attention_mask"])
         rows = torch.arange(rank, math.ceil(num / size) * size, size) % num
-        own = self.shared[0](**{n: t[rows] if t.dim() else t for n, t in batch.items()})
+        own = self.wrapped[0](**{n: t[rows] if t.dim() else t for n, t in batch.items()})
         shares = [torch.empty_like(own) for _ in range(size)]
         dist.all_gather(shares, own.detach().contiguous())
         shares[rank] = own
-        if own.requires_grad:  # the gradients are to be added up; DDP takes their mean
+        if own.requires_grad:  # the gradients are to be added up; DDP and FSDP take their mean
             own.register_hook(lambda gradient: size * gradient)
         return torch.stack(shares, dim=1).flatten(0, 1)[:num]
 
@@ -79,6 +85,21 @@ class SharedClassifier(FastClassifier):
         rank, size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed((torch.initial_seed() * size + rank) % 2**63)
         return super().eval()
+
+
+def share(model: FastClassifier, strategy: str, device: torch.device) -> SharedClassifier:
+    """The model, to be trained by all processes. With "fsdp", each then holds a slice of every
+    parameter, a `DTensor`, on its device."""
+    if strategy == "ddp":  # gradients lie where they are exchanged, or there would be two of each
+        return SharedClassifier(model, DistributedDataParallel(model, gradient_as_bucket_view=True))
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # FastClassifier's output is a view, and nobody changes it in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")
+    # Each block is gathered when its turn comes. The last one, which FastClassifier does not call
+    # as a whole, is gathered along with embeddings, final norm and head.
+    for block in model.classifier.decoder.trf_blocks[:-1]:
+        fully_shard(block, mesh=mesh)
+    return SharedClassifier(model, fully_shard(model, mesh=mesh))
 
 
 def compute_features_together(
@@ -108,27 +129,73 @@ def validate_alike(facts: Mapping[str, Any]) -> None:
         )
 
 
+# --- One checkpoint, of whole tensors -------------------------------------------------------------
+
+
+def slice_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+    """This process's slice of a tensor, cut as a parameter is; a step count stays whole."""
+    tensor = tensor.to(parameter.device)
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    how = (parameter.device_mesh, parameter.placements)
+    return distribute_tensor(tensor, *how, src_data_rank=None)
+
+
+def whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in the first process's main memory, nothing on the others.
+
+    All processes must call it. One tensor at a time is whole on a GPU.
+    """
+    gathered = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if dist.get_rank() == 0:
+            gathered[name] = full.detach().cpu()
+    return gathered
+
+
 class SharedCheckpoint(Checkpoint):
-    """The chapter's checkpoint, written by the first process: any number of processes, and
-    finetune.py itself, can go on from it."""
+    """The chapter's checkpoint, written by the first process: any number of processes, either
+    strategy, and finetune.py itself can go on from it."""
 
     def save(self, state: TrainingState) -> None:
+        moments = {i: whole(t) for i, t in state.optimizer.state_dict()["state"].items()}
+        gathered = SimpleNamespace(
+            parameters=whole(state.parameters),
+            best_weights=whole(state.best_weights),
+            optimizer=SimpleNamespace(state_dict=lambda: {"state": moments}),
+            history=state.history,
+        )
         if dist.get_rank() == 0:
-            super().save(state)
+            super().save(gathered)
 
+    @torch.no_grad()
     def load(self, state: TrainingState) -> None:
-        super().load(state)
+        if self.path.exists():
+            saved = SimpleNamespace(history=state.history)
+            saved.parameters = {n: torch.empty(p.shape) for n, p in state.parameters.items()}
+            saved.optimizer = torch.optim.AdamW(saved.parameters.values())
+            super().load(saved)
+            for name, parameter in state.parameters.items():
+                parameter.copy_(slice_like(saved.parameters[name], parameter))
+                moments = saved.optimizer.state.get(saved.parameters[name], {})
+                own = {key: slice_like(tensor, parameter) for key, tensor in moments.items()}
+                state.optimizer.state.update({parameter: own} if own else {})
+            best = saved.best_weights.items()
+            state.best_weights = {n: slice_like(t, state.parameters[n]) for n, t in best}
+            state.history = saved.history
         validate_alike({"the checkpoint": state.num_steps_done})
 
 
 # --- The run -------------------------------------------------------------------------------------
 
 
-def fine_tune_together(config: RunConfig, device: torch.device) -> None:
+def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -> None:
     """`fine_tune` on all processes, of which the first one writes `config.output`."""
     is_first, num_processes = dist.get_rank() == 0, dist.get_world_size()
     config = replace(config, quiet=config.quiet or not is_first, device=device.type)
-    run = fine_tuning.prepare(config, None, device)
+    # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
+    run = fine_tuning.prepare(config, None, device if strategy == "ddp" else torch.device("cpu"))
     config, clock = run.config, run.clock
     validate_alike(run.identity)
     checkpoint = SharedCheckpoint(config.output / CHECKPOINT, run.identity)
@@ -140,17 +207,17 @@ def fine_tune_together(config: RunConfig, device: torch.device) -> None:
         if finished[0]:
             return run.log(f"The run in {config.output} is finished already.")
         fine_tuning.pretrain(run)
-        send_from_first(run.decoder)
+        send_from_first(run.decoder, device)
         how = (run.decoder, run.about, config, run.head)
         classifier, num_frozen = fine_tuning.make_classifier(*how)
         trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
-        run.log(f"{config.model} on {num_processes} x {device.type}: {trained}.")
+        run.log(f"{config.model} on {num_processes} x {device.type}, {strategy}: {trained}.")
         datasets, num_done = fine_tuning.compute_frozen_layers(
-            run, classifier, num_frozen, compute_features_together
+            run, classifier, num_frozen if strategy == "ddp" else 0, compute_features_together
         )
         model = FastClassifier(classifier, num_done, config.precision)
         with clock.stage("training"):
-            shared = SharedClassifier(model)
+            shared = share(model, strategy, device)
             how = (config, run.loss_weights(), checkpoint, not config.quiet)
             history = train_classifier_simple(shared, *datasets[:2], *how)
             fine_tuning.raise_if_diverged(history, config)
@@ -158,20 +225,27 @@ def fine_tune_together(config: RunConfig, device: torch.device) -> None:
             if config.precision != "float32":  # a saved classifier computes all blocks in float32
                 model.precision, model.num_layers, datasets = "float32", 0, run.datasets
             logits = [predict_logits(shared, dataset) for dataset in datasets]
+            tensors = whole(classifier.state_dict())
         if not is_first:
             return None
+        with torch.device("meta"):  # shapes only: the weights are there already
+            decoder = build_decoder(run.decoder.cfg)
+            classifier, _ = fine_tuning.make_classifier(decoder, run.about, config)
+        classifier.load_state_dict(tensors, assign=True)
         metrics = fine_tuning.make_metrics(run, logits, history)
-        metrics |= {"num_processes": num_processes}
-        rest = (run.tokenizer, config, run.messages, history, metrics)
-        fine_tuning.finish(run, folder, fine_tuning.RunResult(classifier, *rest))
+        metrics |= {"strategy": strategy, "num_processes": num_processes}
+        about = (run.tokenizer, config, run.messages, history, metrics)
+        fine_tuning.finish(run, folder, fine_tuning.RunResult(classifier, *about))
     print(results_table(metrics))
 
 
 @torch.no_grad()
-def send_from_first(model: nn.Module) -> None:
+def send_from_first(model: nn.Module, device: torch.device) -> None:
     """Give all processes the first one's weights: rounding may have made theirs differ."""
     for parameter in model.parameters():
-        dist.broadcast(parameter, src=0)
+        shared = parameter.to(device)
+        dist.broadcast(shared, src=0)
+        parameter.copy_(shared)
 
 
 def own_device(name: str) -> torch.device:
@@ -180,16 +254,21 @@ def own_device(name: str) -> torch.device:
         raise ValueError("--device mps: processes cannot exchange tensors there; choose cpu.")
     if pick_device(name).type != "cuda":
         return torch.device("cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0))
-    num_here, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), torch.cuda.device_count()
-    if num_here > num_gpus:
+    index, num_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if index >= num_gpus:
         raise ValueError(f"GPUs here: {num_gpus}. Start torchrun with as many processes.")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
-def under_torchrun() -> bool:
-    return "RANK" in os.environ
+def meet() -> tuple[dist.Store, int, int]:
+    """What torchrun tells: a store of keys that all processes share, this one's rank, and their
+    number. Without torchrun, one process by itself."""
+    if "RANK" not in os.environ:
+        return dist.HashStore(), 0, 1
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # After a restart, the store still holds the addresses of the processes that ended.
+    return dist.PrefixStore(f"attempt {num_restarts()}", store), rank, size
 
 
 def num_restarts() -> int:
@@ -198,16 +277,19 @@ def num_restarts() -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Meet the other processes and work with them."""
-    config, device = config_from(args, RunConfig), own_device(args.device)
-    # Without torchrun, one process by itself.
-    alone = {} if under_torchrun() else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    """Meet the other processes and work with them. Of those that fail, one says why."""
+    store, rank, size = meet()
     try:
-        dist.init_process_group(backend, timeout=TIMEOUT, **alone)
-        fine_tune_together(config, device)
-    except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        config, device = config_from(args, RunConfig), own_device(args.device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+        fine_tune_together(config, args.strategy, device)
+    except BaseException as error:
+        with suppress(dist.DistError):  # torchrun itself is gone
+            if store.add("failed", 1) > 1:
+                sys.stderr = io.StringIO()
+        is_of_gloo = type(error) is RuntimeError and "gloo" in str(error)
+        if isinstance(error, dist.DistError) or is_of_gloo:  # another process is gone
             raise OSError(STOPPED) from None
         raise
     finally:
@@ -222,18 +304,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "steps, the same files. --batch-size counts the messages of all processes together.",
     )
     add_options(parser, RunConfig, leave_out=["multi_label"])
+    parser.add_argument(
+        "--strategy",
+        choices=["ddp", "fsdp"],
+        default="ddp",
+        help="every process holds the whole model (DistributedDataParallel), or a slice of each "
+        "layer (FSDP2), for models too large for one GPU",
+    )
     parser.set_defaults(output=Path("classifier"))
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    if os.environ.get("RANK", "0") != "0":  # what goes wrong, the first process says for all
-        sys.stderr = io.StringIO()
-    if under_torchrun():  # which sends this signal when a process has ended
+    if under_torchrun := "RANK" in os.environ:  # which sends this signal when a process has ended
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    args = parse_args(argv)
+    is_first = os.environ.get("RANK", "0") == "0"
+    with redirect_stderr(sys.stderr if is_first else io.StringIO()):  # once is enough
+        args = parse_args(argv)
     status = run_command(PROGRAM, lambda: run(args), STOPPED)
-    if under_torchrun():
+    if under_torchrun:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
     return status
 
