@@ -265,7 +265,9 @@ class Checkpoint:
     """The file from which a training that was stopped goes on to the same result.
 
     `identity` is whatever must be the same then: options, and a fingerprint of the data. A
-    checkpoint of another run, or a damaged one, is refused with a ``ValueError``.
+    checkpoint of another run, or a damaged one, is refused with a ``ValueError``. Instead of a
+    `TrainingState` it takes anything with its `parameters`, `best_weights`, `optimizer` and
+    `history`.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]):
