@@ -39,9 +39,9 @@ PACKAGES = {
 # What ends a text, with a sign that Unicode reserves for programs: a text that holds the usual
 # name is tokenized as any other, and an empty one can become this.
 END = "\ufdd0" + END_OF_TEXT
-# By how much a probability may differ: rounding of 32 bits leaves a hundredth of this, and 8 bits
-# may move an unsure answer, but turn no sure one over.
-TOLERANCES = {"transformers": 1e-4, "onnx": 1e-4, "onnx-int8": 0.5}
+# By how much a probability may differ: rounding of 32 bits leaves a hundredth of this. 8 bits may
+# move any answer, and `--compare` counts them; not a number is refused.
+TOLERANCES = {"transformers": 1e-4, "onnx": 1e-4, "onnx-int8": 1.0}
 # A usual text, a hostile one, and the shortest and longest there are.
 TRIAL_TEXTS = (
     "You have won a prize! Call 09098790123 to claim it.",
@@ -135,12 +135,26 @@ def shape_in_transformers(decoder: Decoder) -> tuple[str, dict[str, Any], dict[s
     return "Llama", sizes, {n: t for n, t in weights.items() if not n.startswith("out_head")}
 
 
+def bias_in_shift(decoder: GPTModel) -> Tensor | None:
+    """The shift of the final norm (D,) that makes the head's bias needless, if there is one.
+
+    The head gets h = s n + t, where t is that shift, and computes W h + b. With W d = b it computes
+    the same from t + d without b.
+    """
+    head, shift = decoder.out_head, decoder.final_norm.shift
+    weight, bias = head.weight.detach().double(), head.bias.detach().double()
+    if torch.linalg.matrix_rank(weight) < len(bias):
+        return None
+    return (shift.detach().double() + torch.linalg.pinv(weight) @ bias).float()
+
+
 def in_transformers(classifier: GPTClassifier, end_id: int):
     """The same classifier as a model of `transformers`, which fills up with the token `end_id`.
 
-    It gives every token's logits, as its `ForTokenClassification` do: those at the last token, or
-    their mean, are the message's. The library's `ForSequenceClassification` know no mean, and no
-    bias of the head. Raises ``DataError`` for a decoder that is not causal.
+    GPT-2 read at its last token is a `GPT2ForSequenceClassification`. That class has no bias in
+    its head, Llama's neither, and no mean over tokens: everything else becomes a model of every
+    token's class, `ForTokenClassification`, whose logits at the last token, or their mean, are the
+    message's. Raises ``DataError`` for a decoder that is not causal.
     """
     import transformers
 
@@ -148,8 +162,16 @@ def in_transformers(classifier: GPTClassifier, end_id: int):
     if not decoder.cfg.causal:
         raise DataError("the library's decoders are causal, and this one is not; choose onnx.")
     kind, sizes, weights = shape_in_transformers(decoder)
-    name = "classifier" if kind == "GPT2" else "score"
-    weights |= {f"{name}.{part}": t.detach() for part, t in decoder.out_head.named_parameters()}
+    head, shift = decoder.out_head, None
+    if kind == "GPT2" and about.pooling == "last":
+        shift = bias_in_shift(decoder)
+    if shift is None:
+        task, name = "TokenClassification", "classifier" if kind == "GPT2" else "score"
+        weights[f"{name}.bias"] = head.bias.detach()
+    else:
+        task, name = "SequenceClassification", "score"
+        weights["transformer.ln_f.bias"] = shift
+    weights[f"{name}.weight"] = head.weight.detach()
     config = getattr(transformers, f"{kind}Config")(
         vocab_size=decoder.cfg.vocab_size,
         **sizes,
@@ -159,9 +181,9 @@ def in_transformers(classifier: GPTClassifier, end_id: int):
         problem_type="multi_label_classification" if about.thresholds else None,
         pooling=about.pooling,
     )
-    theirs = getattr(transformers, f"{kind}ForTokenClassification")(config)
+    theirs = getattr(transformers, f"{kind}For{task}")(config).to(classifier.device).eval()
     theirs.load_state_dict(weights)  # strict: nothing missing, nothing over
-    return theirs.to(classifier.device).eval()
+    return theirs
 
 
 def write_transformers(classifier: GPTClassifier, tokenizer, folder: Path) -> None:
@@ -232,7 +254,7 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
         use = f"use_{kind.partition('-')[0]}.py"
         shutil.copy(Path(__file__).with_name(use), partial / "use.py")
         difference = largest_difference(classifier, tokenizer, partial, TRIAL_TEXTS)
-        if not difference < TOLERANCES[kind]:  # not a number is refused, too
+        if not difference <= TOLERANCES[kind]:
             raise OSError(
                 f"the exported classifier gives other probabilities, by {difference:.0e}: nothing "
                 f"was written."

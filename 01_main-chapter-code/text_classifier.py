@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from previous_chapters import Decoder, select_positions
@@ -248,6 +249,25 @@ def calc_loss_batch(
         weight=class_weights,
         label_smoothing=label_smoothing,
     )
+
+
+@torch.no_grad()
+def calc_loss_loader(model: nn.Module, loader: DataLoader) -> float:
+    """Mean cross-entropy per message over a loader."""
+    model.eval()
+    total = sum(calc_loss_batch(model, batch).item() * len(batch["labels"]) for batch in loader)
+    return total / len(loader.dataset)
+
+
+@torch.no_grad()
+def calc_accuracy_loader(model: nn.Module, loader: DataLoader) -> float:
+    """Fraction of a loader's messages whose class gets the largest logit."""
+    model.eval()
+    correct = 0
+    for batch in loader:
+        predicted = calc_logits(model, batch).argmax(dim=-1)
+        correct += (predicted.cpu() == batch["labels"]).sum().item()
+    return correct / len(loader.dataset)
 
 
 @torch.no_grad()

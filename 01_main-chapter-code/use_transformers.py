@@ -27,11 +27,10 @@ def classify(texts: list[str]) -> torch.Tensor:
     tokenizer, model = load()
     texts = [text or tokenizer.eos_token for text in texts]  # no tokens have no answer
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
-    logits = model(**batch).logits  # of every token (N, T, C)
-    mask = batch["attention_mask"].unsqueeze(-1)  # (N, T, 1)
-    if model.config.pooling == "mean":
+    logits, mask = model(**batch).logits, batch["attention_mask"].unsqueeze(-1)  # (N, T, 1)
+    if logits.dim() == 3 and model.config.pooling == "mean":  # of every token (N, T, C)
         logits = (logits * mask).sum(dim=1) / mask.sum(dim=1)
-    else:  # at the last token
+    elif logits.dim() == 3:
         logits = logits.take_along_dim(mask.sum(dim=1, keepdim=True) - 1, dim=1).squeeze(1)
     several = model.config.problem_type == "multi_label_classification"
     return logits.sigmoid() if several else logits.softmax(dim=-1)

@@ -9,8 +9,10 @@ from text_classifier import (
     POOLINGS,
     ClassifierConfig,
     GPTClassifier,
+    calc_accuracy_loader,
     calc_logits,
     calc_loss_batch,
+    calc_loss_loader,
     evaluate_model,
     freeze_all_but,
     pick_device,
@@ -18,7 +20,7 @@ from text_classifier import (
     set_dropout,
     train_mode,
 )
-from text_data import IGNORED, SpamDataset, collate
+from text_data import IGNORED, SpamDataset, collate, make_loader
 from training import TrainConfig, train_classifier_simple
 
 
@@ -108,12 +110,16 @@ def test_frozen_parts_stay_in_evaluation_mode_and_dropout_acts_in_training_only(
     assert not torch.equal(calc_logits(classifier, batch), calc_logits(classifier, batch))
 
 
-def test_loss_and_accuracy_are_those_of_all_messages_at_once():
+def test_loss_and_accuracy_are_those_of_all_messages_at_once_whatever_the_batch_size():
     classifier, dataset = tiny_classifier(num_classes=3), tiny_dataset(50, num_classes=3)
     logits, labels = calc_logits(classifier, batch_of(dataset)), torch.tensor(dataset.labels)
-    loss, accuracy = evaluate_model(classifier, dataset)
-    assert loss == pytest.approx(F.cross_entropy(logits, labels).item(), abs=1e-5)
-    assert accuracy == pytest.approx((logits.argmax(dim=1) == labels).float().mean().item())
+    expected = F.cross_entropy(logits, labels).item()
+    right = (logits.argmax(dim=1) == labels).float().mean().item()
+    assert evaluate_model(classifier, dataset) == pytest.approx((expected, right), abs=1e-5)
+    for batch_size in (1, 7, 50):
+        loader = make_loader(dataset, batch_size)
+        assert calc_loss_loader(classifier, loader) == pytest.approx(expected, abs=1e-5)
+        assert calc_accuracy_loader(classifier, loader) == pytest.approx(right)
 
 
 def test_class_weights_and_label_smoothing_enter_the_loss():
