@@ -92,6 +92,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if args.top < 1 or (args.file and args.top > 1):
         parser.error("--top is a number of labels for texts; --file has --all-probabilities")
+    if args.file and args.file.is_dir():
+        parser.error(f"{args.file} is a folder: --file takes a table, with a text a row")
+    if args.device not in ("auto", "cpu") and (args.folder / NETWORK).is_file():
+        parser.error(f"{args.folder} is an ONNX network, which is computed on the processor")
     if args.texts and args.encoding is not None:
         parser.error("--encoding belongs to --file and standard input")
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):

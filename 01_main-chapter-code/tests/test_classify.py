@@ -191,6 +191,7 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
         (("--file", "in.csv", "--output", "folder", "--overwrite"), ["replaces a file"]),
         (("--file", "twice.csv"), ["two columns are called 'body'"]),
+        (("--file", "."), ["folder"]),
         (("--separator", ";", "a text"), ["--separator", "--file"]),
         (("--encoding", "latin-1", "a text"), ["--encoding", "--file"]),
     ],
