@@ -8,7 +8,6 @@ result.metrics["test"]["accuracy"]
 import hashlib
 import json
 import math
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -35,7 +34,7 @@ from gpt_download import (
     resolve_model_name,
 )
 from lora import DoRALinear, LoRALinear, add_lora, merge_lora
-from measuring import Clock, evaluate_baseline, measure, peak_memory_mb
+from measuring import Clock, evaluate_baseline, machine, measure
 from message_files import DataError
 from multi_label import LabelByLabel
 from previous_chapters import Decoder
@@ -261,13 +260,10 @@ def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> di
         **measured,
         "ngram_baseline": baseline,
         "seconds": {stage: round(value, 3) for stage, value in run.clock.seconds.items()},
-        "peak_memory_mb": peak_memory_mb(),
         "max_length": run.about.max_length,
         "options": run.identity,
         "history": asdict(history),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-        "device": config.device,
+        **machine(config.device),
     }
 
 

@@ -3,6 +3,7 @@
 Shapes in comments: N messages, K chunks of them, C classes.
 """
 
+import os
 import platform
 import re
 import sys
@@ -29,6 +30,8 @@ MAX_BASELINE_CHARACTERS = 20_000_000  # beyond this the n-grams take longer than
 # Messages times labels. The regression has a coefficient for each label and n-gram, and its
 # optimizer keeps a few dozen copies of them: half a gigabyte here, without a bound all memory.
 MAX_BASELINE_SIZE = 100_000
+# Whose versions a result names, if it was made with them.
+PACKAGES = ("torch", "transformers", "accelerate", "torchao", "sklearn", "onnx", "onnxruntime")
 
 
 @dataclass
@@ -96,21 +99,26 @@ def in_fresh_process(function: Callable, *arguments: Any) -> Any:
         return pool.submit(function, *arguments).result()
 
 
-def machine(device: str = "cpu") -> dict[str, Any]:
-    """Where a result was measured, with what, and the most memory that it took."""
-    on_gpu = device.startswith("cuda")
-    names = {"torch", "transformers", "sklearn"} & sys.modules.keys()
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Where a result was measured, with what, and the most memory that it took so far."""
+    kind, info = torch.device(device).type, Path("/proc/cpuinfo")
+    names = re.findall("model name.*: (.+)", info.read_text()) if info.exists() else []
+    processor = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
+    loaded = {name: sys.modules[name].__version__ for name in PACKAGES if name in sys.modules}
     return {
-        "peak_memory_mb": torch.cuda.max_memory_allocated() / 1e6 if on_gpu else peak_memory_mb(),
-        "device": torch.cuda.get_device_name() if on_gpu else device,
+        "device": kind,
+        "processor": torch.cuda.get_device_name() if kind == "cuda" else processor,
         "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version()}
-        | {name: sys.modules[name].__version__ for name in sorted(names)},
+        "peak_memory_mb": peak_memory_mb(kind),
+        "versions": {"python": platform.python_version(), **loaded},
     }
 
 
-def peak_memory_mb() -> float | None:
-    """Most memory the process held so far, in MB; None where the system does not tell."""
+def peak_memory_mb(device: str = "cpu") -> float | None:
+    """Most memory the process held so far, in MB: of the GPU if it computes there. None where the
+    system does not tell."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e6
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
     except OSError:

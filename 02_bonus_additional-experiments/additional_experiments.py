@@ -147,8 +147,8 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
         probabilities = OTHERS.get(config.classifier, run_classical)(config, messages, store)
     labels = splits.test["label"].map(messages.label_names.index).to_numpy()
     repeated = is_repeated(splits)
-    result = {"row": config.row, "seed": config.seed, "command": config.command, **machine()}
-    result |= {"device": pick_device(config.device).type, **about}
+    result = {"row": config.row, "seed": config.seed, "command": config.command, **about}
+    result |= machine(pick_device(config.device))
     predictions = {
         "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
         "labels": "".join(map(str, labels)),
@@ -251,6 +251,8 @@ def run(args: argparse.Namespace) -> None:
     config = config_from(args, ExperimentConfig)
     if args.suite:
         runs = runs_of(args.suite, args.seeds or DEFAULT_SEEDS, config)
+    elif words := config.without_effect():
+        raise DataError(f"{shlex.join(words)} has no effect on --classifier {config.classifier}.")
     else:
         runs = [replace(config, seed=seed) for seed in args.seeds or [config.seed]]
     run_all(runs, config.quiet)

@@ -1,7 +1,7 @@
 """The rows of the experiments, and the options of one run: those of the chapter and a few more."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,6 +33,12 @@ MAIN = ROWS.index[~ROWS.suite.str.match("larger|smollm2|few-")]
 REVIEWS = ("reviews", "stars")
 CLASSICAL = ("majority", "naive_bayes", "word_ngrams", "char_ngrams", "char_svm")
 OF_FINETUNE = ("data", *OF_DATA, "cut", "start_from", *OF_OUTPUT[:-1])
+ACT_ON_MESSAGES = ("classifier", "seed", "protocol", "balance", "augment", "train_size")
+ACT_ON = {  # and what else acts on each classifier; on the GPT, all of the chapter's options
+    "gpt": tuple(entry.name for entry in fields(RunConfig)),
+    "frozen_features": ("model", "weights", "causal", "pooling", "max_length", "precision"),
+    "prompt": ("model", "weights", "causal", "num_examples"),
+}
 NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", "feature_store", *OF_FINETUNE)
 
 
@@ -82,12 +88,19 @@ class ExperimentConfig(RunConfig):
 
     def problems(self) -> list[str]:
         is_balanced = self.balance == "undersample" and self.protocol != "almeida"
-        wrong = (self.train_size or self.augment) and not is_balanced
-        sentence = (
+        wrong = {
             "--train-size and --augment change balanced messages: leave out --balance and "
-            "--protocol almeida"
-        )
-        return super().problems() + [sentence] * bool(wrong)
+            "--protocol almeida": (self.train_size or self.augment) and not is_balanced,
+            "--balance and --augment are for text messages, not for reviews": (
+                self.protocol in REVIEWS and (self.balance != "undersample" or self.augment)
+            ),
+        }
+        return super().problems() + [text for text, holds in wrong.items() if holds]
+
+    def without_effect(self) -> list[str]:
+        """What was chosen and acts on nothing. Beside a suite, it acts on other rows of it."""
+        acting = {*ACT_ON_MESSAGES, *ACT_ON.get(self.classifier, ())}
+        return self.words({n: v for n, v in self.identity().items() if n not in acting})
 
     def identity(self) -> dict[str, Any]:
         """Everything that shapes the result."""

@@ -89,6 +89,9 @@ def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
     [
         ("--balance none --train-size 25", "leave out --balance"),
         ("--protocol almeida --augment 1", "--protocol almeida"),
+        ("--protocol reviews --augment 1", "for text messages"),
+        ("--classifier minilm --trainable all --num-epochs 2", "--num-epochs 2 --trainable all"),
+        ("--num-examples 2", "no effect on --classifier gpt"),
     ],
 )
 def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys):

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         "num_long": len(long),
         "num_examples": len(drawn),
         "by_cut": by_cut,
-        **machine(str(device)),
+        **machine(device),
         "command": f"compare_cuts.py {args.name} --num-reviews {args.num_reviews}",
     }
     write_result(args.name, result, None, args.results / "cuts")

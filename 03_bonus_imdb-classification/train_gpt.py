@@ -252,7 +252,7 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
             "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
             "resumed": config.resume,  # the seconds are then those after the stop
             "kept_states": config.feature_store is not None,  # then they may be another run's
-            **machine(str(next(model.parameters()).device)),
+            **machine(next(model.parameters()).device),
         }
         probabilities = None if config.kind else positive["test"]
         report.write_result(config.name, result, probabilities, config.results / config.kind)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from shift_report import over_seeds
+from shift_report import add_run_and_report, over_seeds
 
 from classifier_folder import classify_texts
 from command_line import make_parser, run_command
@@ -132,10 +132,8 @@ def make_table(results: Path = RESULTS) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("altered_messages.py", __doc__.partition("\n")[0])
-    parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("--models", nargs="+", default=[NGRAMS, "gpt-mini"], help="what learns")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    options = add_run_and_report(parser, RESULTS)
+    options.add_argument("--models", nargs="+", default=[NGRAMS, "gpt-mini"], help="what learns")
     args = parser.parse_args(argv)
 
     def work() -> None:

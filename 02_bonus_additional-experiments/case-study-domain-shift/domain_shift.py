@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from shift_report import FILTERS, RESULTS, load, write_report
+from shift_report import FILTERS, RESULTS, add_run_and_report, load, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
@@ -273,10 +273,8 @@ def run(model: str, seeds: Sequence[int], results: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser("domain_shift.py", __doc__.partition("\n")[0])
-    parser.add_argument("command", choices=["run", "report"])
-    parser.add_argument("--model", default="gpt-mini", help="what is fine-tuned")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the runs")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
+    options = add_run_and_report(parser, RESULTS)
+    options.add_argument("--model", default="gpt-mini", help="what is fine-tuned")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -1,5 +1,6 @@
 """Tables and figures of the case study, from its result files."""
 
+from argparse import ArgumentParser
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from command_line import HelpFormatter
 from files import read_json, reading_results, write_text
 from message_files import DataError
 from several_seeds import mean_and_interval
@@ -32,6 +34,17 @@ METRICS = {
     "ham_blocked": "ham blocked",
     "spam_caught": "spam caught",
 }
+
+
+def add_run_and_report(parser: ArgumentParser, results: Path) -> ArgumentParser:
+    """Give a parser the commands `run` and `report`; returns that of `run`, for more options."""
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, about in {"run": "measure what is missing", "report": "print or write it"}.items():
+        command = commands.add_parser(name, help=about, formatter_class=HelpFormatter)
+        command.add_argument("--results", type=Path, default=results, help="folder of the files")
+    run = commands.choices["run"]
+    run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the runs")
+    return run
 
 
 def load(folder: Path) -> list[dict]:

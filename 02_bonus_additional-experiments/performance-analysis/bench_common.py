@@ -1,13 +1,9 @@
 """What all benchmarks share: timing in turns, models and messages, raw files, tables, pictures."""
 
 import json
-import os
-import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from text_classifier import ClassifierConfig, GPTClassifier
 from text_data import SpamDataset, clean_messages, encode_messages, read_sms_spam
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "accelerate", "torchao", "onnx", "onnxruntime")
 TINY = GPTConfig(vocab_size=64, context_length=32, emb_dim=64, n_heads=2, n_layers=2)
 SHAPES = {**MODEL_CONFIGS, "tiny": TINY}
 Function = Callable[[], Any]
@@ -137,20 +132,6 @@ def evenly_spaced(items: Iterable, num: int, size: Callable[[Any], float]) -> li
 
 
 # --- Results: raw files, tables, pictures --------------------------------------------------------
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where and with what something was measured."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall("model name.*: (.+)", info.read_text()) if info.exists() else []
-    processor = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores"
-    versions = {d.name: d.version for d in metadata.distributions() if d.name in PACKAGES}
-    return {
-        "device": device.type,
-        "processor": torch.cuda.get_device_name() if device.type == "cuda" else processor,
-        "threads": torch.get_num_threads(),
-        "versions": {"python": platform.python_version(), **versions},
-    }
 
 
 def load_result(name: str) -> dict[str, Any]:

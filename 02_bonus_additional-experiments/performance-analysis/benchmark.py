@@ -18,11 +18,12 @@ import bench_quantize
 import bench_scale
 import bench_train
 import matplotlib
-from bench_common import as_markdown, machine
+from bench_common import as_markdown
 
 from command_line import HelpFormatter, make_parser, run_command
 from files import write_json
 from gpt_download import resolve_model_name
+from measuring import machine
 from text_classifier import pick_device
 
 # Each module has OPTIONS, `run(model, device, **options)`, and `plot(result, path)`.
@@ -66,12 +67,12 @@ def measure(argv: list[str]) -> None:
     module, _ = COMMANDS[command]
     options["model"] = resolve_model_name(options["model"])
     device = pick_device("cpu" if command == "quantize" else device)
-    result = {"command": " ".join(["benchmark.py", *argv]), "options": options, **machine(device)}
     try:
-        result |= module.run(device=device, **options)
+        result = module.run(device=device, **options)
     except ImportError as error:
         print(f"benchmark.py {command}: {error}; see requirements-extra.txt", file=sys.stderr)
         return
+    result |= {"command": " ".join(["benchmark.py", *argv]), "options": options, **machine(device)}
     output.mkdir(parents=True, exist_ok=True)
     write_json(result, output / f"{command}.json")
     print(as_markdown(result), flush=True)
