@@ -23,7 +23,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from shift_report import FILTERS, RESULTS, add_run_and_report, load, write_report
+from shift_report import CONTINUED, RESULTS, add_run_and_report, load, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
@@ -120,10 +120,10 @@ def sample_emails(emails: pd.DataFrame, seed: int, size: int) -> Emails:
     return Emails(*(half.reset_index(drop=True) for half in halves))
 
 
-def training_sets(sms: Splits, emails: Emails) -> dict[str, pd.DataFrame]:
+def training_sets(sms: Splits, emails: Emails, sizes: Sequence[int]) -> dict[str, pd.DataFrame]:
     """What a filter may learn from: text messages, the first e-mails of each label, or both."""
     sets = {"sms": sms.train}
-    for size in SIZES:
+    for size in sizes:
         some = emails.pool.groupby("label").head(size // 2)
         sets[f"email {size}"] = some
         sets[f"sms and email {size}"] = pd.concat([sms.train, some], ignore_index=True)
@@ -135,8 +135,8 @@ def training_sets(sms: Splits, emails: Emails) -> dict[str, pd.DataFrame]:
 
 def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
     """Trains filters from one language model, whose frozen layers are computed once."""
-    about, store = ClassifierConfig(name, LABELS, MAX_TOKENS), LatestStore()
     config = RunConfig(trainable="last_block", seed=seed).for_model(name)
+    about, store = ClassifierConfig(name, LABELS, MAX_TOKENS, config.pooling), LatestStore()
 
     def train(messages: pd.DataFrame) -> Filter:
         classifier, num_frozen = make_classifier(copy.deepcopy(decoder), about, config)
@@ -172,10 +172,10 @@ def filter_metrics(probabilities: np.ndarray, truth: pd.Series) -> dict[str, flo
     }
 
 
-def learn(train: Trainer, sms: Splits, emails: Emails) -> dict[str, dict]:
+def learn(train: Trainer, sets: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> dict:
     """Metrics on text messages and on e-mails after every training."""
-    tests, results = {"sms": sms.test, "email": emails.test}, {}
-    for name, messages in tqdm(training_sets(sms, emails).items(), "filters", leave=False):
+    results = {}
+    for name, messages in tqdm(sets.items(), "filters", leave=False):
         predict = train(messages)
         results[name] = {t: filter_metrics(predict(m), m["label"]) for t, m in tests.items()}
     return results
@@ -217,42 +217,49 @@ def watch(predict: Filter, sms: Splits, emails: Emails, seed: int) -> dict[str, 
 # --- One seed ------------------------------------------------------------------------------------
 
 
-def measure(name: str, seed: int) -> dict[str, Any]:
-    """All metrics of one seed: its split of text messages, its sample of e-mails, its head."""
+def measure(name: str, seed: int, sizes: Sequence[int] = SIZES) -> dict[str, Any]:
+    """All metrics of one seed: its split of text messages, its sample of e-mails, its head.
+
+    There is continued pretraining for models that finetune.py gives it, too.
+    """
     emails, start = read_emails(), time.process_time()
     decoder, tokenizer = load_pretrained(name, pick_device())
     sms = split_messages(balance_classes(shorten(read_sms_spam(), tokenizer), seed), seed)
     sampled = sample_emails(shorten(emails, tokenizer), seed, NUM_EMAILS)
+    sets, tests = training_sets(sms, sampled, sizes), {"sms": sms.test, "email": sampled.test}
     train_gpt = gpt_trainer(name, decoder, tokenizer, seed)
     signals = watch(train_gpt(sms.train), sms, sampled, seed)
-    for test, texts in {"sms": sms.test["text"], "email": sampled.test["text"]}.items():
+    for test, part in tests.items():
         signals["sources"][test] |= {
-            "tokens_per_word": tokens_per_word(tokenizer, texts),
-            "nats_per_token": nats_per_token(decoder, tokenizer, texts[:200], MAX_TOKENS),
+            "tokens_per_word": tokens_per_word(tokenizer, part["text"]),
+            "nats_per_token": nats_per_token(decoder, tokenizer, part["text"][:200], MAX_TOKENS),
         }
-    continued = copy.deepcopy(decoder)
-    texts = encode_for_pretraining(sampled.pool["text"], tokenizer, decoder.cfg.context_length)
-    continue_pretraining(continued, texts, CONTINUED_PRETRAINING)
+    trainers = {"gpt": train_gpt}
+    if RunConfig().for_model(name).continued_pretraining_epochs:
+        continued = copy.deepcopy(decoder)
+        texts = encode_for_pretraining(sampled.pool["text"], tokenizer, decoder.cfg.context_length)
+        continue_pretraining(continued, texts, CONTINUED_PRETRAINING)
+        trainers[CONTINUED] = gpt_trainer(name, continued, tokenizer, seed)
 
     def train_ngrams(messages: pd.DataFrame) -> Filter:
         pipeline = ngram_baseline().fit(messages["text"], messages["label"])
         return lambda messages: pipeline.predict_proba(messages["text"])
 
-    trainers = (train_gpt, gpt_trainer(name, continued, tokenizer, seed), train_ngrams)
+    trainers["ngrams"] = train_ngrams
+    command = ["domain_shift.py", "run", "--model", name, "--seeds", str(seed)]
+    command += ["--sizes", *map(str, sizes)] if sizes != SIZES else []
     return {
         "model": name,
         "seed": seed,
-        "command": f"domain_shift.py run --model {name} --seeds {seed}",
-        "learned": {
-            kind: learn(train, sms, sampled) for kind, train in zip(FILTERS, trainers, strict=True)
-        },
+        "command": " ".join(command),
+        "learned": {kind: learn(train, sets, tests) for kind, train in trainers.items()},
         "signals": signals,
         "processor_seconds": round(time.process_time() - start, 1),
         **machine(),
     }
 
 
-def run(model: str, seeds: Sequence[int], results: Path) -> None:
+def run(model: str, seeds: Sequence[int], sizes: Sequence[int], results: Path) -> None:
     """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
     name = resolve_model_name(model)
     with reading_results(results):
@@ -261,13 +268,15 @@ def run(model: str, seeds: Sequence[int], results: Path) -> None:
         raise DataError(
             f"{results} holds results of {', '.join(models)}: name another folder with --results."
         )
+    if not all(2 <= size <= NUM_EMAILS // 2 for size in sizes):
+        raise DataError(f"--sizes: numbers of e-mails from 2, one a label, to {NUM_EMAILS // 2}.")
     results.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = results / f"seed-{seed}.json"
         if path.exists():
             print(f"{path} is there already; to measure anew, name another folder with --results.")
         else:
-            write_json(measure(name, seed), path)
+            write_json(measure(name, seed, tuple(sizes)), path)
             print(f"seed {seed} is in {path}.")
 
 
@@ -275,11 +284,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser("domain_shift.py", __doc__.partition("\n")[0])
     options = add_run_and_report(parser, RESULTS)
     options.add_argument("--model", default="gpt-mini", help="what is fine-tuned")
+    options.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="labelled e-mails")
     args = parser.parse_args(argv)
 
     def work() -> None:
         if args.command == "run":
-            run(args.model, args.seeds, args.results)
+            run(args.model, args.seeds, args.sizes, args.results)
         else:
             write_report(args.results)
 

@@ -18,11 +18,12 @@ from several_seeds import mean_and_interval
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 TESTS = {"sms": "SMS", "email": "e-mail"}
-FILTERS = ("gpt", "gpt with continued pretraining", "ngrams")
+CONTINUED = "gpt with continued pretraining"
+FILTERS = ("gpt", CONTINUED, "ngrams")
 METHODS = {  # filter and training in the result files: name in the report
     ("gpt", "email"): "GPT, e-mails only",
     ("gpt", "sms and email"): "GPT, text messages and e-mails",
-    (FILTERS[1], "sms and email"): "GPT with continued pretraining, both",
+    (CONTINUED, "sms and email"): "GPT with continued pretraining, both",
     ("ngrams", "email"): "n-grams, e-mails only",
     ("ngrams", "sms and email"): "n-grams, text messages and e-mails",
 }
@@ -80,10 +81,11 @@ def over_seeds(values: pd.Series, percent: bool = True) -> str:
 
 
 def tables(results: list[dict]) -> dict[str, pd.DataFrame]:
-    """The tables under their titles."""
+    """The tables under their titles; what was not measured is left out."""
     number, table = partial(over_seeds, percent=False), learned(results)
     broken = table.query("training == 'sms'").groupby(["filter", "test"])[[*METRICS]]
-    broken = broken.agg(over_seeds).T.rename(METRICS)[[*product(FILTERS, TESTS)]]
+    broken = broken.agg(over_seeds).T.rename(METRICS)
+    broken = broken[[pair for pair in product(FILTERS, TESTS) if pair in broken]]
     broken.columns = [f"{name} on {TESTS[test]}" for name, test in broken]
     streams = pd.DataFrame([stream for r in results for stream in r["signals"]["streams"]])
     signals = {
@@ -100,7 +102,8 @@ def tables(results: list[dict]) -> dict[str, pd.DataFrame]:
         for test, title in TESTS.items()
     }
     accuracies = table.groupby(["test", "size", "method"])["accuracy"].agg(over_seeds)
-    accuracies = accuracies.unstack()[[*METHODS.values()]].rename_axis(["test", "labelled e-mails"])
+    accuracies = accuracies.unstack().rename_axis(["test", "labelled e-mails"])
+    accuracies = accuracies[[name for name in METHODS.values() if name in accuracies]]
     return {
         "What breaks: trained on text messages alone": broken.rename_axis(""),
         "How one notices: signals without labels, by the fraction of e-mails": (
@@ -114,7 +117,10 @@ def tables(results: list[dict]) -> dict[str, pd.DataFrame]:
 
 def make_tables(results: list[dict]) -> str:
     """The whole of tables.md."""
-    text = "# The case study in numbers\n\nMean over five seeds, with Student's t 95% interval.\n"
+    text = (
+        f"# The case study in numbers\n\n"
+        f"{results[0]['model']}: mean over {len(results)} seeds, with Student's t 95% interval.\n"
+    )
     for title, table in tables(results).items():
         markdown = table.reset_index().to_markdown(index=False, disable_numparse=True)
         text += f"\n## {title}\n\n{markdown}\n"
@@ -159,6 +165,8 @@ def helped_plot(results: list[dict]) -> Figure:
     table = learned(results).query("test == 'email'")
     for method, style in zip(METHODS.values(), ("o-", "s-", "D-", "^:", "v:")):
         curve = table[table["method"] == method].groupby("size")["accuracy"].agg(list)
+        if curve.empty:
+            continue
         means, _, _, high = 100 * np.array([mean_and_interval(values) for values in curve]).T
         ax.errorbar(curve.index, means, high - means, fmt=style, capsize=3, label=method)
     ax.set_xscale("log")

@@ -19,6 +19,7 @@ from previous_chapters import GPTConfig, GPTModel, calc_text_loss
 from text_data import clean_messages, read_sample_messages, split_messages
 
 TINY = GPTConfig(vocab_size=4096, context_length=160, emb_dim=16, n_heads=2, n_layers=2)
+SIZES = ("--sizes", "10", "40")
 TOKENIZER = load_mini_tokenizer()
 
 
@@ -92,7 +93,7 @@ def test_samples_are_balanced_and_apart(parts):
 
 def test_filter_learns_from_what_its_name_says(parts):
     sms, emails = parts
-    sets = study.training_sets(sms, emails)
+    sets = study.training_sets(sms, emails, (10, 30))
     assert sets["email 10"]["label"].value_counts().to_dict() == {"ham": 5, "spam": 5}
     assert len(sets["sms and email 10"]) == len(sms.train) + 10
     assert set(sets["email 10"]["text"]) < set(sets["email 30"]["text"]) < set(emails.pool["text"])
@@ -133,20 +134,37 @@ def test_nats_per_token_are_those_of_the_language_model():
 # --- A whole seed, and the report ----------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny_results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("results")
+def run_tiny(folder, *options: str):
+    """Two seeds, both the same, in the folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study, "read_emails", made_up_emails)
         patch.setattr(study, "read_sms_spam", few_messages)
         patch.setattr(study, "load_pretrained", lambda *_: (tiny_decoder(), TOKENIZER))
         patch.setattr(study, "NUM_EMAILS", 80)
         patch.setattr(study, "FEWEST_UPDATES", 20)
-        patch.setattr(study, "SIZES", (10, 40))
         patch.setattr(study, "STREAM_FRACTIONS", (0, 1))
-        assert study.main(["run", "--results", str(folder), "--seeds", "1"]) == 0
+        assert study.main(["run", "--results", str(folder), "--seeds", "1", *options]) == 0
     shutil.copy(folder / "seed-1.json", folder / "seed-2.json")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_results(tmp_path_factory):
+    return run_tiny(tmp_path_factory.mktemp("results"), *SIZES)
+
+
+def test_model_without_continued_pretraining_has_a_report_without_it(tmp_path):
+    run_tiny(tmp_path, *SIZES, "--model", "smollm2-135m")
+    assert study.main(["report", "--results", str(tmp_path)]) == 0
+    plt.close("all")
+    tables = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert "smollm2-135m: mean over 2 seeds" in tables
+    assert "continued" not in tables
+
+
+def test_sizes_that_no_filter_can_learn_from_are_refused(tmp_path, capsys):
+    assert study.main(["run", "--results", str(tmp_path / "x"), "--sizes", "10", "1"]) == 2
+    assert "from 2, one a label" in capsys.readouterr().err
 
 
 def test_seed_leaves_all_metrics_and_no_message(tiny_results):
