@@ -21,7 +21,8 @@ RESULTS = Path(__file__).parent / "results"
 # Settings that differ from the chapter's were chosen on validation messages of seeds that the
 # tables do not use: learning rate and dropout for all layers on seeds 101 to 106,
 # continued pretraining and the learning rate of SmolLM2's LoRA on seed 101 alone. The learning rate
-# of gpt-mini's LoRA and the epochs with all ham were not searched for.
+# of gpt-mini's LoRA, the epochs with all ham, and what SmolLM2's all layers take were not searched
+# for.
 # The published accuracies are those of GPT-2 124M on an A100, one seed, 300 test messages of which
 # 37 stand in the training set, from the README of github.com/rasbt/LLMs-from-scratch,
 # ch06/02_bonus_additional-experiments (Apache 2.0).
