@@ -70,7 +70,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--all-probabilities", action="store_true", help="a column for every label's probability"
     )
     parser.add_argument(
-        "--top", type=int, default=1, help="of texts: so many of the likeliest labels; default: 1"
+        "--top", type=int, default=1, help="likeliest labels to print for each text; default: 1"
     )
     parser.add_argument(
         "--output", type=Path, help="CSV file to write for --file; default: standard output"

@@ -265,7 +265,9 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
 def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, file: Path) -> str:
     """How many labels of a file's texts an exported ONNX folder changes."""
     table = read_table(file)
-    texts = as_strings(table[guess_text_column(table, file)]).tolist()
+    trained_on = classifier.config.card.get("training", {}).get("text_column")
+    column = trained_on if trained_on in table else guess_text_column(table, file)
+    texts = as_strings(table[column]).tolist()
     both = [classify_texts(c, tokenizer, texts) for c in (classifier, open_onnx(folder)[0])]
     changed = sum(map(ne, *(map(classifier.config.answer, rows) for rows in both)))
     low, high = wilson_interval(changed, len(texts))

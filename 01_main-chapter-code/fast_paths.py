@@ -111,8 +111,8 @@ def _folded_attention(
 class Uninitialised(TorchFunctionMode):
     """`with torch.device("meta"), Uninitialised():` makes a model of shapes, without memory.
 
-    The device alone would draw random weights all the same, for nothing, and to this end import
-    PyTorch's compiler, which takes longer than all else that opening a model does.
+    On the device alone, random weights would still be drawn, which nobody needs, and PyTorch's
+    compiler imported to do so, which takes longer than all else that opening a model does.
     """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):

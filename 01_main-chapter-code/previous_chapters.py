@@ -141,7 +141,7 @@ class MultiHeadAttention(nn.Module):
         return attention_mask[:, None, None, :]
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Context vectors (B, H, T, D/H); without a mask, token t looks at the first t."""
+        """Context vectors (B, H, T, D/H); without a mask, no token looks at a later one."""
         dropout = self.dropout.p if self.training else 0.0
         keys, values = self.for_each_query(keys), self.for_each_query(values)
         return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, mask is None)

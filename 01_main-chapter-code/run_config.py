@@ -123,14 +123,19 @@ class RunConfig(TrainConfig):
     )
     trainable: Trainable | Literal["lora", "dora"] | int | None = option(
         None,
-        "what is trained; a number of last blocks; default: suits the model",
+        "which part is trained, or how many of the last blocks; default: last_block",
         AT_LEAST_0,
         "model",
     )
     lora_rank: int | None = option(
         None, "rank of the corrections of lora and dora; default: 8", AT_LEAST_1, "model"
     )
-    lora_alpha: float | None = option(None, "their scale; default: 16", POSITIVE, "model")
+    lora_alpha: float | None = option(
+        None,
+        "corrections are multiplied by this, divided by the rank; default: 16",
+        POSITIVE,
+        "model",
+    )
     pooling: Pooling | None = option(
         None,
         "what stands for the message: the logits at its last real token, their mean over its real "

@@ -1,6 +1,6 @@
 """One setting of finetune.py over several seeds: mean, spread and interval of its test metrics.
 
-    python 01_main-chapter-code/several_seeds.py run default --seeds 1 2 3 4 5 --model gpt-mini
+    python 01_main-chapter-code/several_seeds.py run 1-default --seeds 1 2 3 4 5 --model gpt-mini
     python 01_main-chapter-code/several_seeds.py table
     python 01_main-chapter-code/several_seeds.py compare 1-default 2-without-continued-pretraining
 

@@ -33,8 +33,8 @@ SPLIT_FRACTIONS = (0.7, 0.1, 0.2)  # training, validation, test
 def read_sms_spam(zip_path: Path | None = None) -> pd.DataFrame:
     """All 5,574 messages of the SMS Spam Collection (Almeida, Hidalgo, Yamakami 2011).
 
-    The zip is fetched unless a path is given. Quotes are ordinary characters in this file: read
-    with pandas' defaults, 17 unbalanced ones swallow two rows and alter 55 messages.
+    The zip is fetched unless a path is given. Quotes are ordinary characters in this file: with
+    pandas' defaults, one that is not closed swallows two rows, and 55 texts are altered.
     """
     with zipfile.ZipFile(zip_path or fetch(SMS_SPAM_ZIP)) as archive:
         return _read_without_quoting(archive.read("SMSSpamCollection").decode("utf-8"))

@@ -68,7 +68,12 @@ class TrainConfig(Options):
         FRACTION,
         "training",
     )
-    seed: int = option(123, "split, new head, order of the messages, dropout", SEED, "training")
+    seed: int = option(
+        123,
+        "decides the split, the new head, the order of the messages and dropout",
+        SEED,
+        "training",
+    )
 
 
 def learning_rate_at(step: int, num_steps: int, config: TrainConfig) -> float:

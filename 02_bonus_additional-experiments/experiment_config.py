@@ -20,7 +20,7 @@ RESULTS = Path(__file__).parent / "results"
 # epochs; LoRA and DoRA fewer.
 # Settings that differ from the chapter's were chosen on validation messages of seeds that the
 # tables do not use: learning rate and dropout for all layers on seeds 101 to 106,
-# continued pretraining and the learning rate of SmolLM2's LoRA on seed 101 alone. The learning rate
+# continued pretraining and the learning rate of SmolLM2's LoRA on some of them. The learning rate
 # of gpt-mini's LoRA, the epochs with all ham, and what SmolLM2's all layers take were not searched
 # for.
 # The published accuracies are those of GPT-2 124M on an A100, one seed, 300 test messages of which
@@ -92,6 +92,9 @@ class ExperimentConfig(RunConfig):
         wrong = {
             "--train-size and --augment change balanced messages: leave out --balance and "
             "--protocol almeida": (self.train_size or self.augment) and not is_balanced,
+            "--classifier prompt asks --model smollm2-135m, the only one trained to chat": (
+                self.classifier == "prompt" and self.model != "smollm2-135m"
+            ),
             "--balance and --augment are for text messages, not for reviews": (
                 self.protocol in REVIEWS and (self.balance != "undersample" or self.augment)
             ),

@@ -20,8 +20,8 @@ from text_classifier import pick_device
 
 # What the model is told, by protocol, and the words that it answers with, by label. No other
 # wording was compared to choose them.
-INSTRUCTIONS = {
-    "clean": "Is this text message spam or ham? Answer with one word: spam or ham.",
+OF_SMS = "Is this text message spam or ham? Answer with one word: spam or ham."
+OF_REVIEWS = {
     "reviews": "Is this film review positive or negative? Answer with one word.",
     "stars": "How many stars does this film review give, from 1 to 10? Answer with a number.",
 }
@@ -34,7 +34,7 @@ def run_prompt(config: ExperimentConfig, messages: Messages, store=None) -> np.n
     decoder, tokenizer, _ = load_decoder(config, pick_device(config.device))
     train, _, test = messages.splits
     answers = {name: ANSWERS.get(name, name) for name in messages.label_names}
-    turns = [("system", INSTRUCTIONS[config.protocol])]
+    turns = [("system", OF_REVIEWS.get(config.protocol, OF_SMS))]
     if config.num_examples:
         examples = take_some(train, config.num_examples, config.seed)
         for text, label in zip(examples["text"], examples["label"]):

@@ -91,6 +91,7 @@ def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
         ("--protocol almeida --augment 1", "--protocol almeida"),
         ("--protocol reviews --augment 1", "for text messages"),
         ("--classifier minilm --trainable all --num-epochs 2", "--num-epochs 2 --trainable all"),
+        ("--classifier prompt", "asks --model smollm2-135m"),
         ("--num-examples 2", "no effect on --classifier gpt"),
     ],
 )

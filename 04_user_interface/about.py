@@ -36,8 +36,8 @@ def about_tab(opened: Opened) -> None:
         "its test messages. Nobody should lose a message, or anything else, on its word alone.",
         "Words": "The marked words show what this model reacts to, which need not be what puts a "
         "message into its class.",
-        "Privacy": "Messages are classified on the machine that serves this page and not stored; "
-        "uploaded files and results are deleted after about an hour. The page asks no other "
-        "machine for anything.",
+        "Privacy": "Messages are classified on the machine that serves this page, and forgotten an "
+        "hour after the page is closed; uploaded files and results are deleted after about an "
+        "hour. The page asks no other machine for anything.",
     }
     gr.HTML(facts(card))

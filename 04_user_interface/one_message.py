@@ -296,6 +296,8 @@ def one_message_tab(
         **latest,
     )
     copy.click(None, judged, js=COPY)
+    # Gradio forgets a closed page's state if it was once the output of an event.
+    page.load(lambda session: session, session, session, **QUIET)
     parts.download_on_click(labelled, labelled_file, [session])
     gr.api(classify, api_name="classify")
     return message, open_after

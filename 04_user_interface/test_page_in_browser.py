@@ -5,6 +5,7 @@ import random
 import re
 import shutil
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ for name in ("gradio", "playwright", "axe_playwright_python"):
 
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from opened import Opened  # noqa: E402
+from page import LAUNCH, build_page  # noqa: E402
 from playwright.sync_api import expect, sync_playwright  # noqa: E402
 from thresholds import decide  # noqa: E402
 
@@ -191,6 +193,29 @@ def test_the_answer_belongs_to_the_text_whatever_is_done_in_whatever_order(
             (shown.not_to_have_class if text == judged else shown.to_have_class)(stale)
             for word in judged.split():
                 expect(page.locator("#words")).to_contain_text(word)
+
+
+def test_messages_are_forgotten_when_their_page_has_been_closed(browser, spread, monkeypatch):
+    monkeypatch.setenv("GRADIO_IS_E2E_TEST", "1")  # after a second instead of an hour
+    served = build_page(spread)
+    served.launch(**LAUNCH)
+
+    def remembered() -> list[str]:
+        sessions = served.app.state_holder.session_data.values()
+        states = [value for session in sessions for value in session.state_data.values()]
+        return [text for state in states if "entries" in state for text in state["entries"]]
+
+    page = browser.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(served.local_url)
+    classify(page, SPAM, "spam")
+    assert remembered() == [SPAM]
+    page.close()
+    deadline = time.monotonic() + 60
+    while remembered() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    served.close(verbose=False)
+    assert remembered() == []
 
 
 def test_clear_and_an_empty_message_leave_no_old_answer(page):

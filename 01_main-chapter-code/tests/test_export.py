@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -93,9 +94,12 @@ def test_8_bits_change_probabilities_little_even_beside_massive_activations(
 @pytest.mark.parametrize("kind", ["onnx", "onnx-int8"])
 def test_a_file_is_classified_by_an_exported_network(tmp_path, tokenizer, kind, capsys):
     classifier = classifier_of("gpt", "mean")
+    card = {"training": {"text_column": "text"}}  # of the two columns that could hold texts
+    classifier.config = replace(classifier.config, card=card)
     save_classifier(classifier, tmp_path / "classifier")
+    rows = ["text,review", *(f"see you at {i},no" for i in range(40))]
     texts = tmp_path / "texts.csv"
-    texts.write_text("text\n" + "".join(f"see you at {i}\n" for i in range(40)), encoding="utf-8")
+    texts.write_text("\n".join(rows), encoding="utf-8")
     arguments = [tmp_path / "classifier", "--format", kind, "--output", tmp_path / "out"]
     arguments += ["--compare", texts] if kind == "onnx-int8" else []
     assert export.main([str(argument) for argument in arguments]) == 0

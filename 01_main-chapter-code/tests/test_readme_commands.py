@@ -28,9 +28,9 @@ pytestmark = [
 FEW = "--model gpt-mini --continued-pretraining-epochs 0 --train-size 40 --num-epochs 1"
 FEW_REVIEWS = f"{FEW} --max-length 32 --test-size 40 --overwrite"
 SHORTENED = {
-    "finetune.py": f"{FEW} --overwrite",
+    "finetune.py": FEW,
     "classify.py": "",
-    "train_distributed.py": f"{FEW} --overwrite",
+    "train_distributed.py": FEW,
     "make_tables.py": "",
     "domain_shift.py": "",
     "additional_experiments.py --trainable": "--train-size 40 --num-epochs 1",

@@ -13,6 +13,7 @@ import ctrl_c  # noqa: F401
 import random
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -105,7 +106,9 @@ def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
     for model, seed in product(models, seeds):
         name = model if model == NGRAMS else resolve_model_name(model)
         path = results / f"{name}-seed-{seed}.json"
-        if not path.exists():
+        if path.exists():
+            print(f"{path} is there already; to measure anew, name another folder with --results.")
+        else:
             write_json(measure(name, seed), path)
             print(f"{name}, seed {seed}: {path}")
 
@@ -114,8 +117,9 @@ def make_table(results: Path = RESULTS) -> str:
     """Accuracy on the messages as they are, and points lost by each alteration: mean over seeds
     with the 95% interval of Student's t. Raises ``DataError`` where too little is measured."""
     files = list(map(read_json, sorted(results.glob("*-seed-*.json"))))
-    if len({file["seed"] for file in files}) < 2:
-        raise DataError(f"{results} holds less than two seeds; `run` makes them.")
+    num_seeds = Counter(file["model"] for file in files)
+    if not files or min(num_seeds.values()) < 2:
+        raise DataError(f"{results} holds less than two seeds of a model; `run` makes them.")
     table = pd.DataFrame([{"model": file["model"], **file["accuracy"]} for file in files])
     table = table.set_index("model")[[*ALTERATIONS]]
     changes = table.sub(table[PLAIN], axis=0).assign(**{PLAIN: table[PLAIN]})

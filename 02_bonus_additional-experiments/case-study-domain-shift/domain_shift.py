@@ -268,8 +268,8 @@ def run(model: str, seeds: Sequence[int], sizes: Sequence[int], results: Path) -
         raise DataError(
             f"{results} holds results of {', '.join(models)}: name another folder with --results."
         )
-    if not all(2 <= size <= NUM_EMAILS // 2 for size in sizes):
-        raise DataError(f"--sizes: numbers of e-mails from 2, one a label, to {NUM_EMAILS // 2}.")
+    if not all(2 <= size <= NUM_EMAILS // 2 and size % 2 == 0 for size in sizes):
+        raise DataError(f"--sizes: even numbers, half of each label, from 2 to {NUM_EMAILS // 2}.")
     results.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         path = results / f"seed-{seed}.json"

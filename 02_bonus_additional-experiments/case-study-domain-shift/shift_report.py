@@ -86,7 +86,7 @@ def tables(results: list[dict]) -> dict[str, pd.DataFrame]:
     broken = table.query("training == 'sms'").groupby(["filter", "test"])[[*METRICS]]
     broken = broken.agg(over_seeds).T.rename(METRICS)
     broken = broken[[pair for pair in product(FILTERS, TESTS) if pair in broken]]
-    broken.columns = [f"{name} on {TESTS[test]}" for name, test in broken]
+    broken.columns = [f"{name}, tested on {TESTS[test]}" for name, test in broken]
     streams = pd.DataFrame([stream for r in results for stream in r["signals"]["streams"]])
     signals = {
         "stability index": ("stability_index", number),

@@ -163,8 +163,8 @@ def test_model_without_continued_pretraining_has_a_report_without_it(tmp_path):
 
 
 def test_sizes_that_no_filter_can_learn_from_are_refused(tmp_path, capsys):
-    assert study.main(["run", "--results", str(tmp_path / "x"), "--sizes", "10", "1"]) == 2
-    assert "from 2, one a label" in capsys.readouterr().err
+    assert study.main(["run", "--results", str(tmp_path / "x"), "--sizes", "10", "25"]) == 2
+    assert "even numbers" in capsys.readouterr().err
 
 
 def test_seed_leaves_all_metrics_and_no_message(tiny_results):
