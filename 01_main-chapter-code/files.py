@@ -108,6 +108,7 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Hold the right to write to an output. Raises ``ValueError`` if another process has it."""
+    output = output.resolve()  # the current folder, `.`, has a name, too
     path = output.with_name(output.name + ".lock")
     lock = FileLock(path, blocking=False)
     try:

@@ -8,8 +8,9 @@ result.metrics["test"]["accuracy"]
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -331,6 +332,17 @@ def raise_if_diverged(history: History, config: TrainConfig) -> None:
             f"The loss is no longer a number: the training diverged with --learning-rate "
             f"{config.learning_rate}; choose a smaller one."
         )
+
+
+def read_again(
+    training: Mapping[str, Any], data: Path | None, log: Callable = print
+) -> Messages | None:
+    """The messages of a finished run, whose classifier's card holds its options as `training`: from
+    the reader's own `data`, or the SMS collection. None if they are others now."""
+    names = [entry.name for entry in fields(RunConfig) if entry.name in training]
+    options = {name: training[name] for name in names} | {"data": data, "start_from": None}
+    messages = read_run_messages(RunConfig(**options), log)
+    return messages if fingerprint(messages.splits) == training["data_sha256"] else None
 
 
 def fingerprint(splits: Splits) -> str:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -95,8 +96,11 @@ def evaluate_baseline(
 def in_fresh_process(function: Callable, *arguments: Any) -> Any:
     """What a function of a module returns in a process of its own, whose seconds and memory hold
     nothing of what was done before."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    except BrokenProcessPool:
+        raise MemoryError(f"the system ended {function.__name__}") from None
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:

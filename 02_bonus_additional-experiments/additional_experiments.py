@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from comparisons import pack, spam_metrics
-from experiment_config import MAIN, OF_FINETUNE, REVIEWS, ROWS, ExperimentConfig
+from experiment_config import ACT_ON, MAIN, OF_FINETUNE, REVIEWS, ROWS, ExperimentConfig
 from other_classifiers import run_classical, run_encoder, run_frozen_features
 from prompting import run_prompt
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
 from feature_store import FeatureStore
 from features import LatestStore, Store
-from files import read_json, write_json
+from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch
 from measuring import in_fresh_process, machine
@@ -148,7 +148,7 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
     labels = splits.test["label"].map(messages.label_names.index).to_numpy()
     repeated = is_repeated(splits)
     result = {"row": config.row, "seed": config.seed, "command": config.command, **about}
-    result |= machine(pick_device(config.device))
+    result |= machine(pick_device(config.device) if config.classifier in ACT_ON else "cpu")
     predictions = {
         "test_texts_crc32": zlib.crc32("\n".join(splits.test["text"]).encode()),
         "labels": "".join(map(str, labels)),
@@ -195,14 +195,15 @@ def is_kept(config: ExperimentConfig) -> bool:
 def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
     """All runs that have no result yet."""
     start, several = time.monotonic(), len(runs) > 1
-    todo = [run for run in runs if not is_kept(run)]
+    with reading_results(runs[0].results):
+        todo = [run for run in runs if not is_kept(run)]
     folder = runs[0].feature_store
     with FeatureStore(folder) if folder else nullcontext(LatestStore()) as store:
         for run in tqdm(todo, unit="run", disable=quiet or not several):
             if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
                 test = in_fresh_process(measure_and_keep, run)["test"]
             else:
-                test = measure_and_keep(run, store if several else None)["test"]
+                test = measure_and_keep(run, store if several or folder else None)["test"]
             low, high = test["accuracy_interval"]
             tqdm.write(
                 f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
@@ -260,12 +261,17 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_options().parse_args(argv)
-    name = args.suite or (args.row and f"{args.row}-{args.seed}")
+    if args.suite and args.row:
+        make_options().error("--suite names its rows itself: leave out --row")
+    if (args.suite or args.seeds) and args.seed != ExperimentConfig.seed:
+        make_options().error("several runs take --seeds, not --seed")
+    seeds = args.seeds or (DEFAULT_SEEDS if args.suite else [args.seed])
+    name = "-".join(map(str, [args.suite or args.row, *seeds]))
     return run_command(
         "additional_experiments.py",
         lambda: run(args),
         "stopped. Repeat the command to go on.",
-        args.results / name if name else None,
+        args.results / name if args.suite or args.row else None,
     )
 
 

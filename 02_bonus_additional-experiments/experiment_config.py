@@ -95,6 +95,9 @@ class ExperimentConfig(RunConfig):
             "--classifier prompt asks --model smollm2-135m, the only one trained to chat": (
                 self.classifier == "prompt" and self.model != "smollm2-135m"
             ),
+            "--protocol stars has eight classes, and --classifier char_svm takes two": (
+                self.protocol == "stars" and self.classifier == "char_svm"
+            ),
             "--balance and --augment are for text messages, not for reviews": (
                 self.protocol in REVIEWS and (self.balance != "undersample" or self.augment)
             ),

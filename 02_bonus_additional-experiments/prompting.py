@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fast_paths import KeyValueCache
 from fine_tuning import load_decoder
+from message_files import DataError
 from previous_chapters import Decoder
 from run_messages import Messages, take_some
 from text_classifier import pick_device
@@ -37,6 +38,8 @@ def run_prompt(config: ExperimentConfig, messages: Messages, store=None) -> np.n
     turns = [("system", OF_REVIEWS.get(config.protocol, OF_SMS))]
     if config.num_examples:
         examples = take_some(train, config.num_examples, config.seed)
+        if len(examples) != config.num_examples:
+            raise DataError(f"--num-examples {config.num_examples}: at least one of each label.")
         for text, label in zip(examples["text"], examples["label"]):
             turns += [("user", text), ("assistant", answers[label])]
     conversation = Conversation(decoder, tokenizer, turns, list(answers.values()))
@@ -67,7 +70,7 @@ class Conversation:
         for ids in self.answers:
             logits = torch.cat([first, self._read(ids[:-1], list(map(copy, caches)))])  # (A, V)
             scores.append(torch.log_softmax(logits, dim=-1)[range(len(ids)), ids].sum())
-        return torch.softmax(torch.stack(scores), dim=0).numpy()
+        return torch.softmax(torch.stack(scores), dim=0).cpu().numpy()
 
     def _turn(self, who: str, text: str) -> list[int]:
         """A turn in the chat format; the text is data, whatever marks it holds."""

@@ -92,6 +92,7 @@ def test_frozen_states_are_computed_once_for_all_rows_and_seeds():
         ("--protocol reviews --augment 1", "for text messages"),
         ("--classifier minilm --trainable all --num-epochs 2", "--num-epochs 2 --trainable all"),
         ("--classifier prompt", "asks --model smollm2-135m"),
+        ("--protocol stars --classifier char_svm", "--classifier char_svm takes two"),
         ("--num-examples 2", "no effect on --classifier gpt"),
     ],
 )
@@ -100,6 +101,13 @@ def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys
     assert experiments.main(arguments) == 2
     assert complaint in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("options", ["--suite main --row mine", "--seeds 1 2 --seed 7"])
+def test_a_row_and_a_seed_belong_to_one_run(options, capsys):
+    with pytest.raises(SystemExit):
+        experiments.main(shlex.split(options))
+    assert "--row" in (said := capsys.readouterr().err) or "--seeds" in said
 
 
 def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win():

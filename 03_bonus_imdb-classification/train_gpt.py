@@ -138,7 +138,8 @@ class ReviewsConfig(RunConfig):
     def identity(self) -> dict[str, Any]:
         """Everything that shapes the result, as JSON can hold it."""
         beside = ("data", "runs", "results", "feature_store", *self.left_out)
-        return {name: v for name, v in super().identity().items() if name not in beside}
+        kept = {name: v for name, v in super().identity().items() if name not in beside}
+        return kept | {"half_precision_states": self.feature_store is not None}
 
 
 # --- The model -----------------------------------------------------------------------------------
@@ -231,6 +232,8 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
                 chunks[part] = ChunkDataset(cut, report.label_numbers(reviews).tolist())
                 datasets[part] = learner.read(chunks[part])
         history = train_in_rounds(model, datasets, config, folder.checkpoint, clock)
+        if config.precision != "float32":  # a saved model computes all of it in float32
+            model.precision, datasets = "float32", chunks
         for part in [part for part in parts if part != "train"]:
             with clock.stage("inference" if part == "test" else "validation"):
                 logits = predict_logits(model, datasets[part], not config.quiet)

@@ -173,11 +173,13 @@ def run(args: argparse.Namespace) -> None:
     suffix, options = "", "--choose" if args.choose else ""
     if args.train_size:
         suffix, options = f"-{args.train_size}", f"--train-size {args.train_size} {options}"
+    if args.seed != 1:
+        suffix, options = f"{suffix}-seed-{args.seed}", f"--seed {args.seed} {options}"
     for name in names:
         result, positive = in_fresh_process(task, name, train, measured, args.seed)
         about = {"model": name, "seed": args.seed, "num_train": len(train)}
         result = about | result | {"command": f"train_linear.py {name} {options}".strip()}
-        report.write_result(name + suffix, result, None if suffix else positive, folder)
+        report.write_result(name + suffix, result, None if args.train_size else positive, folder)
         print(f"{name:<14}{result.get('accuracy_by_C') or report.result_lines(result)}")
 
 

@@ -52,7 +52,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--auth", type=name_and_password, metavar="NAME:PASSWORD", help="ask visitors for these"
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.port < 2**16:
+        parser.error("--port is a number from 0 to 65535")
+    return args
 
 
 def train_if_missing(folder: Path) -> None:

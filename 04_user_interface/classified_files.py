@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from html_parts import fleeting_file
+from html_parts import fleeting_file, visible
 from opened import Opened
 from thresholds import decide
 
-from classify import ADDED_COLUMNS, ROWS_AT_ONCE, check_added
+from classify import ROWS_AT_ONCE, added_columns, check_added
 from message_files import (
     DataError,
     as_strings,
@@ -84,7 +84,7 @@ class Job:
                 known = trained_on in table.columns
                 text_column = trained_on if known else guess_text_column(table, file)
             check_columns(table, file, [text_column])
-            check_added(file, table.columns, ADDED_COLUMNS)
+            check_added(file, table.columns, added_columns(opened.classifier, True))
         except DataError as error:  # without the folder, which visitors need not know
             said = str(error).partition(": ")[2]
             where = " The option is one of classify.py." if "--" in said else ""
@@ -124,15 +124,19 @@ class Job:
     def write(self, kind: str, threshold: float) -> Path:
         """What is done so far, with the answer at a threshold and all probabilities, as a `csv` or
         an `xlsx` file, no cell of which is a formula."""
-        shares = self.probabilities.round(4)
+        shares = self.probabilities
         table = self.table[: len(shares)].astype(object)
         table["predicted_label"] = [decide(row, self.opened.names, threshold) for row in shares]
+        shares = shares.round(4)
         table["probability"] = shares.max(axis=1)
         for name, column in zip(self.opened.names, shares.T):
             table[f"probability of {name}"] = column
         table = table.rename(columns=neutralise).map(neutralise)
         output = fleeting_file(f"{Path(self.name).stem}-classified.{kind}")
         if kind == "xlsx":
+            # Excel has no control characters, and no dates with time zones: these become text.
+            table = table.where(table.notna(), None).rename(columns=visible)
+            table = table.map(lambda c: c if isinstance(c, Number | None) else visible(str(c)))
             table.to_excel(output, index=False)
         else:
             # The mark at the beginning tells spreadsheets the encoding. All texts in quotes, so

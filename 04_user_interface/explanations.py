@@ -40,9 +40,11 @@ class Explanation(NamedTuple):
 def text_read(tokenizer, text: str, max_length: int) -> str:
     """The beginning of a text that its first `max_length` tokens spell out."""
     beginning = text[: LONGEST_TOKEN * max_length]
-    ids = tokenizer.encode_ordinary(beginning)[:max_length]
+    ids = tokenizer.encode_ordinary(beginning)
+    if len(ids) <= max_length and beginning == text:
+        return text  # with signs that the tokenizer does not know, and drops
     # A cut within a character leaves bytes that are none; they are dropped.
-    return tokenizer.decode_bytes(ids).decode("utf-8", errors="ignore")
+    return tokenizer.decode_bytes(ids[:max_length]).decode("utf-8", errors="ignore")
 
 
 def split_into_parts(text: str, max_parts: int = MAX_PARTS) -> list[str]:

@@ -23,7 +23,7 @@ from quality import confusion_table
 from thresholds import consequences, decide
 
 from evaluation import confusion_matrix
-from message_files import DataError
+from message_files import DataError, check_columns
 
 NO_LABELS = "(the file has none)"
 HINT = (
@@ -36,7 +36,9 @@ def status(job: Job, threshold: float) -> str:
     """How far the job is, and what it found."""
     shares, num_rows = job.probabilities, len(job.texts)
     done = len(shares)
-    if not (job.ended and done):
+    if job.ended and not done:
+        return note(f"{job.name}: ended before a message was classified.", "problem")
+    if not job.ended:
         text = f"{job.name}: {done:,} of {num_rows:,} messages classified"
         text += f", about {job.remaining_seconds:,.0f} s to go." if done else "."
         bar = f'<progress max="{num_rows}" value="{done}" aria-label="classified"></progress>'
@@ -101,12 +103,12 @@ def many_messages_tab(
         if key in jobs:
             jobs[key].wanted = False
 
-    def work(key: str) -> None:
+    def work(key: str, job: Job) -> None:
         try:
-            jobs[key].run()
+            job.run()
         finally:
             time.sleep(KEPT_SECONDS)
-            del jobs[key]
+            jobs.pop(key, None)
 
     def look(file: str | None, key: str) -> tuple:
         """The file's columns to choose from, the guessed ones chosen; what was there is cleared."""
@@ -130,12 +132,14 @@ def many_messages_tab(
             return note("There is no file yet: choose one first.", "problem"), ""
         try:
             job = Job(opened, Path(file), text_column)
+            check_columns(job.table, Path(job.name), [label_column] if label_column else [])
         except DataError as error:
             return note(str(error), "problem"), ""
         job.label_column = label_column or None
+        jobs.pop(key, None)  # the browser keeps the new one's key
         key = secrets.token_urlsafe()
         jobs[key] = job
-        threading.Thread(target=work, args=(key,), daemon=True).start()
+        threading.Thread(target=work, args=(key, job), daemon=True).start()
         return "", key
 
     def show(key: str, threshold: float) -> list[Any]:

@@ -46,7 +46,7 @@ COPY = """(judged) => {
 def marked_words(found: Explanation, label_name: str) -> gr.HighlightedText:
     """The message; beside the words that count, what they add to the class or take from it."""
     tokens: list[tuple[str, str | None]] = []
-    limit = max(0.05, *(WEAK * abs(change) for change in found.changes))
+    limit = max([0.05, *(WEAK * abs(change) for change in found.changes)])
     for part, change in zip(found.parts, found.changes, strict=True):
         word = part.lstrip()
         number = f"{change:+.1f}" if abs(change) > limit else None
@@ -122,15 +122,14 @@ def one_message_tab(
         bars = dict(zip(names, probabilities.tolist(), strict=True))
         return [text, said, gr.Column(visible=True), decision, bars, entry["right"], *past]
 
-    def open_text(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+    def open_text(text: str, session: dict[str, Any], threshold: float, judged: str) -> list[Any]:
         """The answer at once; the reasons of another message are gone, and follow."""
-        text, before = text.strip(), session["open"]
-        session["open"] = text
+        session["open"] = text = text.strip()
         remember([text] if text else [], session)
         if session["open"] != text:  # another message was opened meanwhile: its answer counts
             return [gr.skip()] * len(shown + reasons)
         of_same_text = [gr.skip()] * len(reasons)
-        of_other = of_same_text if text == before else NO_REASONS
+        of_other = of_same_text if text == judged else NO_REASONS
         return [*show(session, threshold, NO_MESSAGE), *of_other]
 
     def open_lines(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
@@ -270,7 +269,7 @@ def one_message_tab(
 
     shown = [judged, said, answer, decision, bars, right, past, history, labelled]
     reasons = [words, strongest, others]
-    opening = {"inputs": [message, session, threshold], "outputs": [*shown, *reasons]}
+    opening = {"inputs": [message, session, threshold, judged], "outputs": [*shown, *reasons]}
     run = {"trigger_mode": "always_last", "show_progress_on": [said], "api_visibility": "private"}
     latest = {"trigger_mode": "always_last", **QUIET}
 

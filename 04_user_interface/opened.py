@@ -1,6 +1,5 @@
 """A classifier folder with all that the page can say about it."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +9,11 @@ from sklearn.pipeline import Pipeline
 
 from classifier_folder import classify_texts, open_classifier
 from evaluation import example_messages, ngram_baseline
-from fine_tuning import fingerprint
+from files import read_json
+from fine_tuning import read_again
 from message_files import DataError
 from remote_files import is_intact
-from run_config import RunConfig
-from run_messages import Messages, read_run_messages
+from run_messages import Messages
 from text_data import SMS_SPAM_ZIP
 
 
@@ -86,23 +85,18 @@ class Opened:
 def read_metrics(folder: Path, test: dict[str, Any] | None) -> dict[str, Any] | None:
     """What finetune.py saved beside the classifier whose test metrics these are, or None."""
     path = folder / "metrics.json"
-    metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    metrics = read_json(path) if path.is_file() else {}
     return metrics if test is not None and metrics.get("test") == test else None
 
 
 def read_own_messages(options: dict[str, Any] | None, data: Path | None) -> Messages | None:
     """The messages of the run with these options, read again, or None if they are not at hand."""
-    options = dict(options or {})
-    expected = options.pop("data_sha256", None)
+    options = options or {}
     at_hand = data is not None or (options.get("data") is None and is_intact(SMS_SPAM_ZIP))
     files_beside = options.get("test_data") or options.get("validation_data")
-    if expected is None or not at_hand or files_beside:
+    if "data_sha256" not in options or not at_hand or files_beside:
         return None
-    known = {name: options[name] for name in RunConfig.__dataclass_fields__ if name in options}
-    config = RunConfig(**known | {"data": data, "start_from": None})
-    messages = read_run_messages(config, log=lambda *_: None)
-    if fingerprint(messages.splits) == expected:
-        return messages
-    if data is None:
-        return None
-    raise DataError(f"{data}: these are not the messages that the classifier was trained on.")
+    messages = read_again(options, data, log=lambda *_: None)
+    if messages is None and data is not None:
+        raise DataError(f"{data}: these are not the messages that the classifier was trained on.")
+    return messages

@@ -3,6 +3,7 @@
 import csv
 import threading
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -94,6 +95,24 @@ def test_every_cell_comes_back_whole_from_csv_and_excel(classified, tmp_path):
     assert job.texts == texts
 
 
+def test_excel_gets_what_it_cannot_hold_as_text(classified, tmp_path):
+    times = pd.to_datetime(["2026-01-02T03:04:05+01:00"])
+    pd.DataFrame({"text": ["bell \x07 rings"], "at": times}).to_parquet(tmp_path / "in.parquet")
+    job, _ = classified(tmp_path / "in.parquet")
+    excel = pd.read_excel(job.write("xlsx", 0))
+    assert "rings" in excel["text"][0]
+    assert excel["at"][0].startswith("2026-01-02")
+
+
+def test_the_downloads_answer_is_that_of_the_page_and_not_of_rounded_numbers(classified, tmp_path):
+    path = tmp_path / "in.csv"
+    path.write_text("text\nhello\nmum\n", encoding="utf-8")
+    job, _ = classified(path)
+    job.probabilities = np.array([[0.49996, 0.50004], [0.98996, 0.01004]])
+    labels = [pd.read_csv(job.write("csv", t))["predicted_label"].tolist() for t in (0, 0.99)]
+    assert labels == [["'=spam()", "ham"], ["undecided", "undecided"]]
+
+
 def test_below_the_threshold_the_download_is_undecided(classified, tmp_path):
     path = tmp_path / "in.csv"
     path.write_text("text\nhello\nmum\n", encoding="utf-8")
@@ -130,6 +149,7 @@ def test_the_files_own_labels_are_found(classified, tmp_path):
     [
         ("a.csv", b"id,text\n1,hello\n", "message", "no column 'message'"),
         ("a.csv", b"text,probability\nhi,1\n", None, "adds a column 'probability'"),
+        ("a.csv", b"text,probability of ham\nhi,1\n", None, "a column 'probability of ham'"),
         ("a.txt", b"ca\xf1on\n", None, "UTF-8"),
         ("a.txt", b" \n\n", None, "empty"),
         ("a.doc", b"PK", None, ".parquet"),

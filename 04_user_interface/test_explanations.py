@@ -39,6 +39,14 @@ def prize_classifier(make_tiny, tokenizer):
     return classifier.eval()
 
 
+def test_a_text_within_the_limit_is_read_whatever_its_tokenizer_drops():
+    class Dropping:
+        def encode_ordinary(self, text):
+            return list(text.replace("\x04", "").encode())
+
+    assert text_read(Dropping(), "a \x04 b", 9) == "a \x04 b"
+
+
 def test_of_a_sum_of_word_weights_each_word_gets_its_weight():
     weights = {"win": 2.0, "a": 0.25, "mum": -1.5}
 

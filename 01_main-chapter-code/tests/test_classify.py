@@ -252,6 +252,12 @@ def test_a_second_process_on_the_same_output_is_refused(of_json, capsys):
         assert "another process is writing there" in fails(capsys, *of_json)
 
 
+def test_a_missing_package_is_named_in_one_line():
+    missing = run_python("-c", "import ctrl_c; import no_such_thing", PYTHONPATH=str(CHAPTER))
+    assert missing.stderr.startswith("The package no_such_thing is missing")
+    assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
+
+
 def test_ctrl_c_while_libraries_are_imported_is_one_word():
     stopped = run_python("-c", "import ctrl_c; raise KeyboardInterrupt", PYTHONPATH=str(CHAPTER))
     assert stopped.stderr == "stopped.\n"

@@ -9,7 +9,7 @@ from files import locked
 # By command: its arguments, and the output that it holds while it runs, both in a folder of ours.
 HOLDING = {
     "several_seeds": (["run", "name", "--seeds", "1", "2", "--results", "{}"], "name.json"),
-    "additional_experiments": (["--suite", "main", "--results", "{}"], "main"),
+    "additional_experiments": (["--suite", "main", "--seeds", "2", "--results", "{}"], "main-2"),
     "make_tables": (["--results", "{}/results"], "results"),
     "domain_shift": (["run", "--results", "{}/results"], "results"),
     "altered_messages": (["run", "--results", "{}/results"], "results"),

@@ -103,8 +103,8 @@ def measure(model: str, seed: int) -> dict[str, Any]:
 def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
     """The models and seeds that have no result yet."""
     results.mkdir(parents=True, exist_ok=True)
-    for model, seed in product(models, seeds):
-        name = model if model == NGRAMS else resolve_model_name(model)
+    names = [model if model == NGRAMS else resolve_model_name(model) for model in models]
+    for name, seed in product(names, seeds):
         path = results / f"{name}-seed-{seed}.json"
         if path.exists():
             print(f"{path} is there already; to measure anew, name another folder with --results.")
@@ -147,7 +147,8 @@ def main(argv: list[str] | None = None) -> int:
             with reading_results(args.results):
                 print(make_table(args.results))
 
-    return run_command("altered_messages.py", work, "stopped. Repeat it to go on.", args.results)
+    output = args.results if args.command == "run" else None
+    return run_command("altered_messages.py", work, "stopped. Repeat it to go on.", output)
 
 
 if __name__ == "__main__":

@@ -255,19 +255,21 @@ def measure(name: str, seed: int, sizes: Sequence[int] = SIZES) -> dict[str, Any
         "learned": {kind: learn(train, sets, tests) for kind, train in trainers.items()},
         "signals": signals,
         "processor_seconds": round(time.process_time() - start, 1),
-        **machine(),
+        **machine(pick_device()),
     }
 
 
 def run(model: str, seeds: Sequence[int], sizes: Sequence[int], results: Path) -> None:
     """The seeds that have no result yet. Raises ``DataError`` beside results of another model."""
     name = resolve_model_name(model)
+    wanted = {"sms", *(f"{kind} {n}" for n in sizes for kind in ("email", "sms and email"))}
     with reading_results(results):
-        models = {result["model"] for result in load(results)} - {name}
-    if models:
-        raise DataError(
-            f"{results} holds results of {', '.join(models)}: name another folder with --results."
-        )
+        for found in load(results):
+            if found["model"] != name or found["learned"]["gpt"].keys() != wanted:
+                raise DataError(
+                    f"{results} holds results of {found['model']}, or of other --sizes: name "
+                    f"another folder with --results."
+                )
     if not all(2 <= size <= NUM_EMAILS // 2 and size % 2 == 0 for size in sizes):
         raise DataError(f"--sizes: even numbers, half of each label, from 2 to {NUM_EMAILS // 2}.")
     results.mkdir(parents=True, exist_ok=True)
@@ -284,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser("domain_shift.py", __doc__.partition("\n")[0])
     options = add_run_and_report(parser, RESULTS)
     options.add_argument("--model", default="gpt-mini", help="what is fine-tuned")
-    options.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="labelled e-mails")
+    options.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="labelled e-mails")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -185,6 +185,9 @@ def test_filter_gives_the_labels_that_it_learned():
 
 def test_complete_results_say_how_to_measure_anew(tiny_results, capsys):
     arguments = ["run", "--results", str(tiny_results), "--seeds", "1", "2"]
+    assert study.main(arguments) == 2
+    assert "or of other --sizes" in capsys.readouterr().err
+    arguments += SIZES
     assert study.main(arguments) == 0
     assert capsys.readouterr().out.count("is there already; to measure anew") == 2
     assert study.main([*arguments, "--model", "gpt2-small"]) == 2

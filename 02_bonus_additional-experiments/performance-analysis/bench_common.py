@@ -1,6 +1,5 @@
 """What all benchmarks share: timing in turns, models and messages, raw files, tables, pictures."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from files import read_json
 from gpt_download import MODEL_CONFIGS, build_decoder, load_tokenizer
 from previous_chapters import GPTConfig
 from text_classifier import ClassifierConfig, GPTClassifier
@@ -136,7 +136,7 @@ def evenly_spaced(items: Iterable, num: int, size: Callable[[Any], float]) -> li
 
 def load_result(name: str) -> dict[str, Any]:
     """What `benchmark.py NAME` wrote into results/."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    return read_json(RESULTS / f"{name}.json")
 
 
 def shown(value: float | str | list | None) -> str:

@@ -126,7 +126,7 @@ def run(
         for way, values in probabilities.items()
     ]
     note = (
-        f"One message: {typical.lengths[0]} tokens. Messages a second: {sample:,} of "
+        f"One message: {typical.lengths[0]} tokens. Messages a second: {len(mixed):,} of "
         f"{messages:,} messages, {sum(mixed.lengths):,} tokens."
     )
     return {

@@ -133,7 +133,10 @@ def against_messages(classifier: GPTClassifier, numbers: list[int], repetitions:
 
 
 def classify_file(options: list[str]) -> dict[str, float | None]:
-    seconds = bench.seconds_of(lambda: classify.main(options))
+    status = []
+    seconds = bench.seconds_of(lambda: status.append(classify.main(options)))
+    if status != [0]:
+        raise OSError("classify.py failed.")
     return {"seconds": seconds, "peak, MB": peak_memory_mb()}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from features import FastClassifier, FeatureDataset, Precision
 from fine_tuning import RunConfig, fine_tune, make_datasets
-from gpt_download import MODEL_CONFIGS, load_pretrained, load_tokenizer
+from gpt_download import MODEL_CONFIGS, SMS_SPAM_ZIP, fetch, load_pretrained, load_tokenizer
 from previous_chapters import TransformerBlock
 from run_messages import read_run_messages
 from text_classifier import (
@@ -191,6 +191,7 @@ def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:
 
 def read_parts(model: str, train_size: int = NUM_TRAIN) -> list[SpamDataset]:
     """The messages of the chapter's run, as token ids within the model's context."""
+    fetch(SMS_SPAM_ZIP)  # before anything falls back on made-up messages
     messages = read_run_messages(RunConfig(protocol="published", train_size=train_size))
     about = ClassifierConfig(model, messages.label_names, MODEL_CONFIGS[model].context_length)
     return make_datasets(messages, load_tokenizer(model), about)
@@ -319,7 +320,7 @@ def run(model: str, device: torch.device, **options: int) -> dict[str, Any]:
     return {
         "tables": {"seconds": table(compared)},
         "notes": notes,
-        "unavailable": part["unavailable"],
+        "unavailable": compared["all_layers"]["unavailable"] | part["unavailable"],
         **compared,
         "largest_difference_of_losses": differences,
     }

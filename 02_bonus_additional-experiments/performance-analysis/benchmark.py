@@ -58,8 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(argv: list[str]) -> None:
-    """Measure, save and show one sub-command."""
+def measure(argv: list[str]) -> str | None:
+    """Measure, save and show one sub-command. Returns why, if it cannot be measured."""
     options = vars(parse_args(argv))
     command, output, plot, device = (
         options.pop(n) for n in ("command", "output", "plot", "device")
@@ -70,14 +70,14 @@ def measure(argv: list[str]) -> None:
     try:
         result = module.run(device=device, **options)
     except ImportError as error:
-        print(f"benchmark.py {command}: {error}; see requirements-extra.txt", file=sys.stderr)
-        return
+        return f"{command}: {error}; see requirements-extra.txt"
     result |= {"command": " ".join(["benchmark.py", *argv]), "options": options, **machine(device)}
     output.mkdir(parents=True, exist_ok=True)
     write_json(result, output / f"{command}.json")
     print(as_markdown(result), flush=True)
     if plot:
         module.plot(result, output / f"{command}.png")
+    return None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,8 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
 
     def measure_all() -> None:
-        for name in COMMANDS if args.command == "all" else [args.command]:
-            measure([name, *argv[1:]])
+        names = COMMANDS if args.command == "all" else [args.command]
+        if problems := list(filter(None, [measure([name, *argv[1:]]) for name in names])):
+            raise OSError("; ".join(problems))
 
     return run_command("benchmark.py", measure_all, output=args.output)
 

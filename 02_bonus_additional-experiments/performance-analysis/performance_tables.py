@@ -10,6 +10,8 @@ from pathlib import Path
 
 from bench_common import as_markdown, load_result
 
+from files import write_text
+
 DOCUMENTS = [Path(__file__).with_name(name) for name in ("README.md", "tables.md")]
 
 
@@ -25,4 +27,4 @@ def updated(document: Path) -> str:
 
 if __name__ == "__main__":
     for path in DOCUMENTS:
-        path.write_text(updated(path), encoding="utf-8")
+        write_text(updated(path), path)

@@ -21,6 +21,7 @@ import ray
 from tqdm import tqdm
 
 from classifier_folder import classify_texts, open_classifier
+from classify import ADDED_COLUMNS, check_added
 from command_line import make_parser, run_command
 from files import file_sha256, read_json, whole_file, write_json
 from message_files import DataError, as_strings
@@ -41,13 +42,15 @@ class PartClassifier:
         number."""
         output = Path(part["output"])
         if not output.exists():
-            table = pq.ParquetFile(part["file"]).read_row_group(part["row_group"]).to_pandas()
-            texts = as_strings(table[self.text_column]).tolist()
+            table = pq.ParquetFile(part["file"]).read_row_group(part["row_group"])
+            texts = as_strings(table[self.text_column].to_pandas()).tolist()
             probabilities = classify_texts(self.classifier, self.tokenizer, texts)  # (N, C)
-            table["predicted_label"] = list(map(self.classifier.config.answer, probabilities))
-            table["probability"] = probabilities.amax(dim=1).numpy().round(4)
+            labels = list(map(self.classifier.config.answer, probabilities))
+            values = (labels, probabilities.amax(dim=1).numpy().round(4))
+            for name, column in zip(ADDED_COLUMNS, values):
+                table = table.append_column(name, [column])
             with whole_file(output) as partial:
-                table.to_parquet(partial, index=False)
+                pq.write_table(table, partial)
         return {"rows": pq.read_metadata(output).num_rows}
 
 
@@ -58,7 +61,10 @@ def list_parts(files: list[Path], text_column: str, output: Path) -> list[dict[s
         about = pq.read_metadata(file)
         if text_column not in about.schema.names:
             raise DataError(f"{file} has no column {text_column!r}; name it with --text-column.")
+        check_added(file, about.schema.names, ADDED_COLUMNS)
         for i in range(about.num_row_groups):
+            if not about.row_group(i).num_rows:
+                continue
             target = output / f"{file.stem}-{i:05}.parquet"
             parts.append({"file": str(file), "row_group": i, "output": str(target)})
     return parts
@@ -73,7 +79,7 @@ def classify_parts(
     """
     folder, output = args.folder.resolve(), args.output.resolve()
     files = sorted(args.input.glob("*.parquet")) if args.input.is_dir() else [args.input]
-    files = [file.resolve(strict=True) for file in files]
+    files = [file.absolute() for file in files]
     if not (parts := list_parts(files, args.text_column, output)):
         raise DataError(f"{args.input} holds no rows of Parquet files.")
     about = {

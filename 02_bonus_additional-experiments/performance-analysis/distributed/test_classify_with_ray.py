@@ -5,6 +5,8 @@ import signal
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,12 +15,14 @@ ray = pytest.importorskip("ray", reason="needs distributed/requirements-extra.tx
 from classify_with_ray import (  # noqa: E402
     PartClassifier,
     classify_parts,
+    list_parts,
     main,
     parse_args,
     start_ray,
 )
 
 from classifier_folder import classify_texts, open_classifier, save_classifier  # noqa: E402
+from message_files import DataError  # noqa: E402
 from previous_chapters import GPTConfig, GPTModel  # noqa: E402
 from text_classifier import ClassifierConfig, GPTClassifier  # noqa: E402
 
@@ -88,6 +92,24 @@ def test_a_killed_worker_costs_no_row_and_what_is_done_is_not_done_again(
     assert main(arguments) == 0
     assert pd.read_parquet(files[3])["id"].tolist() == list(range(12, 17))
     assert [file.stat().st_mtime_ns for file in files[:3]] == times
+
+
+def test_a_part_keeps_its_columns_and_their_types(tmp_path, classifier):
+    table = pa.table({"id": pa.array([2**53 + 1, None]), "text": ["see you", "win"]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    [part] = list_parts([tmp_path / "in.parquet"], "text", tmp_path)
+    assert PartClassifier(classifier, "text")(part) == {"rows": 2}
+    written = pq.read_table(part["output"])
+    assert written.select(["id", "text"]).equals(table)
+    assert set(written["predicted_label"].to_pylist()) <= {"ham", "spam"}
+
+
+def test_a_file_without_rows_has_no_parts_and_taken_names_are_refused(tmp_path):
+    pd.DataFrame({"text": pd.Series([], dtype=str)}).to_parquet(tmp_path / "empty.parquet")
+    assert list_parts([tmp_path / "empty.parquet"], "text", tmp_path) == []
+    pd.DataFrame({"text": ["a"], "probability": [1]}).to_parquet(tmp_path / "taken.parquet")
+    with pytest.raises(DataError, match="'probability'"):
+        list_parts([tmp_path / "taken.parquet"], "text", tmp_path)
 
 
 def test_other_input_or_columns_are_refused(tmp_path, classifier, messages, capsys):

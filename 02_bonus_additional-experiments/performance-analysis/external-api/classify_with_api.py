@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -27,13 +27,12 @@ from tqdm import tqdm
 from classifier_folder import classify_texts, open_classifier
 from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
-from files import read_json, write_json
-from fine_tuning import fingerprint
+from files import read_json, reading_results, write_json
+from fine_tuning import fingerprint, read_again
 from message_files import DataError
 from options import AT_LEAST_0, AT_LEAST_1, SEED, Options, option
-from run_config import RunConfig
-from run_messages import Messages, read_run_messages
-from text_classifier import pick_device
+from run_messages import Messages
+from text_classifier import ClassifierConfig, pick_device
 
 TASK = "Decide whether a text message is spam or ham (a normal message)."
 
@@ -68,18 +67,23 @@ class ApiConfig(Options):
         return super().problems() + ([] if self.model else ["--model is missing"])
 
 
-def read_messages(training: dict[str, Any], data: Path | None) -> Messages:
+def read_messages(about: ClassifierConfig, data: Path | None) -> Messages:
     """The messages of a classifier's training, which its card describes.
 
     Raises ``DataError`` if they are others now: test messages could be ones it has learned from.
     """
-    names = [entry.name for entry in fields(RunConfig) if entry.name in training]
-    options = {name: training[name] for name in names} | {"data": data, "start_from": None}
-    messages = read_run_messages(RunConfig(**options))
-    if fingerprint(messages.splits) != training["data_sha256"]:
+    training = about.card.get("training") or {}
+    files_beside = training.get("test_data") or training.get("validation_data")
+    if about.thresholds or files_beside or "data_sha256" not in training:
         raise DataError(
-            f"{messages.name} is not what the classifier was trained on, which is called "
-            f"{training['data'] or 'the SMS messages'}: give the same --data, or fine-tune anew."
+            "--classifier must give one label a text, and be trained and tested on one file by "
+            "finetune.py."
+        )
+    if (messages := read_again(training, data)) is None:
+        raise DataError(
+            f"{data or 'The SMS messages'} is not what the classifier was trained on, which is "
+            f"called {training.get('data') or 'the SMS messages'}: give the same --data, or "
+            f"fine-tune anew."
         )
     return messages
 
@@ -130,13 +134,15 @@ def ask_all(
 
     Raises ``DataError`` if they depend on other options, ``OSError`` if a question gets no answer.
     """
-    kept = {"run": described, "answers": []}
-    if config.output.exists() and (kept := read_json(config.output))["run"] != described:
-        raise DataError(
-            f"--output {config.output} holds answers to another question: repeat the options that "
-            f"stand at its beginning, or name another file."
-        )
-    client, answers = openai.OpenAI(), kept["answers"]
+    kept = read_json(config.output) if config.output.exists() else {"run": described, "answers": []}
+    with reading_results(config.output):
+        if kept["run"] != described:
+            raise DataError(
+                f"--output {config.output} holds answers to another question: repeat the options "
+                f"that stand at its beginning, or name another file."
+            )
+        answers = kept["answers"]
+    client = openai.OpenAI()
     for turns in tqdm(questions[len(answers) :], disable=None):
         answers.append(ask(client, turns, config, is_first=not answers))
         write_json(kept, config.output)
@@ -206,7 +212,7 @@ def results_table(metrics: dict[str, Any]) -> str:
 
 def run(config: ApiConfig) -> None:
     classifier, tokenizer = open_classifier(config.classifier, pick_device())
-    messages = read_messages(classifier.config.card["training"], config.data)
+    messages = read_messages(classifier.config, config.data)
     label_names, test = messages.label_names, messages.splits.test[: config.num_messages]
     if config.task == TASK and label_names != ["ham", "spam"]:
         raise DataError(f"--task: say in words what {', '.join(label_names)} are to tell.")

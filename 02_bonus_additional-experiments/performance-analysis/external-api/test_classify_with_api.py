@@ -2,12 +2,14 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from fine_tuning import RunConfig, fine_tune
+from message_files import DataError
 
 pytest.importorskip("openai", reason="needs external-api/requirements-extra.txt")
 import classify_with_api
@@ -189,6 +191,19 @@ def test_other_messages_than_those_of_the_training_are_refused(ask, server, tmp_
     own.write_text("\n".join(["text,label", *rows, ""]), encoding="utf-8")
     status, printed, _ = ask(data=own)
     assert (status, "messages.csv" in printed, server.requests) == (2, True, [])
+
+
+def test_a_classifier_that_does_not_name_its_training_is_refused(trained):
+    about = trained.classifier.config
+    for other in (replace(about, card={}), replace(about, thresholds=(0.5, 0.5))):
+        with pytest.raises(DataError, match=r"by finetune\.py"):
+            classify_with_api.read_messages(other, trained.config.data)
+
+
+def test_an_output_that_is_something_else_is_refused(ask, server, tmp_path):
+    (tmp_path / "answers.json").write_text("[]", encoding="utf-8")
+    status, printed, _ = ask()
+    assert (status, "of another command" in printed, server.requests) == (2, True, [])
 
 
 def test_comparison_counts_the_messages_on_which_they_differ():
