@@ -138,6 +138,7 @@ def import_book_classifier(
     classifier. `architecture` is the book's dictionary; without it, `model_name` decides. Raises
     ``ValueError`` if the weights do not fit.
     """
+    model_name = resolve_model_name(model_name)
     weights = torch.load(path, map_location="cpu", weights_only=True)
     weights = {f"decoder.{n}": t for n, t in weights.items() if not n.endswith(".att.mask")}
     cfg = decoder_config({"kind": "gpt2", **architecture}) if architecture else None

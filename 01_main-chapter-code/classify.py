@@ -100,6 +100,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--encoding belongs to --file and standard input")
     if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):
         parser.error("--output is --file itself, which would be lost: name another file")
+    if args.output and not args.output.name.lower().endswith((".csv", ".csv.gz")):
+        parser.error("--output is a CSV file: its name must end in .csv or .csv.gz")
     if not args.output and (args.overwrite or args.label_column):
         parser.error("--overwrite and --label-column belong to --file with --output")
     return args
@@ -148,7 +150,8 @@ def survey_file(
         check_columns(table, path, [])
         if text_column is None:
             known = trained_on in table.columns
-            text_column = trained_on if known else guess_text_column(table, path)
+            others = table.drop(columns=text_format.label_sets, errors="ignore")
+            text_column = trained_on if known else guess_text_column(others, path)
             print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
         needed = [text_column, *text_format.label_sets]
         check_columns(table, path, table.columns.intersection(needed))
@@ -198,6 +201,8 @@ def classify_file(
 
 def compare_with_labels(counts: Counter) -> str:
     """Accuracy and confusion matrix, from counts of (true label, predicted label)."""
+    if not counts:
+        return "No row has a true label: the answers are not compared."
     right, total = sum(n for (true, said), n in counts.items() if true == said), counts.total()
     low, high = wilson_interval(right, total)
     matrix = pd.Series(counts).unstack(fill_value=0).rename_axis(index="true", columns="predicted")
@@ -250,7 +255,8 @@ def classify_table(classifier: GPTClassifier, tokenizer: Any, args: argparse.Nam
             table.to_csv(output, index=False, header=i == 0, **how)
             if args.label_column:
                 both = (as_strings(table[name]) for name in (args.label_column, ADDED_COLUMNS[0]))
-                counts.update(zip(*(labels.map(form) for labels in both)))
+                pairs = zip(*(labels.map(form) for labels in both))
+                counts.update(pair for pair in pairs if pair[0] or form is label_set)
     if args.label_column:
         print(compare_with_labels(counts))
 

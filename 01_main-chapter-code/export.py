@@ -26,7 +26,7 @@ from classifier_folder import classify_texts, open_classifier
 from command_line import make_parser, run_command
 from evaluation import wilson_interval
 from files import whole_file
-from message_files import DataError, as_strings, guess_text_column, read_table
+from message_files import DataError, as_strings, check_columns, guess_text_column, read_table
 from onnx_classifier import NETWORK, open_onnx, save_int8, save_onnx, write_config
 from previous_chapters import END_OF_TEXT, Decoder, GPTModel, gpt2_state_dict
 from smollm2 import bytes_of_characters
@@ -48,6 +48,7 @@ TRIAL_TEXTS = (
     f"{END_OF_TEXT} is no end, \u0640 nor are 12345 \U0001f600\n\n  spaces\t",
     "",
     " ",
+    "\x04",  # of which some tokenizers make no token
     "and so on, and so on; " * 4000,
 )
 
@@ -262,12 +263,18 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
     return difference
 
 
-def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, file: Path) -> str:
-    """How many labels of a file's texts an exported ONNX folder changes."""
+def texts_of(file: Path, classifier: GPTClassifier) -> list[str]:
+    """The texts in a file, in the column that the classifier was trained on, or a guessed one."""
     table = read_table(file)
+    check_columns(table, file, [])
     trained_on = classifier.config.card.get("training", {}).get("text_column")
     column = trained_on if trained_on in table else guess_text_column(table, file)
-    texts = as_strings(table[column]).tolist()
+    check_columns(table, file, [column])
+    return as_strings(table[column]).tolist()
+
+
+def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, texts: Sequence[str]) -> str:
+    """How many labels of the texts an exported ONNX folder changes."""
     both = [classify_texts(c, tokenizer, texts) for c in (classifier, open_onnx(folder)[0])]
     changed = sum(map(ne, *(map(classifier.config.answer, rows) for rows in both)))
     low, high = wilson_interval(changed, len(texts))
@@ -279,6 +286,7 @@ def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, file: Path
 
 def export_and_compare(folder: Path, kind: str, output: Path, file: Path | None) -> None:
     classifier, tokenizer = open_classifier(folder)
+    texts = texts_of(file, classifier) if file else []
     difference = export(classifier, tokenizer, kind, output)
     rounded = " but for rounding" if kind == "onnx-int8" else ""
     print(
@@ -286,8 +294,8 @@ def export_and_compare(folder: Path, kind: str, output: Path, file: Path | None)
         f"texts, empty and very long ones among them, the largest difference is "
         f'{difference:.0e}. Try it:\n  python {output / "use.py"} "a message of yours"'
     )
-    if file:
-        print(count_changed(classifier, tokenizer, output, file))
+    if texts:
+        print(count_changed(classifier, tokenizer, output, texts))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ class FeatureStore:
     are written in files of a quarter of a gigabyte, each whole or absent, and read where they lie:
     they need not fit in memory. Use it in a `with` statement, whose end writes the rest.
 
-    Half precision keeps 11 significant bits. Raises ``OverflowError`` for states beyond its
+    Half precision keeps 11 significant bits. Raises ``ValueError`` for states beyond its
     range, and ``OSError`` for a full disk.
     """
 
@@ -50,7 +50,7 @@ class FeatureStore:
     def __setitem__(self, key: tuple, states: Tensor) -> None:
         half = states.detach().to("cpu", torch.float16, copy=True)
         if not half.isfinite().all():
-            raise OverflowError("These hidden states exceed the range of half precision.")
+            raise ValueError("These hidden states exceed the range of half precision.")
         self._unsaved[_name(key)] = half
         self._unsaved_bytes += half.nbytes
         if self._unsaved_bytes >= SHARD_BYTES:
@@ -59,7 +59,7 @@ class FeatureStore:
     def save(self) -> None:
         """Write what is in memory only."""
         if self._unsaved:
-            path = self.folder / f"{len(list(self.folder.glob('*.safetensors'))):05}.safetensors"
+            path = self.folder / f"{next(iter(self._unsaved))}.safetensors"
             save_tensors(self._unsaved, path, {"format": "pt"})
             self._unsaved, self._unsaved_bytes = {}, 0
             self._open(path)

@@ -25,7 +25,7 @@ from continued_pretraining import (
 )
 from evaluation import example_messages
 from features import FastClassifier, FeatureDataset, Store
-from files import file_sha256
+from files import file_sha256, read_json
 from gpt_download import (
     MODEL_CONFIGS,
     build_decoder,
@@ -110,6 +110,9 @@ def prepare(
         messages = messages or read_run_messages(config, log)
     with clock.stage("model"):
         decoder, tokenizer, name = load_decoder(config, model_device or device, log)
+        if config.start_from and config.pooling is None:
+            start = read_json(config.start_from / "config.json")
+            config = replace(config, pooling=start["pooling"])
         config = replace(config.for_model(name), device=device.type)
         context, splits = decoder.cfg.context_length, messages.splits
         max_length = choose_max_length(config, splits, tokenizer, context, log)
@@ -118,12 +121,14 @@ def prepare(
         halves = (0.5,) * len(messages.label_names) if config.multi_label else None
         about = ClassifierConfig(name, messages.label_names, *reads, halves)
         datasets = make_datasets(messages, tokenizer, about)
-    identity = config.identity() | {"data_sha256": fingerprint(splits), **messages.columns}
+    unlabelled = hashlib.sha256(json.dumps(messages.unlabelled).encode()).hexdigest()
+    hashes = {"data_sha256": fingerprint(splits), "unlabelled_sha256": unlabelled}
+    identity = config.identity() | hashes | messages.columns
     head = None
     if config.start_from:
         start = config.start_from / "config.json"
         identity["start_from_sha256"] = file_sha256(start)  # it has the weights' checksum
-        if json.loads(start.read_text(encoding="utf-8"))["label_names"] == list(about.label_names):
+        if read_json(start)["label_names"] == list(about.label_names):
             head = decoder.out_head
         log(f"Going on from {config.start_from}, with {'its' if head else 'a new'} head.")
     parts = (config, messages, decoder, tokenizer, about, datasets, identity, clock, log, head)

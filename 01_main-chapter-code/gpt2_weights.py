@@ -115,7 +115,8 @@ def check_state_dict(decoder: "Decoder", state_dict: dict, prefix: str, *_) -> N
         del state_dict[name]
     embedding, head = (state_dict.get(f"{prefix}{x}.weight") for x in ("tok_emb", "out_head"))
     is_tied = decoder.out_head.weight is decoder.tok_emb.weight
-    if is_tied and head is not None and not torch.equal(head, embedding):
+    both = head is not None and embedding is not None
+    if is_tied and both and not torch.equal(head, embedding):
         raise ValueError(
             "These weights have an output head of their own, while the model's is tied to its "
             "token embedding: make the model with tied_head=False."

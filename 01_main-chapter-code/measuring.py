@@ -123,10 +123,8 @@ def peak_memory_mb(device: str = "cpu") -> float | None:
     system does not tell."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        status = ""
+    info = Path("/proc/self/status")
+    status = info.read_text(encoding="utf-8") if info.exists() else ""
     if own := re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE):
         return round(int(own[1]) * 1024 / 1e6, 1)
     try:

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-NESTED = (list, np.ndarray, dict)
+NESTED = (list, np.ndarray, dict, bytes)
 TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "topic", "intent", "v1")
 LABEL_NAMES += ("labels",)
@@ -175,8 +175,8 @@ def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None
         )
     if nested := [name for name in names if _is_nested(table[name])]:
         raise DataError(
-            f"{path}: column {nested[0]!r} holds lists or objects; one text or one label a row is "
-            f"needed, or --multi-label, for lists of labels that hold no |."
+            f"{path}: column {nested[0]!r} holds lists, objects or bytes; one text or one "
+            f"label a row is needed, or --multi-label, for lists of labels that hold no |."
         )
 
 
@@ -269,7 +269,7 @@ def _lines(path: Path, text_format: TextFormat) -> Iterator[str]:
 def _read_separated(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
     """Tables of the rows below the first, which has the names; missing last cells are empty."""
     lines, separator = _lines(path, text_format), text_format.separator
-    is_tsv = ".tsv" in path.name.lower()
+    is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
     first = next(lines, "")
     if declared := re.fullmatch(r"sep=(.)\s*", first):  # a line that Excel writes
         separator, first = separator or declared[1], "\n"
@@ -346,6 +346,8 @@ def _read_json(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[p
 def _json_objects(text: str, where: str) -> list[dict]:
     try:
         content = json.loads(text)
+        if "\\ud" in text.lower():  # half of a surrogate pair is no text
+            json.dumps(content, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not JSON: {error}.") from None
     objects = content if isinstance(content, list) else [content]

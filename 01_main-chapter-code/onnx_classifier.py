@@ -115,5 +115,10 @@ def open_onnx(folder: Path) -> tuple[OnnxClassifier, Any]:
     if not find_spec("onnxruntime"):
         raise ValueError(f"{folder} needs onnxruntime: python -m pip install onnxruntime")
     content = read_json(folder / "config.json")
-    config = ClassifierConfig(content["model"], **{name: content[name] for name in FIELDS})
-    return OnnxClassifier(folder / NETWORK, config), load_tokenizer(config.model_name)
+    try:
+        config = ClassifierConfig(content["model"], **{name: content[name] for name in FIELDS})
+        classifier = OnnxClassifier(folder / NETWORK, config)
+    except Exception as error:  # onnxruntime's errors share no class
+        reason = " ".join(f"{type(error).__name__} {error}".split())
+        raise ValueError(f"{folder} is damaged or was altered: {reason}") from error
+    return classifier, load_tokenizer(config.model_name)

@@ -307,7 +307,7 @@ def num_parameters(model: nn.Module, trainable_only: bool = False) -> int:
 
 def text_to_token_ids(text: str, tokenizer) -> Tensor:
     """Text -> token ids (1, T); a literal `<|endoftext|>` becomes the special token."""
-    ids = tokenizer.encode(text, allowed_special={END_OF_TEXT})
+    ids = tokenizer.encode(text, allowed_special={END_OF_TEXT}, disallowed_special=())
     return torch.tensor(ids, dtype=torch.long).unsqueeze(0)
 
 

@@ -72,7 +72,7 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class HubFile(RemoteFile):
-    """A file on the Hugging Face Hub, fetched by the Hub's client: it goes on after a break."""
+    """A file on the Hugging Face Hub, fetched by its own client, which goes on after a break."""
 
     repo: str
     revision: str

@@ -191,6 +191,10 @@ class RunConfig(TrainConfig):
                 self.data is None
                 and any(getattr(self, name) not in (None, False) for name in OF_DATA)
             ),
+            "--no-causal shows a token the next one, which it is to predict: leave out "
+            "--continued-pretraining-epochs": (
+                not self.causal and self.continued_pretraining_epochs
+            ),
             "--multi-label goes with --balance none": self.multi_label and self.balance != "none",
             "--keep-examples is for texts with one label each: leave out --multi-label": (
                 self.keep_examples and self.multi_label
@@ -217,7 +221,7 @@ class RunConfig(TrainConfig):
     def for_model(self, name: str) -> "RunConfig":
         """The same run with the model's name, and with what suits it where nothing is given."""
         defaults = MODEL_DEFAULTS.get(name, GPT2_DEFAULTS)
-        if self.weights == "random" or self.start_from:
+        if self.weights == "random" or self.start_from or not self.causal:
             defaults = defaults | {"continued_pretraining_epochs": 0}
         if self.padding != "batch":
             defaults = defaults | {"pooling": "last"}

@@ -62,6 +62,7 @@ class RunFolder:
         unfinished = self.checkpoint.path.exists()
         if self.resume:
             if unfinished:
+                self.checkpoint.read()  # now, before long work, it is found to be another run's
                 return
             if not classifier:
                 raise DataError(

@@ -159,6 +159,10 @@ def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
         log(f"Left out {num_repeated} messages that the file to validate or test on repeats.")
     if validation.empty or repeated.all():
         raise DataError(f"{config.data}: no message is left that the other files do not repeat.")
+    if lost := {*_labels_of(train, config)} - {*_labels_of(train[~repeated], config)}:
+        raise DataError(
+            f"{config.data}: the other files repeat all training messages of {min(lost)!r}."
+        )
     parts = (train[~repeated], validation, splits.test)
     return Splits(*(part.reset_index(drop=True) for part in parts))
 
@@ -197,6 +201,9 @@ def take_some(messages: pd.DataFrame, size: int, seed: int) -> pd.DataFrame:
     size = max(num_labels, size)
     if size > len(messages) - num_labels:
         return messages
+    counts = messages["label"].value_counts()
+    if counts.min() < 2:
+        raise DataError(f"--train-size needs two training messages of {counts.idxmin()!r}.")
     kept, _ = train_test_split(
         messages, train_size=size, stratify=messages["label"], random_state=seed
     )

@@ -4,9 +4,9 @@
     python 01_main-chapter-code/several_seeds.py table
     python 01_main-chapter-code/several_seeds.py compare 1-default 2-without-continued-pretraining
 
-`run NAME` keeps the metrics of every seed in `results/NAME.json`; what it does not know itself is
-handed to finetune.py. `table` prints the table of the README from those files, `compare` the
-difference between two of them, or between one and the n-grams.
+`run NAME` keeps the metrics of every seed in `results/NAME.json`; its other options are those of
+finetune.py. `table` prints the table of the README from those files, `compare` the difference
+between two of them, or between one and the n-grams.
 """
 
 import argparse
@@ -91,14 +91,17 @@ def paired_difference(first: dict, second: dict | None = None) -> str:
 
     Raises ``DataError`` unless both have the same seeds and data.
     """
+
+    def tested_on(result: dict) -> list[tuple]:
+        return [(run["seed"], run["data"], run["test"]["num_examples"]) for run in result["runs"]]
+
     if second is None:
         others = [run["ngram_baseline"] for run in first["runs"]]
         if not all(others):
             raise DataError("the n-grams were not measured there, since the data are too large")
     else:
         others = [run["test"] for run in second["runs"]]
-        seeds, same = ([(r["seed"], r["data"]) for r in x["runs"]] for x in (first, second))
-        if seeds != same:
+        if tested_on(first) != tested_on(second):
             raise DataError("the two results have other seeds or data, and cannot be paired")
     pairs = zip((run["test"] for run in first["runs"]), others, strict=True)
     differences = [100 * (ours["accuracy"] - other["accuracy"]) for ours, other in pairs]

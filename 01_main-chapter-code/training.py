@@ -294,20 +294,9 @@ class Checkpoint:
         """Put `state` where the saved one was; without a file it stays at its beginning."""
         if not self.path.exists():
             return
-        saved = self._read(next(iter(state.parameters.values())).device)
-        then = saved["run"]
-        changed = [
-            f"{name}: {then.get(name)} then, {self.identity.get(name)} now"
-            for name in self.identity | then
-            if then.get(name) != self.identity.get(name)
-        ]
+        saved = self.read(next(iter(state.parameters.values())).device)
         if state.parameters.keys() != saved["parameters"].keys():
-            changed.append("other layers were trained")
-        if changed:
-            raise ValueError(
-                f"{self.path} belongs to another run ({'; '.join(changed)}): repeat its options, "
-                f"or start anew in another folder."
-            )
+            raise self._of_another_run("other layers were trained")
         for name, parameter in state.parameters.items():
             parameter.copy_(saved["parameters"][name])
         state.best_weights = saved["best_weights"]
@@ -315,12 +304,34 @@ class Checkpoint:
         state.optimizer.load_state_dict(state.optimizer.state_dict() | moments)
         state.history = History(**saved["history"])
 
-    def _read(self, device: torch.device) -> dict[str, Any]:
+    def read(self, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """What was saved."""
+        saved = self._read(device)
+        then = saved["run"]
+        changed = [
+            f"{name}: {then.get(name)} then, {self.identity.get(name)} now"
+            for name in self.identity | then
+            if then.get(name) != self.identity.get(name)
+        ]
+        if changed:
+            raise self._of_another_run("; ".join(changed))
+        return saved
+
+    def _of_another_run(self, changed: str) -> ValueError:
+        return ValueError(
+            f"{self.path} belongs to another run ({changed}): repeat its options, or start anew in "
+            f"another folder."
+        )
+
+    def _read(self, device: torch.device | str) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(self.path) as archive:
                 if damaged := archive.testzip():  # torch.load checks no checksums
                     raise ValueError(f"the checksum of {damaged} is another")
-            return torch.load(self.path, device, weights_only=True)
+            saved = torch.load(self.path, device, weights_only=True)
+            History(**saved["history"])
+            parts = ("run", "history", "parameters", "best_weights", "optimizer")
+            return {name: saved[name] for name in parts}
         except Exception as error:  # those of zipfile, pickle and PyTorch share no class
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{self.path} is damaged ({reason}); start anew.") from None

@@ -26,7 +26,8 @@ def load():
 def classify(texts: list[str]) -> np.ndarray:
     """Each text's probabilities (N, C), in the order of `label_names` in config.json."""
     config, tokenizer, session = load()
-    texts = [text or config["end_of_text"] for text in texts]  # no tokens have no answer
+    # No tokens have no answer.
+    texts = [t if tokenizer.encode(t).ids else config["end_of_text"] for t in texts]
     encoded = tokenizer.encode_batch(texts)
     inputs = {
         "attention_mask": np.array([text.attention_mask for text in encoded], dtype=bool),

@@ -25,7 +25,8 @@ def load():
 def classify(texts: list[str]) -> torch.Tensor:
     """Each text's probabilities (N, C), in the order of `model.config.id2label`."""
     tokenizer, model = load()
-    texts = [text or tokenizer.eos_token for text in texts]  # no tokens have no answer
+    # No tokens have no answer.
+    texts = [t if tokenizer(t)["input_ids"] else tokenizer.eos_token for t in texts]
     batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
     logits, mask = model(**batch).logits, batch["attention_mask"].unsqueeze(-1)  # (N, T, 1)
     if logits.dim() == 3 and model.config.pooling == "mean":  # of every token (N, T, C)

@@ -189,7 +189,8 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
         (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
         (("--file", "in.csv", "--overwrite"), ["--overwrite", "--output"]),
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
-        (("--file", "in.csv", "--output", "folder", "--overwrite"), ["replaces a file"]),
+        (("--file", "in.csv", "--output", "folder.csv", "--overwrite"), ["replaces a file"]),
+        (("--file", "in.csv", "--output", "out.zip"), [".csv or .csv.gz"]),
         (("--file", "twice.csv"), ["two columns are called 'body'"]),
         (("--file", "."), ["folder"]),
         (("--separator", ";", "a text"), ["--separator", "--file"]),
@@ -204,7 +205,7 @@ def test_classify_names_what_is_wrong(
     Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
     Path("there.csv").write_text("mine", encoding="utf-8")
     Path("twice.csv").write_text("body,body\na,b\n", encoding="utf-8")
-    Path("folder").mkdir()
+    Path("folder.csv").mkdir()
     said = fails(capsys, tiny_classifier_folder, *arguments)
     for part in parts:
         assert part in said
@@ -291,6 +292,21 @@ def test_true_labels_in_the_file_tell_how_good_the_answers_are(
     pd.DataFrame({"text": ["a"], "probability of ham": ["mine"]}).to_csv(path, index=False)
     arguments = (tiny_classifier_folder, "--file", path, "--all-probabilities")
     assert "'probability of ham'" in fails(capsys, *arguments)
+
+
+def test_rows_without_a_true_label_are_not_compared_and_labels_are_no_texts(
+    tiny_classifier_folder, tmp_path, capsys
+):
+    path = tmp_path / "in.csv"
+    options = ["--file", path, "--output", tmp_path / "out.csv", "--label-column", "of the senders"]
+    for labels, says in ((["", "", ""], "No row has"), (["ham", "", "spam"], "accuracy 50.0%")):
+        rows = "".join(f"hi,{label}\n" for label in labels)
+        path.write_text(f"q,of the senders\n{rows}", encoding="utf-8")
+        arguments = (tiny_classifier_folder, *options, "--overwrite")
+        assert classify.main([str(argument) for argument in arguments]) == 0
+        printed = capsys.readouterr()
+        assert "texts from column 'q'" in printed.err
+        assert says in printed.out
 
 
 def test_the_column_that_a_classifier_was_trained_on_is_read(

@@ -116,6 +116,14 @@ def test_a_file_is_classified_by_an_exported_network(tmp_path, tokenizer, kind, 
         assert f"Of 40 labels, {num_changed} are others" in printed
 
 
+def test_a_damaged_network_is_refused(tmp_path, tokenizer):
+    export.export(classifier_of("gpt", "last"), tokenizer, "onnx", tmp_path / "out")
+    for path, content in (("classifier.onnx", b"no network"), ("config.json", b'{"model": 1}')):
+        (tmp_path / "out" / path).write_bytes(content)
+        with pytest.raises(ValueError, match="is damaged or was altered"):
+            onnx_classifier.open_onnx(tmp_path / "out")
+
+
 @pytest.mark.parametrize("name", ["gpt-mini", SMOLLM2])
 def test_any_text_becomes_the_same_tokens(name):
     if name == SMOLLM2 and not is_intact(SMOLLM2_WEIGHTS):

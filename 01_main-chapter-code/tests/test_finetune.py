@@ -291,6 +291,12 @@ def test_a_wrong_option_is_named(messages_csv, tmp_path, capsys, options, parts)
     assert not (output / "config.json").exists()
 
 
+def test_a_model_that_sees_later_tokens_is_not_to_predict_them():
+    assert RunConfig(causal=False).for_model("gpt-mini").continued_pretraining_epochs == 0
+    with pytest.raises(ValueError, match="--no-causal shows a token the next one"):
+        RunConfig(causal=False, continued_pretraining_epochs=1)
+
+
 def test_columns_without_a_file_are_refused(capsys):
     assert "belong to --data" in fails(capsys, "--text-column", "", *QUICK)
 

@@ -329,6 +329,7 @@ LATIN1 = "text,label\nhello,ham\ncafé,ham\n".encode("latin-1")
         ("m.jsonl", '{"text": "a", "label": ["x", "y"]}\n', ["'label'", "lists"]),
         ("m.jsonl", '{"text": "a", "tags": ["x", "y"]}\n', ["'tags'", "lists"]),
         ("m.jsonl", '{"chat": [{"role": "user"}], "label": "x"}\n', ["'chat'", "lists"]),
+        ("m.jsonl", '{"text": "a \\ud83d", "label": 1}\n', ["line 1", "surrogates"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n{"text": "a"', ["line 2", "not JSON"]),
         ("m.jsonl", '{"text": "a", "label": 1}\n\n["a", 1]\n', ["line 3", "JSON object"]),
     ],
@@ -337,6 +338,12 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(tmp_path, name, con
     message = refusal(write(tmp_path / name, content))
     for part in parts:
         assert part in message
+
+
+def test_a_column_of_bytes_is_no_column_of_texts(tmp_path):
+    pd.DataFrame({"text": [b"hi"], "label": ["x"]}).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(DataError, match="bytes"):
+        read_messages(tmp_path / "m.parquet", log=lambda _: None)
 
 
 @pytest.mark.parametrize("which", ["text_column", "label_column"])

@@ -11,10 +11,13 @@ import torch
 from helpers import file_size_limit, kill_at_a_rename, made_up_messages, write_csv
 from safetensors.torch import load_file
 from test_finetune import QUICK, fails, outcome, train
+from tiny import tiny_classifier, tiny_dataset
 
 import fine_tuning
 import finetune
 from classifier_folder import open_classifier
+from run_folder import CHECKPOINT
+from training import Checkpoint, TrainConfig, TrainingState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,6 +108,14 @@ def undisturbed(tmp_path_factory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp("undisturbed")
     data = write_csv(folder / "messages.csv", made_up_messages())
     return data, outcome(train(data, folder / "out", *LONGER), folder / "out")
+
+
+def test_another_runs_checkpoint_is_refused_before_long_work(tmp_path):
+    state = TrainingState(tiny_classifier(), tiny_dataset(), TrainConfig())
+    Checkpoint(tmp_path / CHECKPOINT, {"seed": 1}).save(state)
+    folder = fine_tuning.RunFolder(tmp_path, {"seed": 2}, resume=True)
+    with pytest.raises(ValueError, match="seed: 1 then, 2 now"), folder:
+        pass
 
 
 def resume(data: Path, output: Path) -> dict:

@@ -9,7 +9,7 @@ from helpers import made_up_messages, write_csv
 
 from message_files import DataError
 from run_config import SMS_NAME, RunConfig
-from run_messages import read_run_messages
+from run_messages import read_run_messages, take_some
 
 
 def read(data: Path, **options):
@@ -45,6 +45,15 @@ def test_own_files_to_validate_and_test_on_are_used_and_never_trained_on(tmp_pat
     strange = replace(config, test_data=write_csv(tmp_path / "s.csv", [("a b", "eggs")]))
     with pytest.raises(DataError, match="'eggs' does not occur"):
         read_run_messages(strange)
+    all_spam = write_csv(tmp_path / "a.csv", [row for row in rows if row[1] == "spam"])
+    with pytest.raises(DataError, match="repeat all training messages of 'spam'"):
+        read_run_messages(replace(config, test_data=all_spam, validation_data=None))
+
+
+def test_some_messages_cannot_be_taken_of_a_label_that_one_carries():
+    messages = pd.DataFrame({"text": list("abcdefgh"), "label": ["x"] * 7 + ["y"]})
+    with pytest.raises(DataError, match="two training messages of 'y'"):
+        take_some(messages, 4, seed=0)
 
 
 def test_texts_that_differ_in_white_space_or_unicode_form_only_are_one_text(tmp_path, capsys):
@@ -128,5 +137,5 @@ def test_a_list_of_labels_is_a_set_of_them_or_refused(tmp_path):
         messages = read_run_messages(config, lambda *_: None)
         assert messages.label_names == ["all", "ham", "spam"]
         assert {*messages.splits.train["label"]} == {"", "all|ham", "all|spam"}
-        with pytest.raises(DataError, match=r"'labels' holds lists .*--multi-label"):
+        with pytest.raises(DataError, match=r"'labels' holds lists.*--multi-label"):
             read_run_messages(replace(config, multi_label=False))

@@ -49,9 +49,14 @@ def test_finished_seeds_are_kept_when_the_next_one_fails(run_two, monkeypatch):
     assert run["seed"] == 1
 
 
-def result(*accuracies: float, first_seed: int = 1) -> dict:
+def result(*accuracies: float, first_seed: int = 1, num_test: int = 100) -> dict:
     runs = [
-        {"seed": first_seed + i, "data": "d", "test": {"accuracy": a}, "ngram_baseline": None}
+        {
+            "seed": first_seed + i,
+            "data": "d",
+            "test": {"accuracy": a, "num_examples": num_test},
+            "ngram_baseline": None,
+        }
         for i, a in enumerate(accuracies)
     ]
     return {"command": "c", "runs": runs}
@@ -60,8 +65,9 @@ def result(*accuracies: float, first_seed: int = 1) -> dict:
 def test_differences_are_paired_by_seed():
     difference = several_seeds.paired_difference(result(0.9, 0.8, 0.7), result(0.8, 0.7, 0.6))
     assert difference == "10.0 points (10.0 to 10.0)"
-    with pytest.raises(several_seeds.DataError, match="cannot be paired"):
-        several_seeds.paired_difference(result(0.9, 0.8), result(0.9, 0.8, first_seed=2))
+    for other in ({"first_seed": 2}, {"num_test": 200}):
+        with pytest.raises(several_seeds.DataError, match="cannot be paired"):
+            several_seeds.paired_difference(result(0.9, 0.8), result(0.9, 0.8, **other))
 
 
 def test_row_without_a_baseline_has_a_dash():

@@ -50,6 +50,13 @@ def test_with_the_same_labels_decoder_and_head_go_on(first, tmp_path):
     assert more["history"]["step_losses"][0] < before["history"]["step_losses"][0]
 
 
+def test_its_pooling_goes_on_too(first, tmp_path):
+    mean = tmp_path / "mean"
+    train(first[0], mean, "--pooling", "mean")
+    arguments = start_from((first[0], mean), tmp_path / "out", *HARDLY)
+    assert go_on(arguments)["options"]["pooling"] == "mean"
+
+
 def test_with_other_labels_the_head_is_new(first, tmp_path, capsys):
     other = [(text, {"ham": "no", "spam": "yes"}[label]) for text, label in made_up_messages()]
     data = write_csv(tmp_path / "other.csv", other)
