@@ -233,6 +233,8 @@ def _check_answer(url: str) -> None:
         try:
             requests.head(url, timeout=patience(), allow_redirects=False)
             outcome.clear()
+        except requests.Timeout:  # as long as the wait for the thread, and may end before it
+            pass
         except Exception as error:
             outcome[:] = [error]
 
