@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from classifier_folder import classify_texts, open_classifier
+from classify import survey_file
 from command_line import make_parser, run_command
 from evaluation import wilson_interval
 from files import whole_file
-from message_files import DataError, as_strings, check_columns, guess_text_column, read_table
+from message_files import DataError, as_strings, read_table
 from onnx_classifier import NETWORK, open_onnx, save_int8, save_onnx, write_config
 from previous_chapters import END_OF_TEXT, Decoder, GPTModel, gpt2_state_dict
 from smollm2 import bytes_of_characters
@@ -265,12 +266,9 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
 
 def texts_of(file: Path, classifier: GPTClassifier) -> list[str]:
     """The texts in a file, in the column that the classifier was trained on, or a guessed one."""
-    table = read_table(file)
-    check_columns(table, file, [])
     trained_on = classifier.config.card.get("training", {}).get("text_column")
-    column = trained_on if trained_on in table else guess_text_column(table, file)
-    check_columns(table, file, [column])
-    return as_strings(table[column]).tolist()
+    column = survey_file(file, None, trained_on).text_column
+    return as_strings(read_table(file)[column]).tolist()
 
 
 def count_changed(classifier: GPTClassifier, tokenizer, folder: Path, texts: Sequence[str]) -> str:

@@ -110,8 +110,8 @@ def prepare(
         messages = messages or read_run_messages(config, log)
     with clock.stage("model"):
         decoder, tokenizer, name = load_decoder(config, model_device or device, log)
-        if config.start_from and config.pooling is None:
-            start = read_json(config.start_from / "config.json")
+        start = read_json(config.start_from / "config.json") if config.start_from else {}
+        if start and config.pooling is None:
             config = replace(config, pooling=start["pooling"])
         config = replace(config.for_model(name), device=device.type)
         context, splits = decoder.cfg.context_length, messages.splits
@@ -126,9 +126,9 @@ def prepare(
     identity = config.identity() | hashes | messages.columns
     head = None
     if config.start_from:
-        start = config.start_from / "config.json"
-        identity["start_from_sha256"] = file_sha256(start)  # it has the weights' checksum
-        if read_json(start)["label_names"] == list(about.label_names):
+        # It has the weights' checksum.
+        identity["start_from_sha256"] = file_sha256(config.start_from / "config.json")
+        if start["label_names"] == list(about.label_names):
             head = decoder.out_head
         log(f"Going on from {config.start_from}, with {'its' if head else 'a new'} head.")
     parts = (config, messages, decoder, tokenizer, about, datasets, identity, clock, log, head)

@@ -103,11 +103,18 @@ def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("options", ["--suite main --row mine", "--seeds 1 2 --seed 7"])
-def test_a_row_and_a_seed_belong_to_one_run(options, capsys):
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ("--suite main --row mine", "leave out --row"),
+        ("--suite main --seed 7", "take --seeds, not --seed"),
+        ("--seeds 1 2 --seed 7", "take --seeds, not --seed"),
+    ],
+)
+def test_a_row_and_a_seed_belong_to_one_run(options, complaint, capsys):
     with pytest.raises(SystemExit):
         experiments.main(shlex.split(options))
-    assert "--row" in (said := capsys.readouterr().err) or "--seeds" in said
+    assert complaint in capsys.readouterr().err
 
 
 def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win():

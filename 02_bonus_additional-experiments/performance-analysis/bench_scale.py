@@ -133,11 +133,11 @@ def against_messages(classifier: GPTClassifier, numbers: list[int], repetitions:
 
 
 def classify_file(options: list[str]) -> dict[str, float | None]:
-    status = []
-    seconds = bench.seconds_of(lambda: status.append(classify.main(options)))
-    if status != [0]:
-        raise OSError("classify.py failed.")
-    return {"seconds": seconds, "peak, MB": peak_memory_mb()}
+    def run() -> None:
+        if classify.main(options):
+            raise OSError("classify.py failed.")
+
+    return {"seconds": bench.seconds_of(run), "peak, MB": peak_memory_mb()}
 
 
 # Each table, and the option that has its values.
