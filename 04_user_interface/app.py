@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import matplotlib
+from page import LAUNCH, build_page
 
 from command_line import make_parser, quoted, run_command
 from fine_tuning import RunConfig, fine_tune
@@ -66,13 +67,6 @@ def train_if_missing(folder: Path) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    try:
-        from page import LAUNCH, build_page
-    except ModuleNotFoundError as error:
-        raise OSError(
-            f"the package {error.name} is missing; install what the page needs with "
-            f"`python -m pip install -r 04_user_interface/requirements-extra.txt`."
-        ) from None
     if args.train:
         train_if_missing(args.folder)
     elif not args.folder.exists():

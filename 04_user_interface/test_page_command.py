@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,15 +50,6 @@ def test_a_classifier_that_gives_several_labels_is_refused(fails, tmp_path, make
     classifier.config = replace(classifier.config, thresholds=(0.5, 0.5))
     save_classifier(classifier, tmp_path)
     assert "several labels" in fails(tmp_path, "--port", 0)
-
-
-def test_a_missing_gradio_is_named(fails, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    for name in ("page", "about", "html_parts"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    complaint = fails(tmp_path, status=1)
-    assert "gradio" in complaint
-    assert "requirements-extra.txt" in complaint
 
 
 def test_train_makes_a_classifier_goes_on_with_one_and_leaves_one_alone(tmp_path, monkeypatch):
