@@ -7,7 +7,7 @@ nothing else, so it holds for any classifier; what it cannot see is two words th
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -60,27 +60,6 @@ def split_into_parts(text: str, max_parts: int = MAX_PARTS) -> list[str]:
     return ["".join(words[i : i + size]) for i in range(0, len(words), size)]
 
 
-def texts_without_one(parts: Sequence[str]) -> list[str]:
-    """The text without its first part, without its second, and so on.
-
-    >>> texts_without_one(["Win", " a", " prize"])
-    ['a prize', 'Win prize', 'Win a']
-    """
-    rests = ["".join([*parts[:i], *parts[i + 1 :]]) for i in range(len(parts))]
-    return [rest if i else rest.lstrip() for i, rest in enumerate(rests)]
-
-
-def leave_one_out(
-    parts: Sequence[str], score: Callable[[Sequence[str]], Tensor]
-) -> tuple[list[float], list[float]]:
-    """What each part adds to the score of the text, and the score of the text without it.
-
-    `score` takes N texts and returns (N,).
-    """
-    with_all, *without = score(["".join(parts), *texts_without_one(parts)]).tolist()
-    return [with_all - rest for rest in without], without
-
-
 def log_odds(logits: Tensor, label_index: int) -> Tensor:
     """Log of p / (1 - p) of one class: (N, C) -> (N,), exact even where p rounds to 1."""
     others = torch.cat([logits[:, :label_index], logits[:, label_index + 1 :]], dim=1)
@@ -98,21 +77,16 @@ def explain(
     config = classifier.config
     read = text_read(tokenizer, text, config.max_length) if config.cut == "head" else text
     parts = split_into_parts(read)
-
-    def score(texts: Sequence[str]) -> Tensor:
-        found = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            if not wanted():
-                raise InterruptedError
-            some = ChunkDataset(config.chunks(texts[start : start + TEXTS_AT_ONCE], tokenizer))
-            logits = predict_logits(FastClassifier(classifier), some).double()
-            found.append(log_odds(some.mean(logits.softmax(dim=1)).log(), label_index))
-        return torch.cat(found)
-
-    try:
-        changes, without = leave_one_out(parts, score)
-    except InterruptedError:
-        return None
+    rests = ["".join([*parts[:i], *parts[i + 1 :]]).lstrip() for i in range(len(parts))]
+    texts, found = [read, *rests], []
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        if not wanted():
+            return None
+        chunks = ChunkDataset(config.chunks(texts[start : start + TEXTS_AT_ONCE], tokenizer))
+        logits = predict_logits(FastClassifier(classifier), chunks).double()
+        found += log_odds(chunks.mean(logits.softmax(dim=1)).log(), label_index).tolist()
+    with_all, *without = found
+    changes = [with_all - rest for rest in without]
     probabilities = torch.sigmoid(torch.tensor(without)).tolist()
     return Explanation(parts, changes, probabilities, text[len(read) :])
 
