@@ -141,17 +141,15 @@ def survey_file(
 ) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 
-    A text column that is not named is the one that the classifier was `trained_on`, or else
-    guessed from the first rows.
+    A text column that is not named is guessed from the first rows.
     """
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
     for table in read_table_in_pieces(path, ROWS_AT_ONCE, text_format):
         check_columns(table, path, [])
         if text_column is None:
-            known = trained_on in table.columns
             others = table.drop(columns=text_format.label_sets, errors="ignore")
-            text_column = trained_on if known else guess_text_column(others, path)
+            text_column = guess_text_column(others, path, trained_on)
             print(f"Reading texts from column {text_column!r}.", file=sys.stderr)
         needed = [text_column, *text_format.label_sets]
         check_columns(table, path, table.columns.intersection(needed))

@@ -180,8 +180,11 @@ def check_columns(table: pd.DataFrame, path: Path, names: Iterable[str]) -> None
         )
 
 
-def guess_text_column(table: pd.DataFrame, path: Path) -> str:
-    """The column with a usual name, else that whose different cells hold the most text."""
+def guess_text_column(table: pd.DataFrame, path: Path, trained_on: str | None = None) -> str:
+    """The column that a classifier was `trained_on`, else one with a usual name, else that whose
+    different cells hold the most text."""
+    if trained_on in table.columns:
+        return trained_on
     if (named := _named(table, path, TEXT_NAMES, "--text-column")) is not None:
         return named
     if table.columns.empty:

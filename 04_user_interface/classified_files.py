@@ -80,9 +80,7 @@ class Job:
         try:
             self.table = table = read_rows(file)
             trained_on = (opened.card.get("training") or {}).get("text_column")
-            if not text_column:
-                known = trained_on in table.columns
-                text_column = trained_on if known else guess_text_column(table, file)
+            text_column = text_column or guess_text_column(table, file, trained_on)
             check_columns(table, file, [text_column])
             check_added(file, table.columns, added_columns(opened.classifier, True))
         except DataError as error:  # without the folder, which visitors need not know
