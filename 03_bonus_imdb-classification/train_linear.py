@@ -36,6 +36,7 @@ from measuring import Clock, in_fresh_process, machine
 # Words, and signs one by one: what reviewers mean by "!", "?" or "10" is worth counting.
 TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]")
 BETA = 0.25  # of the NB-SVM, as in the paper
+SEED = 1  # of the reviews drawn, and of the SVM
 
 
 def words(text: str) -> list[str]:
@@ -57,14 +58,14 @@ class NBSVM(ClassifierMixin, BaseEstimator):
     Takes presences (N, V) of 0 and 1, and labels (N,) of 0 and 1.
     """
 
-    def __init__(self, C: float = 0.1, beta: float = BETA, seed: int = 0):
-        self.C, self.beta, self.seed = C, beta, seed
+    def __init__(self, C: float = 0.1, beta: float = BETA):
+        self.C, self.beta = C, beta
 
     def fit(self, x: csr_matrix, y: np.ndarray) -> "NBSVM":
         self.classes_ = np.unique(y)
         positive, negative = (1 + np.asarray(x[y == label].sum(axis=0)).ravel() for label in (1, 0))
         self.log_ratio_ = np.log(positive / positive.sum() / (negative / negative.sum()))  # (V,)
-        svm = LinearSVC(C=self.C, random_state=self.seed)
+        svm = LinearSVC(C=self.C, random_state=SEED)
         svm.fit(x.multiply(self.log_ratio_).tocsr(), y)
         weights = svm.coef_.ravel()
         mean = np.abs(weights).mean()
@@ -97,21 +98,21 @@ def counting(kind: type, ngrams: int, **options) -> CountVectorizer:
 # C is the strength that `--choose` found best of those tried.
 
 
-def majority(C: float = 1.0, seed: int = 1) -> Pipeline:
+def majority() -> Pipeline:
     return make_pipeline(DummyClassifier(strategy="most_frequent"))
 
 
-def tfidf_words(C: float = 3.0, seed: int = 1, ngrams: int = 1) -> Pipeline:
-    regression = LogisticRegression(C=C, max_iter=1000, random_state=seed)
-    return make_pipeline(counting(TfidfVectorizer, ngrams, sublinear_tf=True), regression)
+def tfidf_words(C: float = 3.0, ngrams: int = 1) -> Pipeline:
+    vectorizer = counting(TfidfVectorizer, ngrams, sublinear_tf=True)
+    return make_pipeline(vectorizer, LogisticRegression(C=C, max_iter=1000))
 
 
-def tfidf_bigrams(C: float = 10.0, seed: int = 1) -> Pipeline:
-    return tfidf_words(C, seed, ngrams=2)
+def tfidf_bigrams(C: float = 10.0) -> Pipeline:
+    return tfidf_words(C, ngrams=2)
 
 
-def nb_svm(C: float = 0.01, seed: int = 1) -> Pipeline:
-    return make_pipeline(counting(CountVectorizer, 2, binary=True), NBSVM(C, seed=seed))
+def nb_svm(C: float = 0.01) -> Pipeline:
+    return make_pipeline(counting(CountVectorizer, 2, binary=True), NBSVM(C))
 
 
 METHODS = {
@@ -128,10 +129,10 @@ TRIED = {
 
 
 def measure(
-    name: str, train: pd.DataFrame, test: pd.DataFrame, seed: int
+    name: str, train: pd.DataFrame, test: pd.DataFrame
 ) -> tuple[dict[str, Any], np.ndarray]:
     """The result of one model, and the test reviews' probabilities of being positive (N,)."""
-    model, clock = METHODS[name](seed=seed), Clock()
+    model, clock = METHODS[name](), Clock()
     with clock.stage("training"):
         model.fit(train["text"], report.label_numbers(train))
     with clock.stage("inference"):
@@ -145,11 +146,9 @@ def measure(
     return result | machine(), positive
 
 
-def choose(
-    name: str, train: pd.DataFrame, validation: pd.DataFrame, seed: int
-) -> tuple[dict[str, Any], None]:
+def choose(name: str, train: pd.DataFrame, validation: pd.DataFrame) -> tuple[dict[str, Any], None]:
     """Validation accuracy by strength of regularisation; n-grams are counted only once."""
-    vectorizer, classifier = METHODS[name](seed=seed)
+    vectorizer, classifier = METHODS[name]()
     x, labels = vectorizer.fit_transform(train["text"]), report.label_numbers(train)
     other = vectorizer.transform(validation["text"]), report.label_numbers(validation)
     scores = {C: classifier.set_params(C=C).fit(x, labels).score(*other) for C in TRIED[name]}
@@ -168,16 +167,14 @@ def run(args: argparse.Namespace) -> None:
     else:
         train = pd.concat([parts["train"], parts["validation"]], ignore_index=True)
         task, names, measured = measure, args.methods, parts["test"]
-    train = report.draw(train, args.train_size, args.seed)
+    train = report.draw(train, args.train_size, SEED)
     folder = args.results / report.kind_of_run(args.train_size, args.choose)
     suffix, options = "", "--choose" if args.choose else ""
     if args.train_size:
         suffix, options = f"-{args.train_size}", f"--train-size {args.train_size} {options}"
-    if args.seed != 1:
-        suffix, options = f"{suffix}-seed-{args.seed}", f"--seed {args.seed} {options}"
     for name in names:
-        result, positive = in_fresh_process(task, name, train, measured, args.seed)
-        about = {"model": name, "seed": args.seed, "num_train": len(train)}
+        result, positive = in_fresh_process(task, name, train, measured)
+        about = {"model": name, "seed": SEED, "num_train": len(train)}
         result = about | result | {"command": f"train_linear.py {name} {options}".strip()}
         report.write_result(name + suffix, result, None if args.train_size else positive, folder)
         print(f"{name:<14}{result.get('accuracy_by_C') or report.result_lines(result)}")
@@ -192,7 +189,6 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="try strengths of regularisation on the validation part; the test half is not read",
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the reviews drawn, and the models")
     parser.add_argument("--data", type=Path, default=REVIEWS, help="folder of the three parts")
     parser.add_argument("--results", type=Path, default=report.MY_RESULTS, help="folder to write")
     args = parser.parse_args(argv)

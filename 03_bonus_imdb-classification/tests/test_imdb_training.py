@@ -194,9 +194,6 @@ def test_linear_models_learn_and_choosing_reads_no_test_review(tmp_path, monkeyp
         accuracy = ((read_positive(name, tmp_path) > 0.5) == labels).mean()
         assert result["test"]["accuracy"] == accuracy
         assert accuracy == 0.5 if name == "majority" else accuracy > 0.9  # a few words tell
-    assert train_linear.main(["majority", *given, "--seed", "2"]) == 0
-    command = read_result("majority-seed-2", tmp_path)["command"]  # seed 1's result is there still
-    assert command == "train_linear.py majority --seed 2"
     (parts / "test.parquet").unlink()
     assert train_linear.main(["nb-svm", "majority", *given, "--choose", "--train-size=20"]) == 0
     chosen = read_result("nb-svm-20", tmp_path / "trials")
