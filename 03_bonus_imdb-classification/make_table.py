@@ -32,7 +32,7 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
     test, seconds = result["test"], result["seconds"]
     low, high = test["accuracy_interval"]
     memory = result["peak_memory_mb"]  # None on Windows, which does not tell
-    earlier = " + kept states" if result.get("kept_states") else ""
+    earlier = " + kept states" if result.get("options", {}).get("kept_states") else ""
     return {
         "model": result["model"],
         "trained layers, or C": method(result),

@@ -139,7 +139,7 @@ class ReviewsConfig(RunConfig):
         """Everything that shapes the result, as JSON can hold it."""
         beside = ("data", "runs", "results", "feature_store", *self.left_out)
         kept = {name: v for name, v in super().identity().items() if name not in beside}
-        return kept | {"half_precision_states": self.feature_store is not None}
+        return kept | {"kept_states": self.feature_store is not None}  # they are rounded
 
 
 # --- The model -----------------------------------------------------------------------------------
@@ -254,7 +254,6 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
             **{part: report.metrics(values, parts[part]) for part, values in positive.items()},
             "seconds": {key: round(value, 1) for key, value in clock.seconds.items()},
             "resumed": config.resume,  # the seconds are then those after the stop
-            "kept_states": config.feature_store is not None,  # then they may be another run's
             **machine(next(model.parameters()).device),
         }
         probabilities = None if config.kind else positive["test"]

@@ -12,6 +12,7 @@ from imdb_samples import write_sample_parts
 from scipy.sparse import csr_matrix
 
 import compare_cuts
+import make_table
 import train_gpt
 import train_linear
 from classifier_folder import open_classifier
@@ -85,6 +86,8 @@ def test_stored_states_give_the_same_result(tmp_path, parts):
         positive = (read_positive(some, tmp_path / "results") for some in (name, "plain"))
         np.testing.assert_allclose(*positive, atol=1 / 255)
     assert list((tmp_path / "states").iterdir())
+    rows = map(make_table.table_row, (plain, result))
+    assert ["kept states" in row["training, s"] for row in rows] == [False, True]
 
 
 def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
