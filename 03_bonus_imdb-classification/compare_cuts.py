@@ -17,7 +17,7 @@ from classifier_folder import classify_texts, open_classifier
 from command_line import make_parser, run_command
 from download_prepare_dataset import REVIEWS, read_parts
 from evaluation import wilson_interval
-from imdb_results import MY_RESULTS, draw, label_numbers, write_result
+from imdb_results import MY_RESULTS, draw, label_numbers, with_interval, write_result
 from measuring import machine
 from message_files import DataError
 from text_classifier import pick_device
@@ -44,13 +44,12 @@ def run(args: argparse.Namespace) -> None:
         classifier.config = replace(about, cut=cut)
         probabilities = classify_texts(classifier, tokenizer, texts, progress=True)  # (N, C)
         right[cut] = probabilities.argmax(dim=1).numpy() == labels
-        interval = wilson_interval(int(right[cut].sum()), len(labels))
         by_cut[cut] = {
             "chunks": sum(map(len, classifier.config.chunks(texts, tokenizer))),
             "accuracy": right[cut].mean().item(),
-            "accuracy_interval": list(interval),
+            "accuracy_interval": wilson_interval(int(right[cut].sum()), len(labels)),
         }
-        print("{:<9}{:.2%} [{:.2%}, {:.2%}]".format(cut, right[cut].mean(), *interval))
+        print(f"{cut:<9}{with_interval(by_cut[cut])}")
     for cut, metrics in by_cut.items():
         metrics["only_this_right"] = int((right[cut] & ~right[about.cut]).sum())
         metrics["only_trained_right"] = int((~right[cut] & right[about.cut]).sum())

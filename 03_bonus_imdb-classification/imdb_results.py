@@ -42,13 +42,15 @@ def draw(reviews: pd.DataFrame, size: int | None, seed: int) -> pd.DataFrame:
     return reviews.sample(size, random_state=seed)
 
 
+def with_interval(metrics: dict[str, Any]) -> str:
+    """An accuracy, as commands print it."""
+    low, high = metrics["accuracy_interval"]
+    return f"{metrics['accuracy']:.2%} [{low:.2%}, {high:.2%}]"
+
+
 def result_lines(result: dict[str, Any]) -> str:
-    """Accuracies with intervals, as a command prints them."""
-    measured = {part: result[part] for part in ("validation", "test") if part in result}
-    return "\n".join(
-        "{:<11}{:.2%} [{:.2%}, {:.2%}]".format(part, found["accuracy"], *found["accuracy_interval"])
-        for part, found in measured.items()
-    )
+    parts = [part for part in ("validation", "test") if part in result]
+    return "\n".join(f"{part:<11}{with_interval(result[part])}" for part in parts)
 
 
 def write_result(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from command_line import make_parser, run_command
 from files import read_json, reading_results
-from imdb_results import RESULTS
+from imdb_results import RESULTS, with_interval
 from message_files import DataError
 
 TRAINING = ("pretraining", "frozen_layers", "training")  # stages before the test reviews are read
@@ -29,15 +29,14 @@ def method(result: dict[str, Any]) -> str:
 
 
 def table_row(result: dict[str, Any]) -> dict[str, str]:
-    test, seconds = result["test"], result["seconds"]
-    low, high = test["accuracy_interval"]
+    seconds = result["seconds"]
     memory = result["peak_memory_mb"]  # None on Windows, which does not tell
     earlier = " + kept states" if result.get("options", {}).get("kept_states") else ""
     return {
         "model": result["model"],
         "trained layers, or C": method(result),
         "reviews": f"{result['num_train']:,}",
-        "test accuracy, 95% interval": f"{test['accuracy']:.2%} [{low:.2%}, {high:.2%}]",
+        "test accuracy, 95% interval": with_interval(result["test"]),
         "training, s": f"{sum(seconds.get(stage, 0) for stage in TRAINING):,.0f}{earlier}",
         "memory, MB": "-" if memory is None else f"{memory:,.0f}",
     }
