@@ -50,19 +50,11 @@ def parts(tmp_path_factory) -> Path:
     return write_sample_parts(tmp_path_factory.mktemp("parts"))
 
 
-def config_of(folder: Path, parts: Path, encoder: Path, **options) -> EncoderRunConfig:
-    places = {"data": parts, "runs": folder / "runs", "results": folder / "results"}
-    tiny = {"max_length": 10, "num_epochs": 1, "learning_rate": 3e-3}
-    tiny |= {"device": "cpu", "quiet": True, "model": str(encoder)}
-    return EncoderRunConfig(name="tiny", **places, **tiny | options)
-
-
-def run(*given, **options) -> dict:
-    return train_gpt.train(config_of(*given, **options), EncoderLearner)
-
-
 def test_result_and_probabilities_are_written(tmp_path, parts, encoder):
-    result = run(tmp_path, parts, encoder, num_epochs=20)
+    places = {"data": parts, "runs": tmp_path / "runs", "results": tmp_path / "results"}
+    tiny = {"max_length": 10, "num_epochs": 20, "learning_rate": 3e-3, "model": str(encoder)}
+    config = EncoderRunConfig(name="tiny", **places, **tiny, device="cpu", quiet=True)
+    result = train_gpt.train(config, EncoderLearner)
     assert imdb_results.read_result("tiny", tmp_path / "results") == result
     assert result["test"]["accuracy"] > 0.9  # a few words tell the samples apart
     positive = imdb_results.read_positive("tiny", tmp_path / "results")
