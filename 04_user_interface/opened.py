@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
@@ -15,13 +15,6 @@ from message_files import DataError
 from remote_files import is_intact
 from run_messages import Messages
 from text_data import SMS_SPAM_ZIP
-
-
-class TestPredictions(NamedTuple):
-    labels: np.ndarray
-    """(N,) index of each test message's true class."""
-    probabilities: np.ndarray
-    """(N, C)"""
 
 
 class Opened:
@@ -52,9 +45,10 @@ class Opened:
         return classify_texts(self.classifier, self.tokenizer, stripped).numpy()
 
     @property
-    def test_predictions(self) -> TestPredictions:
+    def test_predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each test message: its true class's index (N,), and all probabilities (N, C)."""
         saved = self.metrics["test_predictions"]
-        return TestPredictions(np.array(saved["labels"]), np.array(saved["probabilities"]))
+        return np.array(saved["labels"]), np.array(saved["probabilities"])
 
     def examples(self) -> list[list[str]]:
         """Test messages, each with its label and the answer: those that the folder keeps, else
