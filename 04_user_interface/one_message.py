@@ -1,7 +1,7 @@
 """The first tab: one message, its class, the words behind it, and what a layer attends to.
 
-A session is the messages so far, each with its probabilities and, where it was said, the right
-label; and which of them is open. And `/classify`, which gives programs the same answer.
+A session is the messages so far with their probabilities, the right labels that were said, and
+which message is open. And `/classify`, which gives programs the same answer.
 """
 
 from collections.abc import Callable, Iterator
@@ -86,23 +86,16 @@ def one_message_tab(
     def remember(texts: list[str], session: dict[str, Any]) -> None:
         """Classify those that are new."""
         if new := [text for text in dict.fromkeys(texts) if text not in session["entries"]]:
-            for text, probabilities in zip(new, opened.probabilities(new)):
-                session["entries"][text] = {"probabilities": probabilities, "right": None}
+            session["entries"].update(zip(new, opened.probabilities(new)))
 
     def past_of(session: dict[str, Any], threshold: float) -> list[Any]:
         """The session's messages, the latest first, and how many of them were labelled."""
-        entries = session["entries"]
+        right = session["right"]
         rows = [
-            [
-                beginning(text),
-                decide(entry["probabilities"], names, threshold),
-                f"{entry['probabilities'].max():.1%}",
-                entry["right"] or "",
-            ]
-            for text, entry in reversed(list(entries.items()))
+            [beginning(text), decide(p, names, threshold), f"{p.max():.1%}", right.get(text, "")]
+            for text, p in reversed(list(session["entries"].items()))
         ]
-        num_said = sum(entry["right"] is not None for entry in entries.values())
-        download = gr.Button(f"Download {num_said} labelled as CSV", interactive=num_said > 0)
+        download = gr.Button(f"Download {len(right)} labelled as CSV", interactive=bool(right))
         return [gr.Column(visible=bool(rows)), gr.Dataset(samples=rows), download]
 
     def show(session: dict[str, Any], threshold: float, said: str = "") -> list[Any]:
@@ -110,8 +103,7 @@ def one_message_tab(
         text, past = session["open"], past_of(session, threshold)
         if text not in session["entries"]:  # none is open, or it is still being classified
             return ["", note(said), gr.Column(visible=False), "", None, None, *past]
-        entry = session["entries"][text]
-        probabilities = entry["probabilities"]
+        probabilities = session["entries"][text]
         answer, detail = decide(probabilities, names, threshold), f"{probabilities.max():.1%}"
         if answer == UNDECIDED:
             detail = f"likeliest: {names[probabilities.argmax()]}, {detail}"
@@ -119,8 +111,8 @@ def one_message_tab(
             detail += f"; undecided below {threshold:.0%}"
         said = note(f"{answer}, {detail}", "unseen")  # for screen readers
         decision = f"<h2>{parts.safe(answer)}</h2>{note(detail)}"
-        bars = dict(zip(names, probabilities.tolist(), strict=True))
-        return [text, said, gr.Column(visible=True), decision, bars, entry["right"], *past]
+        bars, right = dict(zip(names, probabilities.tolist())), session["right"].get(text)
+        return [text, said, gr.Column(visible=True), decision, bars, right, *past]
 
     def open_text(text: str, session: dict[str, Any], threshold: float, judged: str) -> list[Any]:
         """The answer at once; the reasons of another message are gone, and follow."""
@@ -150,7 +142,7 @@ def one_message_tab(
         """The words behind an answer, then other opinions, while no other message is opened."""
         if not text:
             return
-        best = int(session["entries"][text]["probabilities"].argmax())
+        best = session["entries"][text].argmax()
         asked = (opened.classifier, opened.tokenizer, text, best)
         found = explain(*asked, wanted=lambda: session["open"] == text)
         if found is None:
@@ -175,14 +167,13 @@ def one_message_tab(
 
     def say_right(label: str, text: str, session: dict[str, Any], threshold: float) -> list[Any]:
         """Of the text whose answer was on the screen, even if another is open by now."""
-        session["entries"][text]["right"] = label
+        session["right"][text] = label
         return past_of(session, threshold)
 
     def labelled_file(session: dict[str, Any]) -> str:
         """The messages whose right label was said, as `finetune.py --data` takes them."""
-        labels = {text: entry["right"] for text, entry in session["entries"].items()}
         path = parts.fleeting_file("labelled.csv")
-        rows = pd.DataFrame(labels.items(), columns=["text", "label"]).dropna()
+        rows = pd.DataFrame(session["right"].items(), columns=["text", "label"])
         rows.to_csv(path, index=False, encoding="utf-8")
         return str(path)
 
@@ -199,13 +190,13 @@ def one_message_tab(
         if not str(message).strip():
             raise parts.refusal(NO_MESSAGE)
         probabilities = opened.probabilities([str(message)])[0]
-        answer = dict(zip(names, probabilities.tolist(), strict=True))
-        return {"label": names[int(probabilities.argmax())], "probabilities": answer}
+        answer = dict(zip(names, probabilities.tolist()))
+        return {"label": names[probabilities.argmax()], "probabilities": answer}
 
     def text_of_row(row: int, session: dict[str, Any]) -> str:
         return [*session["entries"]][-1 - row]  # the latest is first
 
-    session = gr.State({"entries": {}, "open": ""})
+    session = gr.State({"entries": {}, "right": {}, "open": ""})
     message = gr.Textbox(
         label="Message",
         lines=1,  # with one line, Enter submits
@@ -248,15 +239,15 @@ def one_message_tab(
                     label="The map of all tokens (of a long text, the last ones)"
                 )
                 weights = gr.HTML(elem_id="attention")
-    examples = opened.examples()
-    if examples:
-        example = gr.Dataset(
-            components=["textbox"] * 3,
-            headers=["Test message: click to try", "It is", "Answered"],
-            samples=examples,
-            label="Examples: test messages, right answers and wrong ones",
-            elem_id="examples",
-        )
+    samples = opened.examples()
+    examples = gr.Dataset(
+        components=["textbox"] * 3,
+        headers=["Test message: click to try", "It is", "Answered"],
+        samples=samples,
+        label="Examples: test messages, right answers and wrong ones",
+        elem_id="examples",
+        visible=bool(samples),
+    )
     with gr.Column(visible=False) as past:
         history = gr.Dataset(
             components=["textbox"] * 4,
@@ -278,8 +269,7 @@ def one_message_tab(
 
     gr.on([button.click, message.submit], open_text, **opening, **run)
     open_after(history.click(text_of_row, [history, session], message, **QUIET))
-    if examples:
-        open_after(example.click(lambda row: row[0], example, message, **QUIET))
+    open_after(examples.click(lambda row: row[0], examples, message, **QUIET))
     lines.click(open_lines, [message, session, threshold], shown, **run)
     clear.click(close, [session, threshold], [message, *shown], **QUIET)
     threshold.change(show, [session, threshold], shown, **latest)
