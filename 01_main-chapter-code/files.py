@@ -87,17 +87,12 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
 
     Raises ``ValueError`` at a damage, which may show at the end only: with the checksum.
     """
-    with path.open("rb") as file:
-        is_gzip = file.read(2) == b"\x1f\x8b"
     try:
-        with (
-            (gzip.open if is_gzip else lzma.open)(path) as file,
-            tarfile.open(fileobj=file, mode="r:") as archive,
-        ):
+        with tarfile.open(path, f"r:{path.suffix[1:]}") as archive:
             for member in archive:
                 if member.isfile():
                     yield member.name, archive.extractfile(member).read()
-            while file.read(2**20):
+            while archive.fileobj.read(2**20):
                 pass
     except DAMAGES as error:
         raise ValueError(

@@ -46,7 +46,7 @@ def write_folder(folder: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_archive(path: Path, folder: Path) -> Path:
-    with tarfile.open(path, "w:gz") as archive:
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as archive:
         archive.add(folder, folder.name)
     return path
 
