@@ -1,4 +1,4 @@
-"""The GPT model: parity with an independent GPT-2, causality, generation, loading weights."""
+"""The decoders: parity with independent ones, causality, generation, loading weights."""
 
 import dataclasses
 import math
@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import DECODERS, GPT, random_decoder
+from tiny import DECODERS, GPT, LLAMA, random_decoder
 
 from export import shape_in_transformers
 from gpt_download import GPT2_WEIGHTS, MODEL_CONFIGS, load_mini_tokenizer
@@ -84,18 +84,26 @@ def test_number_of_parameters():
         assert num_parameters(model) == pytest.approx(number * 1e6, abs=1e4)
 
 
-@pytest.mark.parametrize("name", GPT2_WEIGHTS)
-def test_logits_and_attention_maps_equal_those_of_an_independent_gpt2(transformers, name):
-    """The structure of each configuration (layers, heads) at a small width."""
-    shape = MODEL_CONFIGS[name]
-    cfg = dataclasses.replace(shape, vocab_size=211, context_length=40, emb_dim=4 * shape.n_heads)
+# The structure of each GPT-2 (layers, heads) at a small width, and that of a Llama.
+STRUCTURES = {"llama": LLAMA} | {
+    name: dataclasses.replace(cfg, vocab_size=211, context_length=40, emb_dim=4 * cfg.n_heads)
+    for name, cfg in MODEL_CONFIGS.items()
+    if name in GPT2_WEIGHTS
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_logits_and_attention_maps_equal_those_of_an_independent_model(transformers, name):
+    cfg = STRUCTURES[name]
     model = random_decoder(cfg)
-    _, sizes, weights = shape_in_transformers(model)
-    twin = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=211, **sizes)).eval()
+    kind, sizes, weights = shape_in_transformers(model)
+    sizes |= {"vocab_size": cfg.vocab_size, "tie_word_embeddings": True}
+    theirs = getattr(transformers, f"{kind}Config")(**sizes, attn_implementation="eager")
+    twin = transformers.AutoModelForCausalLM.from_config(theirs).eval()
     missing, unexpected = twin.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == (["lm_head.weight"], [])
-    twin.set_attn_implementation("eager")
-    ids = torch.randint(cfg.vocab_size, (2, 40), generator=torch.Generator().manual_seed(2))
+    rng = torch.Generator().manual_seed(2)
+    ids = torch.randint(cfg.vocab_size, (2, cfg.context_length), generator=rng)
     with torch.no_grad():
         expected = twin(ids, output_attentions=True)
     torch.testing.assert_close(model(ids), expected.logits, atol=1e-4, rtol=0)
