@@ -82,7 +82,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.requests.append((self.command, self.path))
-        self.keep_waiting()
+        if self.path == "/slow" and self.command == "GET":
+            time.sleep(0.5)
+        elif self.path == "/silent":
+            self.server.released.wait(60)
         body = BODIES.get(self.path)
         self.send_response(404 if body is None else 200)
         self.send_header("Content-Type", "text/html")
@@ -100,12 +103,6 @@ class Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body[half:])
                 while self.path == "/endless" and not self.server.released.is_set():
                     self.wfile.write(body)
-
-    def keep_waiting(self) -> None:
-        if self.path == "/slow" and self.command == "GET":
-            time.sleep(0.5)
-        elif self.path == "/silent":
-            self.server.released.wait(60)
 
     def log_message(self, *_):
         pass
