@@ -17,7 +17,6 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,7 +32,6 @@ from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
-from feature_store import FeatureStore
 from features import LatestStore, Store
 from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
@@ -146,7 +144,6 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
         about = {"train": {"num_examples": learns_from}}
         probabilities = OTHERS.get(config.classifier, run_classical)(config, messages, store)
     labels = splits.test["label"].map(messages.label_names.index).to_numpy()
-    repeated = is_repeated(splits)
     result = {"row": config.row, "seed": config.seed, "command": config.command, **about}
     result |= machine(pick_device(config.device) if config.classifier in ACT_ON else "cpu")
     predictions = {
@@ -159,8 +156,8 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
     else:
         result["test"] = spam_metrics(probabilities, labels)
         predictions["spam_probability"] = pack(probabilities)
-        if repeated.any():
-            new = ~repeated
+        new = ~is_repeated(splits)
+        if not new.all():
             result["test_without_repeated"] = spam_metrics(probabilities[new], labels[new])
     return result | {
         "processor_seconds": round(time.process_time() - processor_start, 3),
@@ -168,15 +165,6 @@ def measure(config: ExperimentConfig, store: Store | None = None) -> dict[str, A
         "configuration": config.identity(),
         "predictions": predictions,
     }
-
-
-def measure_and_keep(config: ExperimentConfig, store: Store | None = None) -> dict[str, Any]:
-    """One run, whose result is written into its file if it has a row's name."""
-    result = measure(config, store)
-    if config.row:
-        config.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(result, config.path)
-    return result
 
 
 def is_kept(config: ExperimentConfig) -> bool:
@@ -193,23 +181,23 @@ def is_kept(config: ExperimentConfig) -> bool:
 
 
 def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
-    """All runs that have no result yet."""
-    start, several = time.monotonic(), len(runs) > 1
+    """All runs that have no result yet; those of a row are kept."""
+    start, several, store = time.monotonic(), len(runs) > 1, LatestStore()
     with reading_results(runs[0].results):
         todo = [run for run in runs if not is_kept(run)]
-    folder = runs[0].feature_store
-    with FeatureStore(folder) if folder else nullcontext(LatestStore()) as store:
-        for run in tqdm(todo, unit="run", disable=quiet or not several):
-            if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
-                test = in_fresh_process(measure_and_keep, run)["test"]
-            else:
-                test = measure_and_keep(run, store if several or folder else None)["test"]
-            low, high = test["accuracy_interval"]
-            tqdm.write(
-                f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
-                f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, "
-                f"MCC {test['mcc']:.3f}"
-            )
+    for run in tqdm(todo, unit="run", disable=quiet or not several):
+        if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
+            result = in_fresh_process(measure, run)
+        else:
+            result = measure(run, store if several else None)
+        if run.row:
+            write_json(result, run.path)
+        test = result["test"]
+        low, high = test["accuracy_interval"]
+        tqdm.write(
+            f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
+            f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, MCC {test['mcc']:.3f}"
+        )
     print(
         f"{len(todo)} of {len(runs)} runs made now, in {time.monotonic() - start:,.0f} seconds. To "
         f"make the others again, name another folder with --results."
@@ -227,8 +215,9 @@ def make_options() -> argparse.ArgumentParser:
         choices=["main", *ROWS.suite.unique()],
         help="all its rows, each with its own options before those given beside it",
     )
-    parser.add_argument("--seeds", type=int, nargs="+", help="several; default of a suite: 1 to 5")
-    add_options(parser, ExperimentConfig, leave_out=OF_FINETUNE)
+    seeds = f"one or several; default: {ExperimentConfig.seed}, of a suite 1 to 5"
+    parser.add_argument("--seed", "--seeds", type=int, nargs="+", dest="seeds", help=seeds)
+    add_options(parser, ExperimentConfig, leave_out=("seed", *OF_FINETUNE))
     return parser
 
 
@@ -239,39 +228,30 @@ def row_config(row: str, seed: int, base: ExperimentConfig) -> ExperimentConfig:
     return config_from(args, ExperimentConfig)
 
 
-def runs_of(suite: str, seeds: Sequence[int], base: ExperimentConfig) -> list[ExperimentConfig]:
-    """The runs of a suite; those that share frozen layers one after the other, to compute these
-    once for all."""
-    rows = MAIN if suite == "main" else ROWS.index[ROWS.suite == suite]
+def runs_of(args: argparse.Namespace) -> list[ExperimentConfig]:
+    """The runs of a command; those of a suite that share frozen layers one after the other, to
+    compute these once for all."""
+    base = config_from(args, ExperimentConfig)
+    if not args.suite:
+        if words := base.without_effect():
+            raise DataError(f"{shlex.join(words)} has no effect on --classifier {base.classifier}.")
+        return [replace(base, seed=seed) for seed in args.seeds or [base.seed]]
+    rows = MAIN if args.suite == "main" else ROWS.index[ROWS.suite == args.suite]
     layers = ("model", "weights", "continued_pretraining_epochs", "trainable", "causal", "padding")
-    runs = [row_config(row, seed, base) for row in rows for seed in seeds]
+    runs = [row_config(row, seed, base) for row in rows for seed in args.seeds or DEFAULT_SEEDS]
     return sorted(runs, key=lambda run: [str(getattr(run, name)) for name in layers])
-
-
-def run(args: argparse.Namespace) -> None:
-    config = config_from(args, ExperimentConfig)
-    if args.suite:
-        runs = runs_of(args.suite, args.seeds or DEFAULT_SEEDS, config)
-    elif words := config.without_effect():
-        raise DataError(f"{shlex.join(words)} has no effect on --classifier {config.classifier}.")
-    else:
-        runs = [replace(config, seed=seed) for seed in args.seeds or [config.seed]]
-    run_all(runs, config.quiet)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_options().parse_args(argv)
     if args.suite and args.row:
         make_options().error("--suite names its rows itself: leave out --row")
-    if (args.suite or args.seeds) and args.seed != ExperimentConfig.seed:
-        make_options().error("several runs take --seeds, not --seed")
-    seeds = args.seeds or (DEFAULT_SEEDS if args.suite else [args.seed])
-    name = "-".join(map(str, [args.suite or args.row, *seeds]))
+    kept = args.suite or args.row
     return run_command(
         "additional_experiments.py",
-        lambda: run(args),
+        lambda: run_all(runs_of(args), args.quiet),
         "stopped. Repeat the command to go on.",
-        args.results / name if args.suite or args.row else None,
+        args.results / "-".join(map(str, [kept, *(args.seeds or ())])) if kept else None,
     )
 
 

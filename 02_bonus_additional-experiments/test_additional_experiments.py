@@ -16,7 +16,6 @@ from experiment_config import CLASSICAL, ROWS, ExperimentConfig
 
 import fine_tuning
 import run_messages
-from command_line import config_from
 from gpt_download import DownloadError, load_mini_tokenizer
 from previous_chapters import GPTConfig, GPTModel
 from text_data import read_sample_messages
@@ -50,7 +49,7 @@ def tiny(monkeypatch):
 
 def config_of(options: str) -> ExperimentConfig:
     arguments = ["--seed", "1", "--quiet", *shlex.split(options)]
-    return config_from(experiments.make_options().parse_args(arguments), ExperimentConfig)
+    return experiments.runs_of(experiments.make_options().parse_args(arguments))[0]
 
 
 def measure(options: str, store=None) -> dict:
@@ -60,10 +59,12 @@ def measure(options: str, store=None) -> dict:
 # --- Measurements --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classifier", ["gpt", "frozen_features", *CLASSICAL])
+GPT = "gpt --trainable all --learning-rate 5e-3 --pooling mean"
+
+
+@pytest.mark.parametrize("classifier", [GPT, "frozen_features --pooling mean", *CLASSICAL])
 def test_a_classifier_is_measured_by_its_own_answers(classifier):
-    how = "--trainable all --learning-rate 5e-3 --pooling mean"
-    result = measure(f"--classifier {classifier} {how}")
+    result = measure(f"--classifier {classifier}")
     accuracy = result["test"]["accuracy"]
     assert accuracy == 0.5 if classifier == "majority" else accuracy > 0.6
     labels = np.array(list(result["predictions"]["labels"])).astype(int)
@@ -103,27 +104,17 @@ def test_options_without_effect_are_refused(options, complaint, tmp_path, capsys
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        ("--suite main --row mine", "leave out --row"),
-        ("--suite main --seed 7", "take --seeds, not --seed"),
-        ("--seeds 1 2 --seed 7", "take --seeds, not --seed"),
-    ],
-)
-def test_a_row_and_a_seed_belong_to_one_run(options, complaint, capsys):
-    with pytest.raises(SystemExit):
-        experiments.main(shlex.split(options))
-    assert complaint in capsys.readouterr().err
-
-
-def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win():
-    base = ExperimentConfig(batch_size=4, model="gpt2-small")
-    runs = {run.row: run for run in experiments.runs_of("main", [1], base)}
+def test_options_beside_a_suite_go_to_every_gpt_and_its_own_win(capsys):
+    arguments = shlex.split("--suite main --seeds 1 --batch-size 4 --model gpt2-small")
+    args = experiments.make_options().parse_args(arguments)
+    runs = {run.row: run for run in experiments.runs_of(args)}
     assert (runs["last-block"].batch_size, runs["batch-of-one"].batch_size) == (4, 1)
     assert runs["last-block"].command == (
         "additional_experiments.py --batch-size 4 --seed 1 --model gpt2-small --row last-block"
     )
+    with pytest.raises(SystemExit):
+        experiments.main([*arguments, "--row", "mine"])
+    assert "leave out --row" in capsys.readouterr().err
 
 
 # --- Messages and measurements -------------------------------------------------------------------

@@ -5,11 +5,9 @@ import shlex
 import make_tables
 import numpy as np
 import pytest
-from additional_experiments import make_options, row_config
+from additional_experiments import make_options, row_config, runs_of
 from comparisons import Runs, average, compare, load
 from experiment_config import ROWS, ExperimentConfig
-
-from command_line import config_from
 
 MEASURED = load()
 
@@ -92,9 +90,7 @@ def test_files_belong_to_their_rows_and_their_metrics_to_their_predictions(row):
         expected = row_config(row, file["seed"], base)
         assert expected.made(file)
         for command in (file["command"], expected.command):
-            config = config_from(
-                make_options().parse_args(shlex.split(command)[1:]), ExperimentConfig
-            )
+            [config] = runs_of(make_options().parse_args(shlex.split(command)[1:]))
             assert (config.identity(), config.row) == (expected.identity(), row)
     if row in MEASURED:
         stored = [file["test"]["accuracy"] for file in MEASURED[row].files]
