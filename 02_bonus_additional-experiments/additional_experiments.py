@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from comparisons import pack, spam_metrics
+from comparisons import pack
 from experiment_config import ACT_ON, MAIN, OF_FINETUNE, REVIEWS, ROWS, ExperimentConfig
 from other_classifiers import run_classical, run_encoder, run_frozen_features
 from prompting import run_prompt
 from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
-from evaluation import test_metrics
+from evaluation import spam_metrics, test_metrics
 from features import LatestStore, Store
 from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune

@@ -5,30 +5,18 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from experiment_config import RESULTS, ROWS
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 
-from evaluation import test_metrics
+from evaluation import spam_metrics
 from files import read_json
 from several_seeds import mean_and_interval
 
 NUM_DRAWS = 10_000
 NUM_SEEDS = 5  # a row with fewer is not shown
-
-
-def spam_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What a report on messages needs; spam caught and ham blocked are the paper's words for the
-    recall of spam and the false positives among ham."""
-    metrics = test_metrics(probabilities, labels)
-    (_, blocked), (_, caught) = metrics["confusion_matrix"]
-    num_ham, num_spam = np.bincount(labels, minlength=2)
-    metrics["spam_caught"], metrics["ham_blocked"] = caught / num_spam, blocked / num_ham
-    metrics["roc_area"] = float(roc_auc_score(labels, probabilities[:, 1]))
-    return metrics
 
 
 def pack(probabilities: np.ndarray) -> str:
@@ -55,9 +43,10 @@ class Runs:
     """As a table shows them."""
     spam: np.ndarray | None
     """Probabilities of spam (S, N); of reviews, which have other classes, there are none."""
-    predicted: np.ndarray
     labels: np.ndarray
-    """Predicted and true classes (S, N), 1 for spam."""
+    """True classes (S, N), 1 for spam."""
+    is_correct: np.ndarray
+    """Which test messages got the right class (S, N)."""
     messages: list[tuple[int, int]]
     """Each run's seed, and a checksum of its test messages."""
     files: list[dict]
@@ -67,11 +56,6 @@ class Runs:
     def timed(self) -> list[dict]:
         """Of the files, those of runs that had a process of their own."""
         return [file for file in self.files if file["from_scratch"]]
-
-    @property
-    def is_correct(self) -> np.ndarray:
-        """Which test messages got the right class (S, N)."""
-        return self.predicted == self.labels
 
     @property
     def accuracies(self) -> list[float]:
@@ -88,22 +72,22 @@ def load(results: Path = RESULTS) -> dict[str, Runs]:
     """The rows that have result files of enough seeds."""
     loaded = {}
     for row, about in ROWS.iterrows():
-        paths = sorted((results / row).glob("seed-*.json"))
-        if len(paths) < NUM_SEEDS:
+        files = list(map(read_json, sorted((results / row).glob("seed-*.json"))))
+        if len(files) < NUM_SEEDS:
             continue
-        files = list(map(read_json, paths))
         predictions = [file["predictions"] for file in files]
+        labels = digits(some["labels"] for some in predictions)
         if "predicted" in predictions[0]:
             spam, predicted = None, digits(some["predicted"] for some in predictions)
         else:
             spam = np.stack([unpack(some["spam_probability"]) for some in predictions])
-            predicted = (spam > 0.5).astype(int)
+            predicted = spam > 0.5
         loaded[row] = Runs(
             about.description,
             f"`{about.options}`" if about.options else "none",
             spam,
-            predicted,
-            digits(some["labels"] for some in predictions),
+            labels,
+            predicted == labels,
             [(file["seed"], file["predictions"]["test_texts_crc32"]) for file in files],
             files,
         )
@@ -169,6 +153,6 @@ def average(one: Runs, ngrams: Runs) -> Runs:
         says=f"{one.says}, averaged with n-grams{weighted}",
         options="from the two rows' predictions",
         spam=spam,
-        predicted=(spam > 0.5).astype(int),
+        is_correct=(spam > 0.5) == one.labels,
         files=[],
     )

@@ -62,9 +62,11 @@ def test_calibration_of_a_perfect_model_is_zero():
 
 
 def test_metrics_of_a_test_set():
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4], [0.3, 0.7]])
-    found = ev.test_metrics(probabilities, [0, 1, 1, 1])
-    assert (found["accuracy"], found["confusion_matrix"]) == (0.75, [[1, 0], [1, 2]])
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.1, 0.9]])
+    found = ev.spam_metrics(probabilities, [0, 0, 1, 1, 1])
+    assert (found["accuracy"], found["confusion_matrix"]) == (3 / 5, [[1, 1], [1, 2]])
+    assert (found["ham_blocked"], found["spam_caught"]) == (1 / 2, 2 / 3)
+    assert found["roc_area"] == pytest.approx(4 / 6)  # of pairs of spam and ham, in order
 
 
 def test_examples_are_the_surest_errors_and_right_answers_of_all_classes_in_turn():

@@ -23,9 +23,8 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from shift_report import CONTINUED, RESULTS, add_run_and_report, load, write_report
+from shift_report import CONTINUED, METRICS, RESULTS, add_run_and_report, load, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
@@ -35,7 +34,7 @@ from continued_pretraining import (
     continue_pretraining,
     encode_for_pretraining,
 )
-from evaluation import calibration, ngram_baseline, test_metrics
+from evaluation import calibration, ngram_baseline, spam_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
 from files import reading_results, tar_members, write_json
 from fine_tuning import make_classifier
@@ -160,16 +159,10 @@ def gpt_trainer(name: str, decoder: Decoder, tokenizer, seed: int) -> Trainer:
 def filter_metrics(probabilities: np.ndarray, truth: pd.Series) -> dict[str, float]:
     """What breaks: decisions, order of the scores, and how far confidence can be trusted."""
     labels = (truth == "spam").to_numpy().astype(int)
-    metrics = test_metrics(probabilities, labels)
-    (passed, blocked), (missed, caught) = metrics["confusion_matrix"]
-    return {
-        "accuracy": metrics["accuracy"],
-        "roc_area": float(roc_auc_score(labels, probabilities[:, 1])),
-        "calibration_error": calibration(probabilities, labels).expected_error,
-        "confidence": float(probabilities.max(axis=1).mean()),
-        "ham_blocked": blocked / (passed + blocked),
-        "spam_caught": caught / (missed + caught),
-    }
+    metrics = spam_metrics(probabilities, labels)
+    metrics["calibration_error"] = calibration(probabilities, labels).expected_error
+    metrics["confidence"] = float(probabilities.max(axis=1).mean())
+    return {name: metrics[name] for name in METRICS}
 
 
 def learn(train: Trainer, sets: dict[str, pd.DataFrame], tests: dict[str, pd.DataFrame]) -> dict:
