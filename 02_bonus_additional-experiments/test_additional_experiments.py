@@ -158,18 +158,12 @@ def test_made_up_messages_are_never_measured(monkeypatch, capsys):
 
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 def test_frozen_features_are_the_pooled_final_states(pooling, monkeypatch):
-    seen = []
-
-    class Regression(other_classifiers.LogisticRegression):
-        def predict_proba(self, features):
-            seen.append(features)
-            return super().predict_proba(features)
-
-    monkeypatch.setattr(other_classifiers, "LogisticRegression", Regression)
     options = f"--classifier frozen_features --pooling {pooling}"
-    decoder, tokenizer, _ = tiny_decoder(config_of(options), "cpu")
-    measure(options)
-    for features, text in zip(seen[0], messages_of("").splits.test["text"], strict=True):
+    monkeypatch.setattr(other_classifiers, "learn_and_predict", lambda config, train, test, _: test)
+    config, messages = config_of(options), messages_of(options)
+    decoder, tokenizer, _ = tiny_decoder(config, "cpu")
+    states = other_classifiers.run_frozen_features(config, messages, None)
+    for features, text in zip(states, messages.splits.test["text"], strict=True):
         ids = torch.tensor([tokenizer.encode_ordinary(text)])
         states = decoder.final_norm(decoder.run_blocks(decoder.embed(ids)))[0].detach()
         expected = states[-1] if pooling == "last" else states.mean(dim=0)
