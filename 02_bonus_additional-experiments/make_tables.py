@@ -9,7 +9,7 @@ repository, and fills in README.md, tables.md and figures/.
 import ctrl_c  # noqa: F401
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -106,14 +106,12 @@ def line(runs: Runs, reference: Runs | None = None, against: str = "against row 
     return cells | {"options": runs.options}
 
 
-def compared(measured: Measured, rows: Iterable[str], reference: str, against: str) -> str:
+def compared(
+    measured: Measured, rows: Iterable[str], reference: str = ROW_1, against: str = "against row 1"
+) -> str:
     """Rows beside another; those that are not measured are left out."""
     rows = [measured[row] for row in rows if row in measured]
     return markdown(line(runs, measured.get(reference), against) for runs in rows)
-
-
-def beside_row_1(rows: Iterable[str]) -> Callable[[Measured], str]:
-    return partial(compared, rows=rows, reference=ROW_1, against="against row 1")
 
 
 def known_rows(measured: Measured) -> pd.DataFrame:
@@ -184,9 +182,9 @@ TABLES = {
         reference="smollm2-last-block",
         against="against its last block, mean",
     ),
-    "further": beside_row_1(rows_of("further")),
-    "blocks": beside_row_1(BLOCKS),
-    "baselines": beside_row_1(rows_of("baselines")),
+    "further": partial(compared, rows=rows_of("further")),
+    "blocks": partial(compared, rows=BLOCKS),
+    "baselines": partial(compared, rows=rows_of("baselines")),
     "best": lambda measured: markdown(
         line(runs, measured[NGRAMS], "against n-grams") for runs in candidates(measured)
     ),

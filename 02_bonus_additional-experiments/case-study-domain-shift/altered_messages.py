@@ -15,18 +15,19 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from shift_report import add_run_and_report, over_seeds
+from shift_report import add_run_and_report, keep, over_seeds
 
 from classifier_folder import classify_texts
 from command_line import make_parser, run_command
 from evaluation import ngram_baseline
-from files import read_json, reading_results, write_json
+from files import read_json, reading_results
 from fine_tuning import fine_tune
 from gpt_download import SMS_SPAM_ZIP, fetch, resolve_model_name
 from message_files import DataError
@@ -102,15 +103,9 @@ def measure(model: str, seed: int) -> dict[str, Any]:
 
 def run(models: Sequence[str], seeds: Sequence[int], results: Path) -> None:
     """The models and seeds that have no result yet."""
-    results.mkdir(parents=True, exist_ok=True)
     names = [model if model == NGRAMS else resolve_model_name(model) for model in models]
     for name, seed in product(names, seeds):
-        path = results / f"{name}-seed-{seed}.json"
-        if path.exists():
-            print(f"{path} is there already; to measure anew, name another folder with --results.")
-        else:
-            write_json(measure(name, seed), path)
-            print(f"{name}, seed {seed}: {path}")
+        keep(results / f"{name}-seed-{seed}.json", partial(measure, name, seed))
 
 
 def make_table(results: Path = RESULTS) -> str:

@@ -15,15 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import torch
-from shift_report import CONTINUED, METRICS, RESULTS, add_run_and_report, load, write_report
+from shift_report import CONTINUED, METRICS, RESULTS, add_run_and_report, keep, load, write_report
 from shift_signals import nats_per_token, stability_index, tokens_per_word, two_sample_test
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
@@ -36,7 +36,7 @@ from continued_pretraining import (
 )
 from evaluation import calibration, ngram_baseline, spam_metrics
 from features import FastClassifier, FeatureDataset, LatestStore
-from files import reading_results, tar_members, write_json
+from files import reading_results, tar_members
 from fine_tuning import make_classifier
 from gpt_download import DownloadError, cache_folder, load_pretrained, resolve_model_name
 from measuring import machine
@@ -105,27 +105,20 @@ def shorten(messages: pd.DataFrame, tokenizer) -> pd.DataFrame:
     return clean_messages(messages.assign(text=texts))
 
 
-class Emails(NamedTuple):
-    """E-mails to learn from, labelled or not, and e-mails to test on."""
-
-    pool: pd.DataFrame
-    test: pd.DataFrame
-
-
-def sample_emails(emails: pd.DataFrame, seed: int, size: int) -> Emails:
-    """As many ham as spam, half for each purpose."""
+def sample_emails(emails: pd.DataFrame, seed: int, size: int) -> list[pd.DataFrame]:
+    """E-mails to learn from, labelled or not, and as many to test on; half of each are spam."""
     drawn = emails.groupby("label").sample(size // 2, random_state=seed)
-    halves = train_test_split(drawn, test_size=0.5, stratify=drawn["label"], random_state=seed)
-    return Emails(*(half.reset_index(drop=True) for half in halves))
+    return train_test_split(drawn, test_size=0.5, stratify=drawn["label"], random_state=seed)
 
 
-def training_sets(sms: Splits, emails: Emails, sizes: Sequence[int]) -> dict[str, pd.DataFrame]:
+def training_sets(
+    sms: pd.DataFrame, emails: pd.DataFrame, sizes: Sequence[int]
+) -> dict[str, pd.DataFrame]:
     """What a filter may learn from: text messages, the first e-mails of each label, or both."""
-    sets = {"sms": sms.train}
+    sets = {"sms": sms}
     for size in sizes:
-        some = emails.pool.groupby("label").head(size // 2)
-        sets[f"email {size}"] = some
-        sets[f"sms and email {size}"] = pd.concat([sms.train, some], ignore_index=True)
+        some = sets[f"email {size}"] = emails.groupby("label").head(size // 2)
+        sets[f"sms and email {size}"] = pd.concat([sms, some])
     return sets
 
 
@@ -174,13 +167,13 @@ def learn(train: Trainer, sets: dict[str, pd.DataFrame], tests: dict[str, pd.Dat
     return results
 
 
-def watch(predict: Filter, sms: Splits, emails: Emails, seed: int) -> dict[str, Any]:
+def watch(predict: Filter, sms: Splits, emails: pd.DataFrame, seed: int) -> dict[str, Any]:
     """The signals on text messages and on e-mails, and on streams that hold some e-mails.
 
     A stream is compared with the filter's probabilities on the validation messages, and with as
     many old texts.
     """
-    parts = {"email": emails.test, "sms": sms.test}
+    parts = {"email": emails, "sms": sms.test}
     parts = {name: part.assign(spam=predict(part)[:, 1]) for name, part in parts.items()}
     sources, streams = {}, []
     for name, part in parts.items():
@@ -218,19 +211,19 @@ def measure(name: str, seed: int, sizes: Sequence[int] = SIZES) -> dict[str, Any
     emails, start = read_emails(), time.process_time()
     decoder, tokenizer = load_pretrained(name, pick_device())
     sms = split_messages(balance_classes(shorten(read_sms_spam(), tokenizer), seed), seed)
-    sampled = sample_emails(shorten(emails, tokenizer), seed, NUM_EMAILS)
-    sets, tests = training_sets(sms, sampled, sizes), {"sms": sms.test, "email": sampled.test}
+    pool, test = sample_emails(shorten(emails, tokenizer), seed, NUM_EMAILS)
+    sets, tests = training_sets(sms.train, pool, sizes), {"sms": sms.test, "email": test}
     train_gpt = gpt_trainer(name, decoder, tokenizer, seed)
-    signals = watch(train_gpt(sms.train), sms, sampled, seed)
-    for test, part in tests.items():
-        signals["sources"][test] |= {
+    signals = watch(train_gpt(sms.train), sms, test, seed)
+    for source, part in tests.items():
+        signals["sources"][source] |= {
             "tokens_per_word": tokens_per_word(tokenizer, part["text"]),
             "nats_per_token": nats_per_token(decoder, tokenizer, part["text"][:200], MAX_TOKENS),
         }
     trainers = {"gpt": train_gpt}
     if RunConfig().for_model(name).continued_pretraining_epochs:
         continued = copy.deepcopy(decoder)
-        texts = encode_for_pretraining(sampled.pool["text"], tokenizer, decoder.cfg.context_length)
+        texts = encode_for_pretraining(pool["text"], tokenizer, decoder.cfg.context_length)
         continue_pretraining(continued, texts, CONTINUED_PRETRAINING)
         trainers[CONTINUED] = gpt_trainer(name, continued, tokenizer, seed)
 
@@ -265,14 +258,8 @@ def run(model: str, seeds: Sequence[int], sizes: Sequence[int], results: Path) -
                 )
     if not all(2 <= size <= NUM_EMAILS // 2 and size % 2 == 0 for size in sizes):
         raise DataError(f"--sizes: even numbers, half of each label, from 2 to {NUM_EMAILS // 2}.")
-    results.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
-        path = results / f"seed-{seed}.json"
-        if path.exists():
-            print(f"{path} is there already; to measure anew, name another folder with --results.")
-        else:
-            write_json(measure(name, seed, tuple(sizes)), path)
-            print(f"seed {seed} is in {path}.")
+        keep(results / f"seed-{seed}.json", partial(measure, name, seed, tuple(sizes)))
 
 
 def main(argv: list[str] | None = None) -> int:

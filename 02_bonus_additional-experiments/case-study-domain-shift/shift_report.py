@@ -1,6 +1,7 @@
 """Tables and figures of the case study, from its result files."""
 
 from argparse import ArgumentParser
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from command_line import HelpFormatter
-from files import read_json, reading_results, write_text
+from files import read_json, reading_results, write_json, write_text
 from message_files import DataError
 from several_seeds import mean_and_interval
 
@@ -46,6 +47,15 @@ def add_run_and_report(parser: ArgumentParser, results: Path) -> ArgumentParser:
     run = commands.choices["run"]
     run.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="of the runs")
     return run
+
+
+def keep(path: Path, measure: Callable[[], dict]) -> None:
+    """Measure what has no result file yet."""
+    if path.exists():
+        print(f"{path} is there already; to measure anew, name another folder with --results.")
+    else:
+        write_json(measure(), path)
+        print(f"{path} is written.")
 
 
 def load(folder: Path) -> list[dict]:

@@ -44,7 +44,7 @@ def few_messages() -> pd.DataFrame:
 @pytest.fixture
 def parts():
     sms = split_messages(clean_messages(few_messages()), 1)
-    return sms, study.sample_emails(made_up_emails(), seed=1, size=80)
+    return sms, *study.sample_emails(made_up_emails(), seed=1, size=80)
 
 
 # --- E-mails -------------------------------------------------------------------------------------
@@ -83,41 +83,31 @@ def test_no_model_sees_more_of_a_text_than_another():
 
 
 def test_samples_are_balanced_and_apart(parts):
-    emails = parts[1]
-    assert not set(emails.pool["text"]) & set(emails.test["text"])
-    for part in emails:
+    _, pool, test = parts
+    assert not set(pool["text"]) & set(test["text"])
+    for part in (pool, test):
         assert part["label"].value_counts().to_dict() == {"ham": 20, "spam": 20}
-    other = study.sample_emails(made_up_emails(), seed=2, size=80)
-    assert other.test["text"].tolist() != emails.test["text"].tolist()
+    _, other = study.sample_emails(made_up_emails(), seed=2, size=80)
+    assert other["text"].tolist() != test["text"].tolist()
 
 
 def test_filter_learns_from_what_its_name_says(parts):
-    sms, emails = parts
-    sets = study.training_sets(sms, emails, (10, 30))
+    sms, pool, _ = parts
+    sets = study.training_sets(sms.train, pool, (10, 30))
     assert sets["email 10"]["label"].value_counts().to_dict() == {"ham": 5, "spam": 5}
     assert len(sets["sms and email 10"]) == len(sms.train) + 10
-    assert set(sets["email 10"]["text"]) < set(sets["email 30"]["text"]) < set(emails.pool["text"])
+    assert set(sets["email 10"]["text"]) < set(sets["email 30"]["text"]) < set(pool["text"])
     assert set(sets["sms"]["text"]) < set(sets["sms and email 30"]["text"])
 
 
 # --- Signals -------------------------------------------------------------------------------------
 
 
-def test_stability_index_grows_with_the_shift():
-    rng = np.random.default_rng(0)
-    reference = rng.random(2000)
-    same, little, much = (
-        signals.stability_index(reference, rng.random(2000) ** k) for k in (1, 1.3, 3)
-    )
-    assert same < 0.02 < little < 0.25 < much
-    assert np.isfinite(signals.stability_index(reference, np.zeros(5)))
-
-
 def test_two_samples_are_told_apart_only_if_they_differ(parts):
-    sms, emails = parts
-    apart, p_apart = signals.two_sample_test(sms.train["text"][:40], emails.test["text"][:40])
-    few = [*sms.train["text"][:38], *emails.test["text"][:2]]  # a part that comes in one piece
-    assert signals.two_sample_test(few, emails.test["text"][2:42])[0] > 0.9
+    sms, _, emails = parts
+    apart, p_apart = signals.two_sample_test(sms.train["text"][:40], emails["text"][:40])
+    few = [*sms.train["text"][:38], *emails["text"][:2]]  # a part that comes in one piece
+    assert signals.two_sample_test(few, emails["text"][2:42])[0] > 0.9
     texts = sms.train["text"].tolist()
     alike, p_alike = signals.two_sample_test(texts[::2][:25], texts[1::2][:25])
     assert (apart > 0.95, p_apart < 1e-6, alike < 0.8, p_alike > p_apart) == (True,) * 4
@@ -172,15 +162,10 @@ def test_seed_leaves_all_metrics_and_no_message(tiny_results):
     result, metrics = json.loads(text), report.learned([json.loads(text)])
     assert len(metrics) == len(report.FILTERS) * 5 * 2
     assert metrics[[*report.METRICS]].stack().between(0, 1).all()
-    assert result["learned"]["ngrams"]["email 40"]["email"]["accuracy"] > 0.9
+    for kind in ("gpt", "ngrams"):  # the labels are those that the filter learned
+        assert result["learned"][kind]["email 40"]["email"]["accuracy"] > 0.8
     assert [stream["fraction"] for stream in result["signals"]["streams"]] == [0, 1]
     assert "watches" not in text
-
-
-def test_filter_gives_the_labels_that_it_learned():
-    emails = made_up_emails()
-    predict = study.gpt_trainer("gpt-mini", tiny_decoder(), TOKENIZER, seed=1)(emails)
-    assert (predict(emails).argmax(axis=1) == (emails["label"] == "spam")).mean() > 0.9
 
 
 def test_complete_results_say_how_to_measure_anew(tiny_results, capsys):
