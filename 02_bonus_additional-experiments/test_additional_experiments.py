@@ -20,8 +20,6 @@ from gpt_download import DownloadError, load_mini_tokenizer
 from previous_chapters import GPTConfig, GPTModel
 from text_data import read_sample_messages
 
-TINY = {"vocab_size": 4096, "context_length": 96, "emb_dim": 16, "n_heads": 2, "n_layers": 2}
-
 
 def few_messages():
     """90 ham and 50 spam, of which some come twice."""
@@ -35,7 +33,8 @@ def few_messages():
 
 def tiny_decoder(config, device, log=print):
     torch.manual_seed(1)
-    return GPTModel(GPTConfig(**TINY)).eval(), load_mini_tokenizer(), "gpt-mini"
+    shape = GPTConfig(4096, context_length=96, emb_dim=16, n_heads=2, n_layers=2)
+    return GPTModel(shape).eval(), load_mini_tokenizer(), "gpt-mini"
 
 
 @pytest.fixture(autouse=True)
