@@ -17,6 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 from command_line import add_options, config_from, make_parser, run_command
 from evaluation import spam_metrics, test_metrics
+from feature_store import FeatureStore
 from features import LatestStore, Store
 from files import read_json, reading_results, write_json
 from fine_tuning import fine_tune
@@ -182,22 +184,24 @@ def is_kept(config: ExperimentConfig) -> bool:
 
 def run_all(runs: Sequence[ExperimentConfig], quiet: bool) -> None:
     """All runs that have no result yet; those of a row are kept."""
-    start, several, store = time.monotonic(), len(runs) > 1, LatestStore()
+    start, several, folder = time.monotonic(), len(runs) > 1, runs[0].feature_store
     with reading_results(runs[0].results):
         todo = [run for run in runs if not is_kept(run)]
-    for run in tqdm(todo, unit="run", disable=quiet or not several):
-        if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
-            result = in_fresh_process(measure, run)
-        else:
-            result = measure(run, store if several else None)
-        if run.row:
-            write_json(result, run.path)
-        test = result["test"]
-        low, high = test["accuracy_interval"]
-        tqdm.write(
-            f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
-            f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, MCC {test['mcc']:.3f}"
-        )
+    with FeatureStore(folder) if folder else nullcontext(LatestStore()) as store:
+        for run in tqdm(todo, unit="run", disable=quiet or not several):
+            if several and ROWS.timed.get(run.row) == "yes" and run.seed == runs[0].seed:
+                result = in_fresh_process(measure, run)
+            else:
+                result = measure(run, store if several or folder else None)
+            if run.row:
+                write_json(result, run.path)
+            test = result["test"]
+            low, high = test["accuracy_interval"]
+            tqdm.write(
+                f"{run.row or 'one run'}, seed {run.seed}: test accuracy {test['accuracy']:.1%} "
+                f"[{low:.1%}, {high:.1%}] of {test['num_examples']:,} messages, "
+                f"MCC {test['mcc']:.3f}"
+            )
     print(
         f"{len(todo)} of {len(runs)} runs made now, in {time.monotonic() - start:,.0f} seconds. To "
         f"make the others again, name another folder with --results."

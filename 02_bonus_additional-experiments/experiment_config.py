@@ -40,7 +40,7 @@ ACT_ON = {  # and what else acts on each classifier; on the GPT, all of the chap
     "frozen_features": ("model", "weights", "causal", "pooling", "max_length", "precision"),
     "prompt": ("model", "weights", "causal", "num_examples"),
 }
-NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", *OF_FINETUNE)
+NO_PART_OF_A_RESULT = ("row", "results", "device", "quiet", "feature_store", *OF_FINETUNE)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class ExperimentConfig(RunConfig):
         "the SMS messages without duplicates; in the split of well-known figures; in that of the "
         "collection's own paper; or film reviews, positive and negative or by their stars",
         group="data",
+    )
+    feature_store: Path | None = option(
+        None,
+        "folder that keeps the frozen layers' states of a suite, in half precision, so that they "
+        "are computed once for all its commands; default: in memory",
+        group="run",
     )
     model: str = option("gpt-mini", "gpt-mini, smollm2-135m, gpt2-small, ...", group="model")
     continued_pretraining_epochs: int = option(

@@ -46,6 +46,13 @@ def test_few_seeds_that_disagree_leave_a_wide_interval():
     assert (result.low, result.high) == pytest.approx(expected, abs=1e-3)
 
 
+def test_seeds_that_agree_by_luck_leave_the_luck_of_the_messages():
+    ours = answers({seed: [1, 1, 0, 0] for seed in (1, 2, 3)})
+    result = compare(ours, answers({seed: [0, 0, 1, 0] for seed in (1, 2, 3)}))
+    assert result.difference == pytest.approx(0.25)
+    assert result.low < 0 < 0.5 < result.high
+
+
 def test_seed_that_is_drawn_twice_draws_its_messages_twice():
     half = answers({seed: [0, 1] * 200 for seed in range(5)})  # all seeds alike: messages vary
     comparison = compare(half, answers({seed: [0] * 400 for seed in range(5)}))
