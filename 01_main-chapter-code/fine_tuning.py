@@ -50,7 +50,7 @@ from text_classifier import (
     predict_logits,
 )
 from text_data import ChunkDataset, SpamDataset, Splits, class_weights, encode_messages
-from training import History, TrainConfig, train_classifier_simple
+from training import Checkpoint, History, TrainConfig, train_classifier_simple
 
 CORRECTIONS = {"lora": LoRALinear, "dora": DoRALinear}
 FROZEN_BYTES_LIMIT = 4 * 1024**3  # hidden states kept in memory; beyond this they are recomputed
@@ -64,7 +64,6 @@ class RunResult:
     tokenizer: Any
     config: RunConfig
     messages: Messages
-    history: History
     metrics: dict[str, Any]
     """What metrics.json holds."""
 
@@ -191,13 +190,17 @@ def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> li
     ]
 
 
-def pretrain(run: PreparedRun) -> None:
-    """Continued pretraining on the messages' texts, if the run has any."""
-    if run.config.continued_pretraining_epochs:
-        texts, context = run.messages.unlabelled, run.decoder.cfg.context_length
+def begin(run: PreparedRun) -> tuple[GPTClassifier, int]:
+    """Continued pretraining on the messages' texts, if the run has any, then `make_classifier`."""
+    config, decoder = run.config, run.decoder
+    if config.continued_pretraining_epochs:
+        texts, context = run.messages.unlabelled, decoder.cfg.context_length
         with run.clock.stage("pretraining"):
-            run.log(f"Continued pretraining of {run.about.model_name} on {len(texts):,} texts.")
-            pretrain_on_texts(run.decoder, run.tokenizer, texts, context, run.config)
+            run.log(f"Continued pretraining of {config.model} on {len(texts):,} texts.")
+            pretrain_on_texts(decoder, run.tokenizer, texts, context, config)
+    trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
+    run.log(f"{config.model} on {config.device}: {trained}.")
+    return make_classifier(decoder, run.about, config, run.head)
 
 
 def pretrain_on_texts(
@@ -246,7 +249,29 @@ def compute_frozen_layers(
     return datasets, num_frozen
 
 
-def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> dict[str, Any]:
+def train_and_predict(
+    run: PreparedRun,
+    model: FastClassifier,
+    datasets: list[SpamDataset],
+    checkpoint: Checkpoint | None,
+    shared: FastClassifier | None = None,
+) -> tuple[History, list[Tensor]]:
+    """Train the model on the data sets that `compute_frozen_layers` gave; returns the logits (K, C)
+    of all parts' chunks, too. What several processes have of the model is `shared`."""
+    config, computing = run.config, shared or model
+    with run.clock.stage("training"):
+        trained = LabelByLabel(computing) if config.multi_label else computing
+        how = (config, run.loss_weights(), checkpoint, not config.quiet)
+        history = train_classifier_simple(trained, *datasets[:2], *how)
+        raise_if_diverged(history, config)
+    with run.clock.stage("evaluation"):
+        if config.precision != "float32":  # a saved classifier computes all blocks in float32
+            model.precision, model.num_layers, datasets = "float32", 0, run.datasets
+        logits = [predict_logits(computing, dataset) for dataset in datasets]
+    return history, logits
+
+
+def make_metrics(run: PreparedRun, history: History, logits: list[Tensor]) -> dict[str, Any]:
     """What metrics.json holds; takes the logits (K, C) of the parts' chunks."""
     config, messages, label_names = run.config, run.messages, run.about.label_names
     measured = measure(logits, run.datasets, run.about)
@@ -273,18 +298,19 @@ def make_metrics(run: PreparedRun, logits: list[Tensor], history: History) -> di
     }
 
 
-def finish(run: PreparedRun, folder: RunFolder, result: RunResult) -> None:
+def finish(
+    run: PreparedRun, folder: RunFolder, classifier: GPTClassifier, metrics: dict[str, Any]
+) -> None:
     """Merge LoRA's corrections, note what the classifier was trained on, and write everything."""
-    merge_lora(result.classifier.decoder)
+    merge_lora(classifier.decoder)
     card = {
         "trained_on": run.messages.name,
         "training": run.identity,
-        "test": result.metrics["test"],
+        "test": metrics["test"],
         "made_up_data": run.messages.name == MADE_UP_NAME,
     }
-    thresholds = result.metrics.get("thresholds")
-    result.classifier.config = replace(run.about, card=card, thresholds=thresholds)
-    folder.write(result.classifier, result.metrics, result.history)
+    classifier.config = replace(run.about, card=card, thresholds=metrics.get("thresholds"))
+    folder.write(classifier, metrics)
 
 
 # --- The run -------------------------------------------------------------------------------------
@@ -300,34 +326,18 @@ def fine_tune(
     data, ``DownloadError`` for what cannot be had, ``OSError`` for what cannot be written.
     """
     run = prepare(config, messages)
-    config, clock = run.config, run.clock
+    config = run.config
     with RunFolder(config.output, run.identity, config.resume, config.overwrite) as folder:
         if folder.is_finished:
             run.log(f"The run in {config.output} is finished already.")
             opened = open_classifier(config.output, run.decoder.device)
-            metrics = folder.metrics()
-            history = History(**metrics["history"])
-            return RunResult(*opened, config, run.messages, history, metrics)
-        pretrain(run)
-        classifier, num_frozen = make_classifier(run.decoder, run.about, config, run.head)
-        trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
-        run.log(f"{config.model} on {config.device}: {trained}.")
+            return RunResult(*opened, config, run.messages, folder.metrics())
+        classifier, num_frozen = begin(run)
         datasets, num_done = compute_frozen_layers(run, classifier, num_frozen, store=store)
-        with clock.stage("training"):
-            model = FastClassifier(classifier, num_done, config.precision)
-            model = LabelByLabel(model) if config.multi_label else model
-            how = (config, run.loss_weights(), folder.checkpoint, not config.quiet)
-            history = train_classifier_simple(model, *datasets[:2], *how)
-            raise_if_diverged(history, config)
-        with clock.stage("evaluation"):
-            if config.precision != "float32":  # a saved classifier computes all blocks in float32
-                datasets, num_done = run.datasets, 0
-            model = FastClassifier(classifier, num_done)
-            logits = [predict_logits(model, dataset) for dataset in datasets]
-        metrics = make_metrics(run, logits, history)
-        result = RunResult(classifier, run.tokenizer, config, run.messages, history, metrics)
-        finish(run, folder, result)
-    return result
+        model = FastClassifier(classifier, num_done, config.precision)
+        metrics = make_metrics(run, *train_and_predict(run, model, datasets, folder.checkpoint))
+        finish(run, folder, classifier, metrics)
+    return RunResult(classifier, run.tokenizer, config, run.messages, metrics)
 
 
 def raise_if_diverged(history: History, config: TrainConfig) -> None:

@@ -15,7 +15,7 @@ from evaluation import plot_confusion_matrix, plot_values
 from files import locked, read_json, whole_file, write_json
 from message_files import DataError
 from text_classifier import GPTClassifier
-from training import Checkpoint, History
+from training import Checkpoint
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.json"
 MAX_LABELS_DRAWN = 20  # in a confusion matrix
@@ -86,14 +86,14 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         return read_json(self.path / METRICS)
 
-    def write(self, classifier: GPTClassifier, metrics: dict[str, Any], history: History) -> None:
+    def write(self, classifier: GPTClassifier, metrics: dict[str, Any]) -> None:
         """The classifier, metrics.json and the plots; the checkpoint is no longer needed."""
         if self.path is None:
             return
         with warnings.catch_warnings():
             # Labels may hold signs that the font lacks: boxes are drawn, and that is all.
             warnings.filterwarnings("ignore", message="Glyph")
-            for name, figure in _plots(metrics, history).items():
+            for name, figure in _plots(metrics).items():
                 with whole_file(self.path / f"{name}.png") as partial:
                     figure.savefig(partial, format="png", dpi=120)
                 plt.close(figure)
@@ -102,13 +102,11 @@ class RunFolder:
         self.checkpoint.remove()
 
 
-def _plots(metrics: dict[str, Any], history: History) -> dict[str, Figure]:
-    epochs, num_train = range(1, history.num_epochs + 1), metrics["train"]["num_examples"]
-    values = ((name, f"train_{name}", f"validation_{name}") for name in ("loss", "accuracy"))
-    plots = {
-        name: plot_values(epochs, getattr(history, a), getattr(history, b), name, num_train)
-        for name, a, b in values
-    }
+def _plots(metrics: dict[str, Any]) -> dict[str, Figure]:
+    plots, history, num_train = {}, metrics["history"], metrics["train"]["num_examples"]
+    for name in ("loss", "accuracy"):
+        train, validation = history[f"train_{name}"], history[f"validation_{name}"]
+        plots[name] = plot_values(range(1, len(train) + 1), train, validation, name, num_train)
     matrix = np.array(metrics["test"].get("confusion_matrix", []))  # none of several labels
     if 0 < len(matrix) <= MAX_LABELS_DRAWN:
         plots["confusion-matrix"] = plot_confusion_matrix(matrix, metrics["labels"])

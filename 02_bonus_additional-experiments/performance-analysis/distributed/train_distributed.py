@@ -43,9 +43,9 @@ from gpt_download import build_decoder
 from message_files import DataError
 from run_config import RunConfig
 from run_folder import CHECKPOINT, RunFolder
-from text_classifier import GPTClassifier, pick_device, predict_logits
+from text_classifier import GPTClassifier, pick_device
 from text_data import SpamDataset
-from training import Checkpoint, TrainingState, train_classifier_simple
+from training import Checkpoint, TrainingState
 
 PROGRAM = Path(__file__).name
 TIMEOUT = timedelta(minutes=10)  # for a process that no longer answers but has not ended either
@@ -196,7 +196,7 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
     config = replace(config, quiet=config.quiet or not is_first, device=device.type)
     # FSDP2 moves one block after the other to a GPU that could not hold the whole model.
     run = fine_tuning.prepare(config, None, device if strategy == "ddp" else torch.device("cpu"))
-    config, clock = run.config, run.clock
+    config = run.config
     validate_alike(run.identity)
     checkpoint = SharedCheckpoint(config.output / CHECKPOINT, run.identity)
     resume = config.resume or (num_restarts() > 0 and checkpoint.path.exists())
@@ -206,36 +206,25 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
         dist.broadcast_object_list(finished, src=0)
         if finished[0]:
             return run.log(f"The run in {config.output} is finished already.")
-        fine_tuning.pretrain(run)
-        send_from_first(run.decoder, device)
-        how = (run.decoder, run.about, config, run.head)
-        classifier, num_frozen = fine_tuning.make_classifier(*how)
-        trained = f"training {config.trainable}, {len(run.datasets[0]):,} messages"
-        run.log(f"{config.model} on {num_processes} x {device.type}, {strategy}: {trained}.")
+        run.log(f"{num_processes} processes, {strategy}.")
+        classifier, num_frozen = fine_tuning.begin(run)
+        send_from_first(classifier, device)
         datasets, num_done = fine_tuning.compute_frozen_layers(
             run, classifier, num_frozen if strategy == "ddp" else 0, compute_features_together
         )
         model = FastClassifier(classifier, num_done, config.precision)
-        with clock.stage("training"):
-            shared = share(model, strategy, device)
-            how = (config, run.loss_weights(), checkpoint, not config.quiet)
-            history = train_classifier_simple(shared, *datasets[:2], *how)
-            fine_tuning.raise_if_diverged(history, config)
-        with clock.stage("evaluation"):
-            if config.precision != "float32":  # a saved classifier computes all blocks in float32
-                model.precision, model.num_layers, datasets = "float32", 0, run.datasets
-            logits = [predict_logits(shared, dataset) for dataset in datasets]
-            tensors = whole(classifier.state_dict())
+        shared = share(model, strategy, device)
+        trained = fine_tuning.train_and_predict(run, model, datasets, checkpoint, shared)
+        tensors = whole(classifier.state_dict())
         if not is_first:
             return None
         with torch.device("meta"):  # shapes only: the weights are there already
             decoder = build_decoder(run.decoder.cfg)
             classifier, _ = fine_tuning.make_classifier(decoder, run.about, config)
         classifier.load_state_dict(tensors, assign=True)
-        metrics = fine_tuning.make_metrics(run, logits, history)
+        metrics = fine_tuning.make_metrics(run, *trained)
         metrics |= {"strategy": strategy, "num_processes": num_processes}
-        about = (run.tokenizer, config, run.messages, history, metrics)
-        fine_tuning.finish(run, folder, fine_tuning.RunResult(classifier, *about))
+        fine_tuning.finish(run, folder, classifier, metrics)
     print(results_table(metrics))
 
 
