@@ -28,7 +28,7 @@ FRACTION = Range("at least 0 and below 1", lambda value: 0 <= value < 1)
 SEED = Range("between 0 and 2**32 - 1", lambda value: 0 <= value < 2**32)
 
 
-def option(default: Any, help: str, allowed: Range | None = None, group: str = "") -> Any:
+def option(default: Any, help: str, allowed: Range | None = None, group: str = "training") -> Any:
     """A field with its help text; `allowed` bounds a number, and None is always allowed where the
     field's type names it. `group` heads it in the command's help."""
     return field(default=default, metadata={"help": help, "allowed": allowed, "group": group})

@@ -145,7 +145,7 @@ class RunConfig(TrainConfig):
     causal: bool = option(True, "--no-causal lets tokens look at later ones, too", group="model")
 
     learning_rate: float | None = option(
-        None, "AdamW's step size, at its peak; default: what suits the model", POSITIVE, "training"
+        None, "AdamW's step size, at its peak; default: what suits the model", POSITIVE
     )
 
     output: Path | None = option(None, "folder to write", group="run")

@@ -25,54 +25,37 @@ from text_data import SpamDataset, make_loader
 class TrainConfig(Options):
     """How a classifier is trained. Raises ``ValueError`` that names every value out of range."""
 
-    learning_rate: float = option(
-        1e-3, "AdamW's step size, at its peak", POSITIVE, group="training"
-    )
-    num_epochs: int = option(5, "passes over the training messages", AT_LEAST_1, "training")
-    batch_size: int = option(8, "messages for each update", AT_LEAST_1, "training")
+    learning_rate: float = option(1e-3, "AdamW's step size, at its peak", POSITIVE)
+    num_epochs: int = option(5, "passes over the training messages", AT_LEAST_1)
+    batch_size: int = option(8, "messages for each update", AT_LEAST_1)
     micro_batch_size: int | None = option(
         None,
         "messages of a batch that go through the model at a time, their gradients added up: less "
         "memory, and with 1 no padding; default: all",
         AT_LEAST_1,
-        "training",
     )
-    weight_decay: float = option(
-        0.1, "AdamW's pull of the weights towards zero", AT_LEAST_0, "training"
-    )
-    dropout: float = option(
-        0.0, "fraction of activations zeroed in the trained layers", FRACTION, "training"
-    )
+    weight_decay: float = option(0.1, "AdamW's pull of the weights towards zero", AT_LEAST_0)
+    dropout: float = option(0.0, "fraction of activations zeroed in the trained layers", FRACTION)
     warmup_ratio: float = option(
-        0.1,
-        "fraction of the updates in which the learning rate rises from zero",
-        FRACTION,
-        "training",
+        0.1, "fraction of the updates in which the learning rate rises from zero", FRACTION
     )
     schedule: Literal["constant", "cosine"] = option(
-        "cosine", "the learning rate after the warm-up", group="training"
+        "cosine", "the learning rate after the warm-up"
     )
     max_grad_norm: float | None = option(
-        1.0, "length to which longer gradients are clipped", POSITIVE, "training"
+        1.0, "length to which longer gradients are clipped", POSITIVE
     )
     patience: int | None = option(
         None,
         "epochs without a smaller validation loss after which training stops and the best epoch's "
         "weights are kept; default: train all epochs, keep the last weights",
         AT_LEAST_1,
-        "training",
     )
     label_smoothing: float = option(
-        0.0,
-        "fraction of the target spread evenly over all classes (Szegedy et al. 2016)",
-        FRACTION,
-        "training",
+        0.0, "fraction of the target spread evenly over all classes (Szegedy et al. 2016)", FRACTION
     )
     seed: int = option(
-        123,
-        "decides the split, the new head, the order of the messages and dropout",
-        SEED,
-        "training",
+        123, "decides the split, the new head, the order of the messages and dropout", SEED
     )
 
 
@@ -294,9 +277,7 @@ class Checkpoint:
         """Put `state` where the saved one was; without a file it stays at its beginning."""
         if not self.path.exists():
             return
-        saved = self.read(next(iter(state.parameters.values())).device)
-        if state.parameters.keys() != saved["parameters"].keys():
-            raise self._of_another_run("other layers were trained")
+        saved = self.read()
         for name, parameter in state.parameters.items():
             parameter.copy_(saved["parameters"][name])
         state.best_weights = saved["best_weights"]
@@ -304,37 +285,28 @@ class Checkpoint:
         state.optimizer.load_state_dict(state.optimizer.state_dict() | moments)
         state.history = History(**saved["history"])
 
-    def read(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """What was saved."""
-        saved = self._read(device)
-        then = saved["run"]
+    def read(self) -> dict[str, Any]:
+        """What was saved, in main memory."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                if damaged := archive.testzip():  # torch.load checks no checksums
+                    raise ValueError(f"the checksum of {damaged} is another")
+            saved = torch.load(self.path, "cpu", weights_only=True)
+            then = saved["run"]
+        except Exception as error:  # those of zipfile, pickle and PyTorch share no class
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{self.path} is damaged ({reason}); start anew.") from None
         changed = [
             f"{name}: {then.get(name)} then, {self.identity.get(name)} now"
             for name in self.identity | then
             if then.get(name) != self.identity.get(name)
         ]
         if changed:
-            raise self._of_another_run("; ".join(changed))
+            raise ValueError(
+                f"{self.path} belongs to another run ({'; '.join(changed)}): repeat its options, "
+                f"or start anew in another folder."
+            )
         return saved
-
-    def _of_another_run(self, changed: str) -> ValueError:
-        return ValueError(
-            f"{self.path} belongs to another run ({changed}): repeat its options, or start anew in "
-            f"another folder."
-        )
-
-    def _read(self, device: torch.device | str) -> dict[str, Any]:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                if damaged := archive.testzip():  # torch.load checks no checksums
-                    raise ValueError(f"the checksum of {damaged} is another")
-            saved = torch.load(self.path, device, weights_only=True)
-            History(**saved["history"])
-            parts = ("run", "history", "parameters", "best_weights", "optimizer")
-            return {name: saved[name] for name in parts}
-        except Exception as error:  # those of zipfile, pickle and PyTorch share no class
-            reason = str(error).partition("\n")[0]
-            raise ValueError(f"{self.path} is damaged ({reason}); start anew.") from None
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)

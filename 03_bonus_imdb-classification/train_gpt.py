@@ -107,7 +107,6 @@ class ReviewsConfig(RunConfig):
         0.0,
         "fraction of a review's tokens left out whenever it is trained on, others each time",
         FRACTION,
-        "training",
     )
     seed: int = chapters("seed", 1)
     validation_only: bool = option(

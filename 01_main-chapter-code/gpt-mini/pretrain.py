@@ -49,9 +49,9 @@ class PretrainingConfig(Options):
     output: Path = option(
         Path("pretraining"), "where the model goes; a vocabulary that is there is used", group="run"
     )
-    num_tokens: int = option(22_000_000, "training tokens in all", AT_LEAST_1, "training")
-    learning_rate: float = option(4e-3, "highest learning rate", POSITIVE, "training")
-    seed: int = option(123, "initial weights and order of the data", SEED, "training")
+    num_tokens: int = option(22_000_000, "training tokens in all", AT_LEAST_1)
+    learning_rate: float = option(4e-3, "highest learning rate", POSITIVE)
+    seed: int = option(123, "initial weights and order of the data", SEED)
     device: Literal["auto", "cpu", "cuda", "mps"] = option("auto", "where to compute", group="run")
     compile: bool = option(False, "torch.compile (needs a C compiler)", group="run")
 
