@@ -40,7 +40,7 @@ from message_files import DataError
 from multi_label import LabelByLabel
 from previous_chapters import Decoder
 from run_config import RunConfig
-from run_folder import RunFolder
+from run_folder import RunFolder, open_run_folder
 from run_messages import MADE_UP_NAME, Messages, read_run_messages
 from text_classifier import (
     ClassifierConfig,
@@ -327,7 +327,7 @@ def fine_tune(
     """
     run = prepare(config, messages)
     config = run.config
-    with RunFolder(config.output, run.identity, config.resume, config.overwrite) as folder:
+    with open_run_folder(config.output, run.identity, config.resume, config.overwrite) as folder:
         if folder.is_finished:
             run.log(f"The run in {config.output} is finished already.")
             opened = open_classifier(config.output, run.decoder.device)

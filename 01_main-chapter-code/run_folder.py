@@ -1,8 +1,8 @@
 """The folder that a run writes: one process at a time, nothing overwritten unasked, resumable."""
 
 import warnings
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +22,17 @@ MAX_LABELS_DRAWN = 20  # in a confusion matrix
 
 
 class RunFolder:
-    """The output of a run, from its first check to the finished classifier.
+    """The output of a run, or None, to which nothing is written."""
 
-    As a context it holds a lock. Raises ``DataError`` on entering where the folder holds a
-    classifier or an unfinished run and `overwrite` was not said, or where `resume` finds nothing
-    to go on with, or another run; ``OSError`` where it cannot be written. `identity` is whatever
-    must be the same when it is resumed. Without a `path`, nothing is written.
-    """
-
-    def __init__(
-        self,
-        path: Path | None,
-        identity: Mapping[str, Any],
-        resume: bool = False,
-        overwrite: bool = False,
-    ):
-        self.path, self.resume, self.overwrite = path, resume, overwrite
+    def __init__(self, path: Path | None, identity: Mapping[str, Any]):
+        self.path = path
         self.checkpoint = None if path is None else Checkpoint(path / CHECKPOINT, identity)
         self.is_finished = False
-        self._lock = ExitStack()
 
-    def __enter__(self) -> "RunFolder":
-        if self.path is None:
-            if self.resume:
-                raise DataError("--resume goes on with the run in --output: name that.")
-            return self
-        self.path.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            stack.enter_context(locked(self.path / CHECKPOINT))
-            self._look_at_what_is_there()
-            self._lock = stack.pop_all()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._lock.close()
-
-    def _look_at_what_is_there(self) -> None:
+    def look_at_what_is_there(self, resume: bool, overwrite: bool) -> None:
         classifier = (self.path / "config.json").exists()
         unfinished = self.checkpoint.path.exists()
-        if self.resume:
+        if resume:
             if unfinished:
                 self.checkpoint.read()  # now, before long work, it is found to be another run's
                 return
@@ -74,7 +46,7 @@ class RunFolder:
                     f"leave out --resume, and name another --output."
                 )
             self.is_finished = True
-        elif self.overwrite:
+        elif overwrite:
             self.checkpoint.remove()
         elif classifier or unfinished:
             what = "a run that was stopped" if unfinished else "a classifier"
@@ -100,6 +72,26 @@ class RunFolder:
         write_json(metrics, self.path / METRICS)
         save_classifier(classifier, self.path)
         self.checkpoint.remove()
+
+
+@contextmanager
+def open_run_folder(
+    path: Path | None, identity: Mapping[str, Any], resume: bool = False, overwrite: bool = False
+) -> Iterator[RunFolder]:
+    """The folder of a run, with a lock on it until the run is over.
+
+    `identity` is whatever must be the same when the run is resumed. Raises ``DataError`` where the
+    folder holds a classifier or an unfinished run and `overwrite` was not said, or where `resume`
+    finds nothing to go on with, or another run; ``OSError`` where it cannot be written.
+    """
+    folder = RunFolder(path, identity)
+    if path is None:
+        yield folder
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    with locked(folder.checkpoint.path):
+        folder.look_at_what_is_there(resume, overwrite)
+        yield folder
 
 
 def _plots(metrics: dict[str, Any]) -> dict[str, Figure]:

@@ -43,7 +43,7 @@ from measuring import Clock, machine
 from options import AT_LEAST_0, AT_LEAST_1, FRACTION, option
 from previous_chapters import num_parameters
 from run_config import OF_DATA, RunConfig
-from run_folder import METRICS, RunFolder
+from run_folder import METRICS, open_run_folder
 from text_classifier import (
     ClassifierConfig,
     Trainable,
@@ -216,7 +216,7 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
     config, clock = learner.config, Clock()
     options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
     folder = config.runs / config.kind / config.name
-    with RunFolder(folder, options, config.resume, config.overwrite) as folder:
+    with open_run_folder(folder, options, config.resume, config.overwrite) as folder:
         if folder.is_finished:
             return folder.metrics()
         model = learner.make_model(list(parts["train"]["text"]), clock)

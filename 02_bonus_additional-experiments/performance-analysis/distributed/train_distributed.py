@@ -42,7 +42,7 @@ from finetune import results_table
 from gpt_download import build_decoder
 from message_files import DataError
 from run_config import RunConfig
-from run_folder import CHECKPOINT, RunFolder
+from run_folder import CHECKPOINT, open_run_folder
 from text_classifier import GPTClassifier, pick_device
 from text_data import SpamDataset
 from training import Checkpoint, TrainingState
@@ -201,7 +201,7 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
     checkpoint = SharedCheckpoint(config.output / CHECKPOINT, run.identity)
     resume = config.resume or (num_restarts() > 0 and checkpoint.path.exists())
     to_write = (config.output, run.identity, resume, config.overwrite)
-    with RunFolder(*to_write) if is_first else nullcontext() as folder:
+    with open_run_folder(*to_write) if is_first else nullcontext() as folder:
         finished = [is_first and folder.is_finished]
         dist.broadcast_object_list(finished, src=0)
         if finished[0]:
