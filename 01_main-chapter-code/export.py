@@ -7,13 +7,13 @@ project. The folder is there only if that gives the classifier's probabilities, 
 """
 
 import ctrl_c  # noqa: F401
+import gc
 import os
 import runpy
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.util import find_spec
 from operator import ne
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,6 @@ from previous_chapters import END_OF_TEXT, Decoder, GPTModel, gpt2_state_dict
 from smollm2 import bytes_of_characters
 from text_classifier import GPTClassifier
 
-PACKAGES = {
-    "transformers": ("transformers", "tokenizers"),
-    **dict.fromkeys(("onnx", "onnx-int8"), ("onnx", "onnxscript", "onnxruntime", "tokenizers")),
-}
 # What ends a text, with a sign that Unicode reserves for programs: a text that holds the usual
 # name is tokenized as any other, and an empty one can become this.
 END = "\ufdd0" + END_OF_TEXT
@@ -236,12 +232,6 @@ def largest_difference(
 def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> float:
     """Write the folder `output`, and return the largest difference of a probability of the trial
     texts. Raises ``DataError`` for a classifier that this format cannot hold."""
-    missing = [name for name in PACKAGES[kind] if not find_spec(name)]
-    if missing:
-        raise DataError(
-            f"--format {kind} needs {', '.join(missing)}: pip install -r "
-            f"{Path(__file__).parent.name}/requirements-extra.txt"
-        )
     about = classifier.config
     if about.pad_to or about.pooling == "first" or about.cut != "head":
         raise DataError(
@@ -256,6 +246,7 @@ def export(classifier: GPTClassifier, tokenizer, kind: str, output: Path) -> flo
         use = f"use_{kind.partition('-')[0]}.py"
         shutil.copy(Path(__file__).with_name(use), partial / "use.py")
         difference = largest_difference(classifier, tokenizer, partial, TRIAL_TEXTS)
+        gc.collect()  # of what `use.py` opened: Windows renames no folder of a file in use
         if not difference <= TOLERANCES[kind]:
             raise OSError(
                 f"the exported classifier gives other probabilities, by {difference:.0e}: nothing "

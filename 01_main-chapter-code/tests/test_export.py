@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import re
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -23,7 +26,7 @@ from message_files import DataError
 from text_classifier import ClassifierConfig, GPTClassifier
 
 pytestmark = pytest.mark.skipif(
-    any(not export.find_spec(name) for names in export.PACKAGES.values() for name in names),
+    not all(map(find_spec, ("transformers", "onnx", "onnxscript", "onnxruntime"))),
     reason="needs 01_main-chapter-code/requirements-extra.txt",
 )
 TEXTS = [
@@ -166,6 +169,21 @@ def test_other_probabilities_leave_nothing_behind(
     arguments = (tiny_classifier_folder, "--format", "transformers", "--output", tmp_path / "out")
     assert "other probabilities" in fails(export, capsys, *arguments, status=1)
     assert [path.name for path in tmp_path.iterdir()] == [tiny_classifier_folder.name]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")
+def test_no_file_is_in_use_when_the_folder_gets_its_name(tmp_path, tokenizer, monkeypatch):
+    """Windows would not rename it."""
+    seen, rename = [], Path.replace
+
+    def look(path: Path, target: Path) -> None:
+        seen.append(str(path) in Path("/proc/self/maps").read_text())
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", look)
+    export.export(classifier_of("llama", "mean"), tokenizer, "onnx", tmp_path / "out")
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("change", [{"pad_to": 50}, {"pooling": "first"}, {"cut": "windows"}])
