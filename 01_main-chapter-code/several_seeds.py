@@ -156,6 +156,8 @@ def work(args: argparse.Namespace) -> None:
         return
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"{args.name}.json"
+    if path.exists():
+        raise DataError(f"{path} is there already: choose another name, or folder of --results.")
     unfinished = path.with_suffix(".json.unfinished")  # what a stopped command leaves
     for result in run_seeds(args.spelled, args.seeds, config_from(args, RunConfig)):
         write_json(result, unfinished)

@@ -173,6 +173,8 @@ def held_out_loss(model: GPTModel, tokens: Tensor, length: int) -> float:
 def pretrain(config: PretrainingConfig) -> None:
     """Everything from the text files to the model, its samples and its curve."""
     device = pick_device(config.device)
+    if (config.output / "model.safetensors").exists():
+        raise ValueError(f"{config.output} holds a model already: name another --output.")
     config.output.mkdir(parents=True, exist_ok=True)
     tokenizer, train, valid = load_tokens(config)
     torch.manual_seed(config.seed)

@@ -78,6 +78,7 @@ def test_row_without_a_baseline_has_a_dash():
     ("arguments", "complaint"),
     [
         (["compare", "absent"], "absent.json: there is no such result"),
+        (["run", "there", "--seeds", "1", "2"], "there.json is there already"),
         (["run", "a/b", "--seeds", "1", "2"], "'a/b'"),
         (["run", "a", "--seeds", "1", "1"], "each once"),
         (["run", "a", "--seeds", "1", "2", "--output", "x"], "--output"),
@@ -90,6 +91,7 @@ def test_wrong_options_are_refused_before_the_work_begins(
 ):
     monkeypatch.setattr(several_seeds, "fine_tune", None)
     monkeypatch.setattr(several_seeds, "RESULTS", tmp_path)
+    (tmp_path / "there.json").touch()
     assert complaint in fails(several_seeds, capsys, *arguments)
 
 
