@@ -59,23 +59,21 @@ def find_problems(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def execute_all(paths: list[Path], output: Path | None) -> None:
-    """Execute and save the notebooks; exits with status 1 if one of them is not clean."""
+    """Execute and save the notebooks. Raises ``ValueError`` for one that does not run cleanly."""
     with suppress(DownloadError):  # now, so that no output shows a download's progress bar
         fetch(SMS_SPAM_ZIP)
-    failed = []
     for path in paths:
         print(f"{path}: running", flush=True)
         target = (output or path.parent) / path.name
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target):
-                if problems := find_problems(notebook := execute(path)):
-                    raise ValueError("\n".join(problems))
-                write_text(nbformat.writes(notebook) + "\n", target)
-        except (CellControlSignal, DeadKernelError, ValueError) as error:
-            print(error, file=sys.stderr)
-            failed.append(path.name)
-    sys.exit("not saved: " + ", ".join(failed) if failed else 0)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(target):
+            try:
+                problems = find_problems(notebook := execute(path))
+            except (CellControlSignal, DeadKernelError) as error:
+                problems = [re.sub(r"\x1b\[[\d;]*m", "", str(error))]  # without its colours
+            if problems:
+                raise ValueError("\n".join([f"{path} is not saved:", *problems]))
+            write_text(nbformat.writes(notebook) + "\n", target)
 
 
 def main(argv: list[str] | None = None) -> int:
