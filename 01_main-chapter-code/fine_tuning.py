@@ -25,7 +25,7 @@ from continued_pretraining import (
 )
 from evaluation import example_messages
 from features import FastClassifier, FeatureDataset, Store
-from files import file_sha256, read_json
+from files import file_sha256
 from gpt_download import (
     MODEL_CONFIGS,
     build_decoder,
@@ -108,10 +108,14 @@ def prepare(
     with clock.stage("data"):
         messages = messages or read_run_messages(config, log)
     with clock.stage("model"):
-        decoder, tokenizer, name = load_decoder(config, model_device or device, log)
-        start = read_json(config.start_from / "config.json") if config.start_from else {}
-        if start and config.pooling is None:
-            config = replace(config, pooling=start["pooling"])
+        if config.start_from:
+            start, tokenizer = open_classifier(config.start_from, model_device or device)
+            decoder, name = start.decoder, start.config.model_name
+            if config.model not in ("auto", name, name.split(" (")[0]):
+                raise DataError(f"--start-from {config.start_from} is a {name}: leave out --model.")
+            config = replace(config, pooling=config.pooling or start.config.pooling)
+        else:
+            decoder, tokenizer, name = load_decoder(config, model_device or device, log)
         config = replace(config.for_model(name), device=device.type)
         context, splits = decoder.cfg.context_length, messages.splits
         max_length = choose_max_length(config, splits, tokenizer, context, log)
@@ -127,7 +131,7 @@ def prepare(
     if config.start_from:
         # It has the weights' checksum.
         identity["start_from_sha256"] = file_sha256(config.start_from / "config.json")
-        if start["label_names"] == list(about.label_names):
+        if start.config.label_names == about.label_names:
             head = decoder.out_head
         log(f"Going on from {config.start_from}, with {'its' if head else 'a new'} head.")
     parts = (config, messages, decoder, tokenizer, about, datasets, identity, clock, log, head)
@@ -137,14 +141,7 @@ def prepare(
 def load_decoder(
     config: RunConfig, device: torch.device, log: Callable = print
 ) -> tuple[Decoder, Any, str]:
-    """The language model of a run, or that of the classifier it starts from, its tokenizer and its
-    name."""
-    if config.start_from:
-        classifier, tokenizer = open_classifier(config.start_from, device)
-        name = classifier.config.model_name
-        if config.model not in ("auto", name, name.split(" (")[0]):
-            raise DataError(f"--start-from {config.start_from} is a {name}: leave out --model.")
-        return classifier.decoder, tokenizer, name
+    """The language model of a run, its tokenizer and its name."""
     auto = config.model == "auto"
     name = default_model_name(log) if auto else resolve_model_name(config.model)
     if config.weights == "pretrained":
