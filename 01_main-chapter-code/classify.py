@@ -11,7 +11,6 @@ time. The output is there when it is complete.
 import argparse
 import csv
 import ctrl_c  # noqa: F401
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -98,7 +97,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.folder} is an ONNX network, which is computed on the processor")
     if args.texts and args.encoding is not None:
         parser.error("--encoding belongs to --file and standard input")
-    if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):
+    if args.output and args.output.resolve() == args.file.resolve():
         parser.error("--output is --file itself, which would be lost: name another file")
     if args.output and not args.output.name.lower().endswith((".csv", ".csv.gz")):
         parser.error("--output is a CSV file: its name must end in .csv or .csv.gz")
@@ -219,10 +218,8 @@ def standard_input_lines(encoding: str | None) -> Iterator[str]:
 
 
 def classify(args: argparse.Namespace) -> None:
-    if args.output and args.output.exists() and not (args.overwrite and args.output.is_file()):
-        raise DataError(
-            f"{args.output} is there already: name another --output; --overwrite replaces a file."
-        )
+    if args.output and args.output.exists() and not args.overwrite:
+        raise DataError(f"{args.output} is there already: name another, or give --overwrite.")
     if (args.folder / NETWORK).is_file():
         classifier, tokenizer = open_onnx(args.folder)
     else:
