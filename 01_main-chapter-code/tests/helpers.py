@@ -78,6 +78,12 @@ def kill_at_a_rename(*arguments, name: str, moment: str, count: int):
     assert process.exitcode == -signal.SIGKILL
 
 
+def succeeds(command: ModuleType, capsys, *arguments) -> str:
+    """What a command prints of a run that goes well."""
+    assert command.main([str(argument) for argument in arguments]) == 0
+    return capsys.readouterr().out
+
+
 def fails(command: ModuleType, capsys, *arguments, status: int = 2) -> str:
     """What a command says of a run that fails: one sentence that starts with its name."""
     try:

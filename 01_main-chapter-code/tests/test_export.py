@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from helpers import fails, run_python
+from helpers import fails, run_python, succeeds
 from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny import DECODERS, randomise
@@ -105,12 +105,11 @@ def test_a_file_is_classified_by_an_exported_network(tmp_path, tokenizer, kind, 
     texts.write_text("\n".join(rows), encoding="utf-8")
     arguments = [tmp_path / "classifier", "--format", kind, "--output", tmp_path / "out"]
     arguments += ["--compare", texts] if kind == "onnx-int8" else []
-    assert export.main([str(argument) for argument in arguments]) == 0
-    printed, tables = capsys.readouterr().out, []
+    printed, tables = succeeds(export, capsys, *arguments), []
     for name in ("classifier", "out"):
         output = tmp_path / f"{name}.csv"
         options = ["--file", texts, "--output", output, "--all-probabilities"]
-        assert classify.main([str(option) for option in (tmp_path / name, *options)]) == 0
+        succeeds(classify, capsys, tmp_path / name, *options)
         tables.append(pd.read_csv(output))
     ours, theirs = (table.filter(like="probability of").to_numpy() for table in tables)
     assert abs(ours - theirs).max() < (0.05 if kind == "onnx-int8" else 2e-4)
@@ -147,8 +146,7 @@ def test_any_text_becomes_the_same_tokens(name):
 def test_the_command_writes_what_a_reader_runs(tiny_classifier_folder, tmp_path, capsys):
     output = tmp_path / "exported"
     arguments = [tiny_classifier_folder, "--format", "onnx", "--output", output]
-    assert export.main([str(argument) for argument in arguments]) == 0
-    assert "gives the classifier's probabilities" in capsys.readouterr().out
+    assert "gives the classifier's probabilities" in succeeds(export, capsys, *arguments)
     done = run_python(output / "use.py", "hello", "")
     answers = r"^(.*)\tham [01]\.\d+\tspam [01]\.\d+$"
     assert re.findall(answers, done.stdout, re.MULTILINE) == ["hello", ""]

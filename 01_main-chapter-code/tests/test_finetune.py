@@ -12,7 +12,7 @@ from pathlib import Path
 import helpers
 import pytest
 import torch
-from helpers import made_up_messages, run_command, write_csv
+from helpers import made_up_messages, run_command, succeeds, write_csv
 
 import classify
 import fine_tuning
@@ -50,21 +50,19 @@ fails = partial(helpers.fails, finetune)
 
 @pytest.fixture(scope="module")
 def as_in_the_readme(tmp_path_factory):
-    """What finetune.py prints with its own defaults, in a process as a reader starts it, the folder
-    that it writes, and the most memory that this process held then: a gigabyte, and more."""
+    """What finetune.py prints with its own defaults, in a process as a reader starts it, and the
+    folder that it writes."""
     folder = tmp_path_factory.mktemp("readme")
     data, output = write_csv(folder / "messages.csv", made_up_messages()), folder / "my classifier"
-    held = b"x" * 1_000_000_000
     options = ("--data", data, "--model", "gpt-mini", "--device", "cpu", "--output", output)
     done = run_command("finetune.py", *options, timeout=600)
-    del held
     assert done.returncode == 0, done.stderr
-    return done.stdout, output, measuring.peak_memory_mb()
+    return done.stdout, output
 
 
 def test_the_two_commands_in_turn(as_in_the_readme, capsys, monkeypatch):
     """As in the README: fine-tune, then classify with the folder that was written."""
-    said, output, _ = as_in_the_readme
+    said, output = as_in_the_readme
     for part in ("column 'text'", "points", "Better: --model smollm2-135m", str(output)):
         assert part in said
     names = ["accuracy.png", "config.json", "confusion-matrix.png", "loss.png", "metrics.json"]
@@ -75,8 +73,7 @@ def test_the_two_commands_in_turn(as_in_the_readme, capsys, monkeypatch):
 
     lines = b"claim free cash prize call\n\nlunch later at home with mum\n"
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
-    assert classify.main([str(output)]) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split("\t") for line in succeeds(classify, capsys, output).splitlines()]
     assert [(row[0], row[2]) for row in rows] == [
         ("spam", "claim free cash prize call"),
         (rows[1][0], ""),  # line n of the output belongs to line n of the input
@@ -86,10 +83,9 @@ def test_the_two_commands_in_turn(as_in_the_readme, capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux only")
-def test_peak_memory_is_that_of_the_process_and_not_of_its_parent(as_in_the_readme):
-    _, output, ours = as_in_the_readme
-    metrics = json.loads((output / "metrics.json").read_text(encoding="utf-8"))
-    assert 50 < metrics["peak_memory_mb"] < ours
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent():
+    held = b"x" * 1_000_000_000
+    assert 50 < measuring.in_fresh_process(measuring.peak_memory_mb) < len(held) / 1e6
 
 
 @pytest.mark.parametrize(
@@ -153,20 +149,6 @@ def test_the_saved_classifier_is_the_one_that_was_measured(unbalanced_csv, tmp_p
     torch.testing.assert_close(probabilities, measured, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["10", "9", "-1"], ["-1", "9", "10"]),
-        (["größe\x1b[31m", "100% \\ off", "$x$"], ["$x$", "100% \\ off", "größe\x1b[31m"]),
-    ],
-)
-def test_labels_are_any_texts_sorted_by_number_where_they_are_numbers(tmp_path, names, expected):
-    rows = [(text, names[i % 3]) for i, (text, _) in enumerate(made_up_messages())]
-    metrics = train(write_csv(tmp_path / "m.csv", rows), tmp_path / "out")
-    assert metrics["labels"] == expected
-    assert len(metrics["test"]["confusion_matrix"]) == 3
-
-
 def test_six_texts_are_enough_and_no_baseline_takes_all_memory(tmp_path, monkeypatch):
     data = write_csv(tmp_path / "m.csv", made_up_messages(3))
     metrics = train(data, tmp_path / "out")
@@ -179,9 +161,9 @@ def test_six_texts_are_enough_and_no_baseline_takes_all_memory(tmp_path, monkeyp
 def test_a_very_long_text_is_cut_and_said(tmp_path, capsys):
     rows = [*made_up_messages(), *(("free prize " * 1000 + str(i), "spam") for i in range(8))]
     path = write_csv(tmp_path / "m.csv", rows)
-    arguments = ["--data", path, "--output", tmp_path / "out", *QUICK[:-1], "--max-length", "20"]
-    assert finetune.main([*map(str, arguments), "--balance", "none"]) == 0
-    assert "exceed 20 tokens; --cut head" in capsys.readouterr().out
+    arguments = ["--data", path, "--output", tmp_path / "out", *QUICK[:-1], "--balance", "none"]
+    said = succeeds(finetune, capsys, *arguments, "--max-length", "20")
+    assert "exceed 20 tokens; --cut head" in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
@@ -197,8 +179,7 @@ def test_without_data_or_network_made_up_messages_are_marked(tmp_path, monkeypat
 
     monkeypatch.setattr(run_messages, "read_sms_spam", nothing)
     few = ["--train-size", "20", "--max-length", "8"]
-    assert finetune.main(["--output", str(tmp_path / "out"), *QUICK[:-1], *few]) == 0
-    said = capsys.readouterr().out
+    said = succeeds(finetune, capsys, "--output", tmp_path / "out", *QUICK[:-1], *few)
     assert said.count("mean nothing") == 2  # before the run, and below its metrics
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["card"]["made_up_data"] is True
@@ -249,8 +230,7 @@ def test_quiet_prints_the_results_only(messages_csv, tmp_path, capsys):
     assert "test, n-gram baseline" in quiet.out
     assert quiet.err == ""
     arguments = ("--data", messages_csv, "--output", tmp_path / "out", *QUICK[:-1], "--overwrite")
-    assert finetune.main(list(map(str, arguments))) == 0
-    assert len(capsys.readouterr().out) > len(quiet.out)
+    assert len(succeeds(finetune, capsys, *arguments)) > len(quiet.out)
 
 
 def test_the_default_model_is_asked_for_only_where_none_is_named(monkeypatch):

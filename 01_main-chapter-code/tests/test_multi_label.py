@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import write_csv
+from helpers import succeeds, write_csv
 from sklearn.metrics import f1_score
 from tiny import batch_of, tiny_classifier, tiny_dataset
 from torch.nn import functional as F
@@ -86,8 +86,7 @@ def test_a_message_is_right_if_all_its_labels_are():
 def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pictures):
     data, folder = write_csv(tmp_path / "m.csv", reviews(120)), tmp_path / "out"
     options = ("--data", data, "--multi-label", "--balance", "none", "--output", folder, *QUICK)
-    assert finetune.main(list(map(str, options))) == 0
-    said = capsys.readouterr().out
+    said = succeeds(finetune, capsys, *options)
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     assert f"micro F1 {metrics['test']['micro_f1']:.3f}" in said
     assert metrics["ngram_baseline"]["micro_f1"] > 0.9
@@ -100,12 +99,11 @@ def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pic
     path, output = tmp_path / "test.csv", tmp_path / "classified.csv"
     test.to_csv(path, index=False)
     arguments = ("--file", path, "--output", output, "--label-column", "label")
-    assert classify.main([str(a) for a in (folder, *arguments, "--all-probabilities")]) == 0
-    assert f"accuracy {metrics['test']['accuracy']:.1%}" in capsys.readouterr().out
+    said = succeeds(classify, capsys, folder, *arguments, "--all-probabilities")
+    assert f"accuracy {metrics['test']['accuracy']:.1%}" in said
     table = pd.read_csv(output, keep_default_na=False)
     columns = table[["probability of price", "probability of taste"]].to_numpy()
     measured = np.array(metrics["test_predictions"]["probabilities"])
     np.testing.assert_allclose(columns, measured, atol=1e-4)
     both = f"visit number 7 and {PARTS['taste']} and {PARTS['price']}"
-    assert classify.main([str(folder), both]) == 0
-    assert capsys.readouterr().out.startswith("price|taste\t")
+    assert succeeds(classify, capsys, folder, both).startswith("price|taste\t")

@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
-from helpers import file_size_limit, kill_at_a_rename, made_up_messages, write_csv
+from helpers import file_size_limit, kill_at_a_rename, made_up_messages, succeeds, write_csv
 from safetensors.torch import load_file
 from test_finetune import QUICK, fails, outcome, train
 
@@ -181,9 +181,8 @@ def test_resuming_what_is_another_run_or_none_is_refused(
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     before = contents(finished[3])
-    arguments = [str(option) for option in finished if option != "--quiet"]
-    assert finetune.main([*arguments, "--resume"]) == 0
-    said = capsys.readouterr().out
+    arguments = [option for option in finished if option != "--quiet"]
+    said = succeeds(finetune, capsys, *arguments, "--resume")
     for part in ("finished already", "MB of memory at most", "n-gram baseline"):
         assert part in said
     assert contents(finished[3]) == before

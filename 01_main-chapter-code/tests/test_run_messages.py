@@ -9,7 +9,7 @@ from helpers import made_up_messages, write_csv
 
 from message_files import DataError
 from run_config import SMS_NAME, RunConfig
-from run_messages import read_run_messages, take_some
+from run_messages import read_run_messages, sort_labels, take_some
 
 
 def read(data: Path, **options):
@@ -48,6 +48,11 @@ def test_own_files_to_validate_and_test_on_are_used_and_never_trained_on(tmp_pat
     all_spam = write_csv(tmp_path / "a.csv", [row for row in rows if row[1] == "spam"])
     with pytest.raises(DataError, match="repeat all training messages of 'spam'"):
         read_run_messages(replace(config, test_data=all_spam, validation_data=None))
+
+
+def test_labels_are_sorted_by_number_where_they_are_numbers():
+    assert sort_labels({"10", "9", "-1"}) == ["-1", "9", "10"]
+    assert sort_labels({"10", "9", "x"}) == ["10", "9", "x"]
 
 
 def test_some_messages_cannot_be_taken_of_a_label_that_one_carries():

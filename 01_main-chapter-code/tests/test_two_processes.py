@@ -8,6 +8,7 @@ from files import locked
 
 # By command: its arguments, and the output that it holds while it runs, both in a folder of ours.
 HOLDING = {
+    "classify": (["no folder", "--file", "in.csv", "--output", "{}/out.csv"], "out.csv"),
     "several_seeds": (["run", "name", "--seeds", "1", "2", "--results", "{}"], "name.json"),
     "additional_experiments": (["--suite", "main", "--seeds", "2", "--results", "{}"], "main-2"),
     "make_tables": (["--results", "{}/results"], "results"),
@@ -20,7 +21,7 @@ HOLDING = {
     "compare_cuts": (["name", "--results", "{}"], "cuts/name.json"),
     "pretrain": (["--output", "{}/mini"], "mini"),
 }
-# Of finetune.py and classify.py, tests stand beside their others.
+# Of finetune.py, the test stands in test_run_folder.py.
 
 
 @pytest.mark.parametrize("script", HOLDING)
