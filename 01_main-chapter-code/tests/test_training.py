@@ -97,27 +97,22 @@ def test_early_stopping_keeps_the_best_weights():
 def test_resumed_training_equals_undisturbed_training(tmp_path, monkeypatch, stop_after):
     dataset, validation = tiny_dataset(40), tiny_dataset(20, seed=5)
     config = TrainConfig(num_epochs=4, learning_rate=1e-2, dropout=0.2, patience=2)
-    undisturbed = tiny_classifier()
+    undisturbed, stopped, resumed = (tiny_classifier() for _ in range(3))
     expected = train_classifier_simple(undisturbed, dataset, validation, config)
-    checkpoint = Checkpoint(tmp_path / "checkpoint.pt", {"data": "tiny"})
-    real, calls = training.train_epoch, []
+    how = (dataset, validation, config, None, Checkpoint(tmp_path / "c.pt", {"data": "tiny"}))
+    real, epochs = training.train_epoch, []
 
-    def dies(*arguments):
-        calls.append(1)
-        if len(calls) == stop_after + 1:
+    def dies_once(*arguments):
+        epochs.append(1)
+        if len(epochs) == stop_after + 1:
             raise KeyboardInterrupt
         real(*arguments)
 
-    monkeypatch.setattr(training, "train_epoch", dies)
+    monkeypatch.setattr(training, "train_epoch", dies_once)
     with pytest.raises(KeyboardInterrupt):
-        train_classifier_simple(
-            tiny_classifier(), dataset, validation, config, checkpoint=checkpoint
-        )
-    calls.append(1)
-    done, resumed = len(calls), tiny_classifier()
-    history = train_classifier_simple(resumed, dataset, validation, config, checkpoint=checkpoint)
-    assert history == expected
-    assert len(calls) - done == expected.num_epochs - stop_after  # gone on with, not done anew
+        train_classifier_simple(stopped, *how)
+    assert train_classifier_simple(resumed, *how) == expected
+    assert len(epochs) == expected.num_epochs + 1  # gone on with, not done anew
     for (name, a), b in zip(undisturbed.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
 
