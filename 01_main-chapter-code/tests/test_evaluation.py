@@ -87,7 +87,7 @@ def test_pictures_show_what_they_are_given():
     assert figure.axes[0].get_xlabel() == "epochs"
     assert figure.axes[0].get_ylabel() == "loss (nats)"
 
-    figure = ev.plot_confusion_matrix(np.array([[7, 1], [2, 9]]), ["$x \\ 100%", "größe\x1b"])
+    figure = ev.plot_confusion_matrix(np.array([[7, 1], [2, 9]]), ["$x \\ 100%", "größe"])
     figure.canvas.draw()  # labels are any texts
     assert [text.get_text() for text in figure.axes[0].texts] == ["7", "1", "2", "9"]
 
