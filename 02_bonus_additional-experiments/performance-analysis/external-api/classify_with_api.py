@@ -27,7 +27,7 @@ from tqdm import tqdm
 from classifier_folder import classify_texts, open_classifier
 from command_line import add_options, config_from, make_parser, run_command
 from evaluation import test_metrics
-from files import read_json, reading_results, write_json
+from files import write_json, write_text
 from fine_tuning import fingerprint, read_again
 from message_files import DataError
 from options import AT_LEAST_0, AT_LEAST_1, SEED, Options, option
@@ -61,7 +61,7 @@ class ApiConfig(Options):
     input_price: float = option(0.0, "of a million input tokens", AT_LEAST_0, "model")
     output_price: float = option(0.0, "of a million output tokens", AT_LEAST_0, "model")
 
-    output: Path = option(Path("answers.json"), "answers; none is lost at a stop", group="run")
+    output: Path = option(Path("answers.jsonl"), "answers, a line each as they come", group="run")
 
     def problems(self) -> list[str]:
         return super().problems() + ([] if self.model else ["--model is missing"])
@@ -129,23 +129,29 @@ def parse_answer(answer: Any, label_names: Sequence[str]) -> str | None:
 def ask_all(
     questions: Sequence[Turns], config: ApiConfig, described: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """The answers to all questions. `config.output` holds each as soon as it is there, and those
-    that it holds already are not asked for again.
+    """The answers to all questions. Each becomes a line of `config.output` as soon as it is there,
+    below a first line of what was asked; those that stand there already are not asked for again.
 
     Raises ``DataError`` if they depend on other options, ``OSError`` if a question gets no answer.
     """
-    kept = read_json(config.output) if config.output.exists() else {"run": described, "answers": []}
-    with reading_results(config.output):
-        if kept["run"] != described:
+    output, first_line, lines = config.output, json.dumps(described) + "\n", []
+    if output.exists():
+        lines = output.open(encoding="utf-8", errors="replace").readlines()
+        if lines and lines[0] != first_line:
             raise DataError(
-                f"--output {config.output} holds answers to another question: repeat the options "
-                f"that stand at its beginning, or name another file."
+                f"--output {output} holds answers to another question: repeat the options that "
+                f"stand at its beginning, or name another file."
             )
-        answers = kept["answers"]
-    client = openai.OpenAI()
-    for turns in tqdm(questions[len(answers) :], disable=None):
-        answers.append(ask(client, turns, config, is_first=not answers))
-        write_json(kept, config.output)
+    lines = [line for line in lines if line.endswith("\n")]  # a full disk cuts the last one off
+    write_text("".join(lines), output)
+    answers, client = [json.loads(line) for line in lines[1:]], openai.OpenAI()
+    with output.open("a", encoding="utf-8", newline="\n") as file:
+        for turns in tqdm(questions[len(answers) :], disable=None):
+            answers.append(ask(client, turns, config, is_first=not answers))
+            if file.tell() == 0:
+                file.write(first_line)
+            file.write(json.dumps(answers[-1]) + "\n")
+            file.flush()
     return answers
 
 
