@@ -133,6 +133,7 @@ def run(
         "tables": {"ways": rows},
         "notes": [note],
         "unavailable": unavailable,
+        "median_tokens": typical.lengths[0],
         "rounds": {"sample_seconds": seconds, "one_message_seconds": latency},
     }
 
