@@ -1,5 +1,4 @@
-"""Classifying: the latency of one message and the throughput of many, in many ways, on the same
-weights."""
+"""Classifying: the latency of one message and the throughput of many, in many ways."""
 
 import copy
 import tempfile

@@ -1,6 +1,6 @@
-"""Peak memory by stage and by what is trained, measured in fresh processes (what was measured
-before would be counted again) and predicted by a formula.
+"""Peak memory by stage and by what is trained, measured and predicted.
 
+It is measured in fresh processes: what was measured before would be counted again. The formula has
 B messages in a batch, T tokens each, D embedding dimensions.
 """
 

@@ -26,22 +26,17 @@ from gpt_download import resolve_model_name
 from measuring import machine
 from text_classifier import pick_device
 
-# Each module has OPTIONS, `run(model, device, **options)`, and `plot(result, path)`.
-COMMANDS = {
-    "train": (bench_train, "training: the plain way, each improvement, the lower bound, a rival"),
-    "infer": (bench_infer, "classifying: latency of one message, throughput of many"),
-    "generate": (bench_generate, "generating text with and without a key-value cache"),
-    "memory": (bench_memory, "peak memory by stage and by what is trained, and predicted"),
-    "scale": (bench_scale, "time and memory against length, batch, model, messages, threads"),
-    "quantize": (bench_quantize, "fewer bits a weight, on the processor: size, speed, accuracy"),
-}
+# Each module says in its first line what it measures, and has OPTIONS,
+# `run(model, device, **options)` and `plot(result, path)`.
+MODULES = (bench_train, bench_infer, bench_generate, bench_memory, bench_scale, bench_quantize)
+COMMANDS = {module.__name__.removeprefix("bench_"): module for module in MODULES}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser("benchmark.py", "Measure the speed and memory of the chapter's code.")
     commands = parser.add_subparsers(dest="command", required=True)
-    texts = {name: text for name, (_, text) in COMMANDS.items()}
-    for name, text in {**texts, "all": "all of them, as the README's tables were made"}.items():
+    texts = {name: module.__doc__.partition("\n")[0] for name, module in COMMANDS.items()}
+    for name, text in {**texts, "all": "All of them, as the README's tables were made."}.items():
         command = commands.add_parser(
             name, help=text, description=text, formatter_class=HelpFormatter
         )
@@ -50,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument("--plot", action="store_true", help="also write pictures")
         devices = ("auto", "cpu", "cuda", "mps")
         command.add_argument("--device", default="auto", choices=devices, help="where to compute")
-        options = COMMANDS[name][0].OPTIONS if name in COMMANDS else {}
+        options = COMMANDS[name].OPTIONS if name in COMMANDS else {}
         for option, (default, about) in options.items():  # one number or text, or a list of them
             nargs, first = ("+", default[0]) if isinstance(default, list) else (None, default)
             how = {"type": type(first), "nargs": nargs, "default": default, "help": about}
@@ -58,26 +53,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(argv: list[str]) -> str | None:
-    """Measure, save and show one sub-command. Returns why, if it cannot be measured."""
+def measure(argv: list[str]) -> None:
+    """Measure, save and show one sub-command."""
     options = vars(parse_args(argv))
     command, output, plot, device = (
         options.pop(n) for n in ("command", "output", "plot", "device")
     )
-    module, _ = COMMANDS[command]
+    module = COMMANDS[command]
     options["model"] = resolve_model_name(options["model"])
     device = pick_device("cpu" if command == "quantize" else device)
-    try:
-        result = module.run(device=device, **options)
-    except ImportError as error:
-        return f"{command}: {error}; see requirements-extra.txt"
+    result = module.run(device=device, **options)
     result |= {"command": " ".join(["benchmark.py", *argv]), "options": options, **machine(device)}
     output.mkdir(parents=True, exist_ok=True)
     write_json(result, output / f"{command}.json")
     print(as_markdown(result), flush=True)
     if plot:
         module.plot(result, output / f"{command}.png")
-    return None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,9 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
 
     def measure_all() -> None:
-        names = COMMANDS if args.command == "all" else [args.command]
-        if problems := list(filter(None, [measure([name, *argv[1:]]) for name in names])):
-            raise OSError("; ".join(problems))
+        for name in COMMANDS if args.command == "all" else [args.command]:
+            measure([name, *argv[1:]])
 
     return run_command("benchmark.py", measure_all, output=args.output)
 
