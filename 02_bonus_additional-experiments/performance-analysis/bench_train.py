@@ -16,7 +16,7 @@ import bench_common as bench
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from hugging_face import hugging_face_classifier, hugging_face_inputs, trainer_run
+from hugging_face import trainer_timing
 from lower_bound import achieved_flops, training_operations
 from torch import Tensor, nn
 
@@ -173,13 +173,6 @@ def timing(functions: dict[str, Callable], batches: Batches) -> Callable[[], dic
     for stage, function in functions.items():
         function(batches[stage][-1])  # the longest, which allocates
     return lambda: {stage: seconds_of(stage) for stage in functions}
-
-
-def trainer_timing(classifier: GPTClassifier, batches: Batches) -> Callable[[], dict[str, float]]:
-    """The same by `transformers`' Trainer."""
-    twin = hugging_face_classifier(classifier)
-    batches = {s: [hugging_face_inputs(x, twin) for x in b] for s, b in batches.items()}
-    return trainer_run(twin, batches["training"], batches["evaluation"])
 
 
 def run_chapter(config: RunConfig, precision: Precision) -> dict[str, float]:

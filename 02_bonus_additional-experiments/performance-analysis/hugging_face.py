@@ -1,7 +1,7 @@
 """The same classifier in `transformers`: the measure of what a reader could use instead."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,8 +13,9 @@ from text_classifier import GPTClassifier
 LAST_LAYERS = {"gpt2": ("h", "ln_f"), "llama": ("layers", "norm")}  # blocks and final norm
 
 
-def _empty_twin(decoder: Decoder, task: str):
-    """A model of `transformers` in the decoder's shape, and the decoder's weights by its names."""
+def _twin(decoder: Decoder, task: str, head: str):
+    """A model of `transformers` in the decoder's shape and with its weights; `head` is the name of
+    the layer that gives the logits."""
     import transformers
 
     kind, sizes, weights = shape_in_transformers(decoder)
@@ -28,14 +29,13 @@ def _empty_twin(decoder: Decoder, task: str):
         **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), end_id),
     )
     twin = getattr(transformers, f"AutoModelFor{task}").from_config(config)
-    return twin.to(decoder.device).eval(), weights
+    twin.load_state_dict(weights | {f"{head}.weight": decoder.out_head.weight.detach()})
+    return twin.to(decoder.device).eval()
 
 
 def hugging_face_generator(decoder: Decoder):
     """A language model with the weights of ours."""
-    twin, weights = _empty_twin(decoder, "CausalLM")
-    twin.load_state_dict(weights | {"lm_head.weight": decoder.out_head.weight.detach()})
-    return twin
+    return _twin(decoder, "CausalLM", "lm_head")
 
 
 def hugging_face_classifier(classifier: GPTClassifier):
@@ -44,10 +44,8 @@ def hugging_face_classifier(classifier: GPTClassifier):
 
     It finds a message's last real token by the padding token, `<|endoftext|>`, which none holds.
     """
-    decoder = classifier.decoder
-    twin, weights = _empty_twin(decoder, "SequenceClassification")
-    twin.load_state_dict(weights | {"score.weight": decoder.out_head.weight.detach()})
-    twin.requires_grad_(decoder.tok_emb.weight.requires_grad)
+    twin = _twin(classifier.decoder, "SequenceClassification", "score")
+    twin.requires_grad_(classifier.decoder.tok_emb.weight.requires_grad)
     blocks, norm = (getattr(twin.base_model, n) for n in LAST_LAYERS[twin.config.model_type])
     for part in (blocks[-1], norm, twin.score):
         part.requires_grad_(True)
@@ -62,12 +60,18 @@ def hugging_face_inputs(batch: dict[str, Tensor], twin) -> dict[str, Tensor]:
     return {name: tensor.to(twin.device) for name, tensor in inputs.items()}
 
 
-def trainer_run(
-    twin, steps: Sequence[dict[str, Tensor]], evaluations: Sequence[dict[str, Tensor]]
+def trainer_timing(
+    classifier: GPTClassifier, batches: dict[str, list[dict[str, Tensor]]]
 ) -> Callable[[], dict[str, float]]:
-    """A function that takes these steps and evaluation batches with `transformers`' Trainer, and
+    """A function that takes the steps and the evaluation batches with `transformers`' Trainer, and
     returns the seconds of both."""
     from transformers import PrinterCallback, Trainer, TrainingArguments
+
+    twin = hugging_face_classifier(classifier)
+    steps, evaluations = (
+        [hugging_face_inputs(batch, twin) for batch in batches[stage]]
+        for stage in ("training", "evaluation")
+    )
 
     class GivenBatches(Trainer):
         def get_train_dataloader(self) -> DataLoader:
