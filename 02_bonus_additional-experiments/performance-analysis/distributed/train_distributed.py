@@ -99,7 +99,8 @@ def share(model: FastClassifier, strategy: str, device: torch.device) -> SharedC
     # as a whole, is gathered along with embeddings, final norm and head.
     for block in model.classifier.decoder.trf_blocks[:-1]:
         fully_shard(block, mesh=mesh)
-    return SharedClassifier(model, fully_shard(model, mesh=mesh))
+    # As slices again after each pass: best weights that are restored are then those that are used.
+    return SharedClassifier(model, fully_shard(model, mesh=mesh, reshard_after_forward=True))
 
 
 def compute_features_together(
