@@ -60,22 +60,18 @@ def kept_numbers_per_token(cfg: GPTConfig, choice: str) -> float:
     return kept.get(choice, 0) * cfg.emb_dim
 
 
-def passing_numbers(cfg: GPTConfig, choice: str, batch_size: int, length: int) -> float:
-    """Numbers in the largest moment of a block that keeps nothing, in its feed-forward network: the
-    block's input, what attention adds to it, their sum, the norm's output, and 4 D before and after
-    the activation: 12 D a token.
-
-    Attention by hand has another one, with two matrices of T x T numbers a head at a time (scores
-    and masked scores, say) beside input, norm, queries, keys and values.
-    """
-    tokens = batch_size * length
-    by_hand = 2 * cfg.n_heads * tokens * length + 5 * cfg.emb_dim * tokens
-    return max(12 * cfg.emb_dim * tokens, by_hand if choice == "inference_by_hand" else 0)
-
-
-def predict_mb(parameters: int, trained: int, kept: float, passing: float) -> float:
+def predict_mb(
+    cfg: GPTConfig, choice: str, num_tokens: int, parameters: int, trained: int
+) -> float:
     """Weights, AdamW's state, and the largest of what is kept, of the gradients, and of what is
-    passing: while the backward pass makes the gradients, it lets go of what was kept."""
+    passing: while the backward pass makes the gradients, it lets go of what was kept.
+
+    Passing are the numbers in the largest moment of a block that keeps nothing, in its feed-forward
+    network: the block's input, what attention adds to it, their sum, the norm's output, and 4 D
+    before and after the activation: 12 D a token.
+    """
+    kept = kept_numbers_per_token(cfg, choice) * num_tokens
+    passing = 12 * cfg.emb_dim * num_tokens
     return FLOAT * (parameters + ADAM * trained + max(kept, trained, passing)) / 1e6
 
 
@@ -196,9 +192,7 @@ def run(
         row = {"trained": choice.replace("_", " "), "messages": batch_size, "tokens each": length}
         row |= dict.fromkeys(STAGES) | measured | {"peak": max(measured.values())}
         if isinstance(cfg, GPTConfig):  # the formula is of its kind of block
-            kept = kept_numbers_per_token(cfg, choice) * batch_size * length
-            passing = passing_numbers(cfg, choice, batch_size, length)
-            row["predicted"] = predict_mb(*counts, kept, passing)
+            row["predicted"] = predict_mb(cfg, choice, batch_size * length, *counts)
         rows.append(row)
     chapter = in_fresh_process(chapter_peak_mb, model, device.type)
     whole = f" The chapter's run, with all libraries: {chapter:,.0f} MB." if chapter else ""

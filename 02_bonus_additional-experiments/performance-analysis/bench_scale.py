@@ -15,7 +15,7 @@ import bench_common as bench
 import matplotlib.pyplot as plt
 import pandas as pd
 import torch
-from bench_memory import FLOAT, measure, model_for, passing_numbers, random_batch
+from bench_memory import FLOAT, measure, model_for, random_batch
 from lower_bound import achieved_flops, block_operations
 
 import classify
@@ -63,8 +63,6 @@ def against_length(classifier: GPTClassifier, lengths: list[int], repetitions: i
             peaks = in_fresh_process(measure, model, choice, 1, length, device)
             row[f"{key}, seconds"] = median(rounds[f"{key}, {length}"])
             row[f"{key}, MB"] = peaks["forward"] - peaks["model"]
-            if isinstance(cfg, GPTConfig):  # the formula is of its kind of block
-                row[f"{key}, predicted MB"] = FLOAT * passing_numbers(cfg, choice, 1, length) / 1e6
         rows.append(row)
     return rows, rounds
 
