@@ -45,7 +45,7 @@ from run_config import RunConfig
 from run_folder import CHECKPOINT, open_run_folder
 from text_classifier import GPTClassifier, pick_device
 from text_data import SpamDataset
-from training import Checkpoint, TrainingState
+from training import Checkpoint, History, TrainingState
 
 PROGRAM = Path(__file__).name
 TIMEOUT = timedelta(minutes=10)  # for a process that no longer answers but has not ended either
@@ -173,18 +173,14 @@ class SharedCheckpoint(Checkpoint):
     @torch.no_grad()
     def load(self, state: TrainingState) -> None:
         if self.path.exists():
-            saved = SimpleNamespace(history=state.history)
-            saved.parameters = {n: torch.empty(p.shape) for n, p in state.parameters.items()}
-            saved.optimizer = torch.optim.AdamW(saved.parameters.values())
-            super().load(saved)
-            for name, parameter in state.parameters.items():
-                parameter.copy_(slice_like(saved.parameters[name], parameter))
-                moments = saved.optimizer.state.get(saved.parameters[name], {})
-                own = {key: slice_like(tensor, parameter) for key, tensor in moments.items()}
-                state.optimizer.state.update({parameter: own} if own else {})
-            best = saved.best_weights.items()
+            saved = self.read()
+            for i, (name, parameter) in enumerate(state.parameters.items()):
+                parameter.copy_(slice_like(saved["parameters"][name], parameter))
+                moments = saved["optimizer"][i].items()
+                state.optimizer.state[parameter] = {n: slice_like(t, parameter) for n, t in moments}
+            best = saved["best_weights"].items()
             state.best_weights = {n: slice_like(t, state.parameters[n]) for n, t in best}
-            state.history = saved.history
+            state.history = History(**saved["history"])
         validate_alike({"the checkpoint": state.num_steps_done})
 
 
