@@ -63,23 +63,19 @@ def list_parts(files: list[Path], text_column: str, output: Path) -> list[dict[s
             raise DataError(f"{file} has no column {text_column!r}; name it with --text-column.")
         check_added(file, about.schema.names, ADDED_COLUMNS)
         for i in range(about.num_row_groups):
-            if not about.row_group(i).num_rows:
-                continue
-            target = output / f"{file.stem}-{i:05}.parquet"
-            parts.append({"file": str(file), "row_group": i, "output": str(target)})
+            if about.row_group(i).num_rows:
+                target = output / f"{file.stem}-{i:05}.parquet"
+                parts.append({"file": str(file), "row_group": i, "output": str(target)})
     return parts
 
 
-def classify_parts(
-    args: argparse.Namespace, worker: type[PartClassifier] = PartClassifier
-) -> tuple[int, float]:
-    """Classify all parts; returns the number of rows, and the seconds after Ray had started.
+def classify_parts(args: argparse.Namespace) -> None:
+    """Classify all parts, and print the number of rows and the seconds after Ray had started.
 
     Raises ``DataError`` for wrong input, and for an output of another input or classifier.
     """
-    folder, output = args.folder.resolve(), args.output.resolve()
-    files = sorted(args.input.glob("*.parquet")) if args.input.is_dir() else [args.input]
-    files = [file.absolute() for file in files]
+    folder, output, source = args.folder.resolve(), args.output.resolve(), args.input.absolute()
+    files = sorted(source.glob("*.parquet")) if source.is_dir() else [source]
     if not (parts := list_parts(files, args.text_column, output)):
         raise DataError(f"{args.input} holds no rows of Parquet files.")
     about = {
@@ -94,17 +90,18 @@ def classify_parts(
     start_ray(args.workers)
     start, num_rows = time.perf_counter(), 0
     done = ray.data.from_items(parts, override_num_blocks=len(parts)).map(
-        worker,
+        PartClassifier,
         fn_constructor_args=(folder, args.text_column),
         compute=ray.data.ActorPoolStrategy(size=args.workers),
         num_cpus=1,
         num_gpus=int(args.gpu),
     )
-    with tqdm(total=len(parts), unit="part", disable=args.quiet) as bar:
+    with tqdm(total=len(parts), unit="part", disable=None) as bar:
         for part in done.iter_rows():
             num_rows += part["rows"]
             bar.update()
-    return num_rows, time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    print(f"{num_rows:,} rows in {seconds:,.0f} s, {num_rows / seconds:,.0f} a second.")
 
 
 def start_ray(workers: int) -> None:
@@ -120,7 +117,7 @@ def start_ray(workers: int) -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+def main(argv: list[str] | None = None) -> int:
     parser = make_parser(PROGRAM, __doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="classifier folder of finetune.py")
     parser.add_argument("input", type=Path, help="Parquet file, or folder of them")
@@ -128,18 +125,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--text-column", default="text", help="column of the texts")
     parser.add_argument("--workers", type=int, default=2, help="processes, a core each")
     parser.add_argument("--gpu", action="store_true", help="a GPU for each worker, too")
-    parser.add_argument("--quiet", action="store_true", help="print the result only")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-
-    def run() -> None:
-        num_rows, seconds = classify_parts(args)
-        print(f"{num_rows:,} rows in {seconds:,.0f} s, {num_rows / seconds:,.0f} a second.")
-
-    return run_command(PROGRAM, run, "stopped; repeat the command to go on.", args.output)
+    args = parser.parse_args(argv)
+    stopped = "stopped; repeat the command to go on."
+    return run_command(PROGRAM, lambda: classify_parts(args), stopped, args.output)
 
 
 if __name__ == "__main__":

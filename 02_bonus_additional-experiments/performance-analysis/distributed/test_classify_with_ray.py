@@ -12,14 +12,7 @@ import torch
 
 ray = pytest.importorskip("ray", reason="needs distributed/requirements-extra.txt")
 
-from classify_with_ray import (  # noqa: E402
-    PartClassifier,
-    classify_parts,
-    list_parts,
-    main,
-    parse_args,
-    start_ray,
-)
+from classify_with_ray import PartClassifier, list_parts, main, start_ray  # noqa: E402
 
 from classifier_folder import classify_texts, open_classifier, save_classifier  # noqa: E402
 from message_files import DataError  # noqa: E402
@@ -73,13 +66,14 @@ def messages(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.usefixtures("started")
 def test_a_killed_worker_costs_no_row_and_what_is_done_is_not_done_again(
-    tmp_path, classifier, messages
+    tmp_path, classifier, messages, monkeypatch, capsys
 ):
     output = tmp_path / "output"
-    arguments = [str(classifier), str(messages), str(output), "--quiet"]
-    num_rows, _ = classify_parts(parse_args(arguments), DiesOnce)
+    arguments = [str(classifier), str(messages), str(output)]
+    monkeypatch.setattr("classify_with_ray.PartClassifier", DiesOnce)
+    assert main(arguments) == 0
     assert (output / "died").exists()
-    assert num_rows == 19
+    assert capsys.readouterr().out.startswith("19 rows in ")
     files = sorted(output.glob("*.parquet"))
     assert len(files) == 5
     table = pd.concat(map(pd.read_parquet, files), ignore_index=True)
