@@ -188,10 +188,14 @@ def test_report_of_other_results_lies_beside_them(tiny_results, tmp_path, capsys
     assert "0 result files" in capsys.readouterr().err
 
 
-def test_tables_are_those_that_the_raw_files_give():
-    results = report.load(report.RESULTS)
-    tables = (report.FOLDER / "tables.md").read_text(encoding="utf-8")
-    assert report.make_tables(results) == tables
+@pytest.mark.parametrize(
+    ("folder", "output"),
+    [(report.RESULTS, report.FOLDER), (report.FOLDER / "results-smollm2",) * 2],
+)
+def test_tables_are_those_that_the_raw_files_give(folder, output):
+    results = report.load(folder)
+    assert report.make_tables(results) == (output / "tables.md").read_text(encoding="utf-8")
     for seed, result in enumerate(results, start=1):
         command = f"domain_shift.py run --model {result['model']} --seeds {seed}"
-        assert (result["command"], result["seed"]) == (command, seed)
+        assert result["command"].startswith(command)
+        assert result["seed"] == seed
