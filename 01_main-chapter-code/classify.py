@@ -11,6 +11,7 @@ time. The output is there when it is complete.
 import argparse
 import csv
 import ctrl_c  # noqa: F401
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -97,7 +98,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"{args.folder} is an ONNX network, which is computed on the processor")
     if args.texts and args.encoding is not None:
         parser.error("--encoding belongs to --file and standard input")
-    if args.output and args.output.resolve() == args.file.resolve():
+    if args.output and os.path.realpath(args.output) == os.path.realpath(args.file):
         parser.error("--output is --file itself, which would be lost: name another file")
     if args.output and not args.output.name.lower().endswith((".csv", ".csv.gz")):
         parser.error("--output is a CSV file: its name must end in .csv or .csv.gz")

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import shutil
 import tarfile
 import zlib
@@ -103,7 +104,8 @@ def tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Hold the right to write to an output. Raises ``ValueError`` if another process has it."""
-    output = output.resolve()  # the current folder, `.`, has a name, too
+    # The current folder, `.`, has a name, too; resolve() fails at a loop of links.
+    output = Path(os.path.realpath(output))
     path = output.with_name(output.name + ".lock")
     lock = FileLock(path, blocking=False)
     try:

@@ -3,6 +3,7 @@
 import ast
 import csv
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -147,6 +148,14 @@ def test_out_of_memory_exits_1(tiny_classifier_folder, capsys, monkeypatch):
 
     monkeypatch.setattr(classify, "classify_texts", run_out_of_memory)
     assert "out of memory" in fails(capsys, tiny_classifier_folder, "hello", status=1)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs the right to make links")
+def test_a_loop_of_links_in_the_outputs_place_is_replaced(of_json, capsys):
+    output = of_json[4]
+    output.symlink_to(output)
+    succeeds(classify, capsys, *of_json)
+    assert output.read_text(encoding="utf-8").startswith('"text",')
 
 
 def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp_path, capsys):
