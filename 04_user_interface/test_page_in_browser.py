@@ -308,9 +308,9 @@ def test_many_messages(page, tmp_path):
 
 @in_every_look
 def test_how_good_is_it_and_what_it_is(page, spread):
-    predictions = Opened(spread).test_predictions
-    sure = predictions.probabilities.max(axis=1)
-    wrong = predictions.probabilities.argmax(axis=1) != predictions.labels
+    labels, probabilities = Opened(spread).test_predictions
+    sure = probabilities.max(axis=1)
+    wrong = probabilities.argmax(axis=1) != labels
     expect(page.get_by_role("button", name="Classify", exact=True)).to_be_visible()
     tiles = page.locator("#consequences .tiles > div")
     for value in (0.8, 0.6):
