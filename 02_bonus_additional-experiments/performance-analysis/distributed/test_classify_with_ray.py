@@ -73,7 +73,7 @@ def test_a_killed_worker_costs_no_row_and_what_is_done_is_not_done_again(
     monkeypatch.setattr("classify_with_ray.PartClassifier", DiesOnce)
     assert main(arguments) == 0
     assert (output / "died").exists()
-    assert capsys.readouterr().out.startswith("19 rows in ")
+    assert "19 rows in " in capsys.readouterr().out  # Ray reports the death above it
     files = sorted(output.glob("*.parquet"))
     assert len(files) == 5
     table = pd.concat(map(pd.read_parquet, files), ignore_index=True)
