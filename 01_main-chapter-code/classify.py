@@ -141,7 +141,8 @@ def survey_file(
 ) -> Survey:
     """Read the file once, so that whatever is wrong with it is found before the work begins.
 
-    A text column that is not named is guessed from the first rows.
+    A text column that is not named is the one that the classifier was `trained_on`, or else
+    guessed from the first rows.
     """
     columns: dict[str, None] = {}  # JSON lines may bring further ones later
     num_rows = 0
@@ -219,8 +220,10 @@ def standard_input_lines(encoding: str | None) -> Iterator[str]:
 
 
 def classify(args: argparse.Namespace) -> None:
-    if args.output and args.output.exists() and not args.overwrite:
-        raise DataError(f"{args.output} is there already: name another, or give --overwrite.")
+    if args.output and args.output.exists() and not (args.overwrite and args.output.is_file()):
+        raise DataError(
+            f"{args.output} is there already: name another --output; --overwrite replaces a file."
+        )
     if (args.folder / NETWORK).is_file():
         classifier, tokenizer = open_onnx(args.folder)
     else:

@@ -125,8 +125,8 @@ test_metrics.__test__ = False  # the name is no test for pytest
 
 
 def spam_metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict:
-    """The same of a spam filter, whose class 1 is spam, and how it orders messages; spam caught and
-    ham blocked are the recall of spam and the false positives among ham."""
+    """`test_metrics` of a spam filter, whose class 1 is spam, and the area under its ROC curve;
+    spam caught and ham blocked are the recall of spam and the false positives among ham."""
     found = test_metrics(probabilities, labels)
     (passed, blocked), (missed, caught) = found["confusion_matrix"]
     found["spam_caught"] = caught / (missed + caught)

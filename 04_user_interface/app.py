@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import matplotlib
-from page import LAUNCH, build_page
 
 from command_line import make_parser, quoted, run_command
 from fine_tuning import RunConfig, fine_tune
@@ -67,6 +66,8 @@ def train_if_missing(folder: Path) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
+    from page import LAUNCH, build_page  # takes seconds, which --help need not wait for
+
     if args.train:
         train_if_missing(args.folder)
     elif not args.folder.exists():

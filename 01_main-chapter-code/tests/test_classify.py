@@ -196,6 +196,7 @@ def test_a_csv_file_goes_in_and_a_csv_file_comes_out(tiny_classifier_folder, tmp
         (("--file", "again.csv", "--output", "out.csv"), ["again.csv", "'probability'", "rename"]),
         (("--file", "in.csv", "--overwrite"), ["--overwrite", "--output"]),
         (("--file", "in.csv", "--output", "there.csv"), ["there.csv", "already", "--overwrite"]),
+        (("--file", "in.csv", "--output", "folder.csv", "--overwrite"), ["replaces a file"]),
         (("--file", "in.csv", "--output", "out.zip"), [".csv or .csv.gz"]),
         (("--file", "twice.csv"), ["two columns are called 'body'"]),
         (("--file", "."), ["folder"]),
@@ -211,6 +212,7 @@ def test_classify_names_what_is_wrong(
     Path("again.csv").write_text("body,probability\nhello,1\n", encoding="utf-8")
     Path("there.csv").write_text("mine", encoding="utf-8")
     Path("twice.csv").write_text("body,body\na,b\n", encoding="utf-8")
+    Path("folder.csv").mkdir()
     said = fails(capsys, tiny_classifier_folder, *arguments)
     for part in parts:
         assert part in said

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import tarfile
 
@@ -199,3 +200,13 @@ def test_tables_are_those_that_the_raw_files_give(folder, output):
         command = f"domain_shift.py run --model {result['model']} --seeds {seed}"
         assert result["command"].startswith(command)
         assert result["seed"] == seed
+
+
+def test_the_pages_table_of_smollm2_quotes_these_tables():
+    page = (report.FOLDER / "README.md").read_text(encoding="utf-8")
+    section = page.partition("## With SmolLM2")[2].partition("\n## ")[0]
+    quoted = re.findall(r"[\d.]+% \([\d.]+ to [\d.]+\)", section)
+    folders = (report.FOLDER, report.FOLDER / "results-smollm2")
+    tables = "".join((folder / "tables.md").read_text(encoding="utf-8") for folder in folders)
+    assert len(quoted) == 9
+    assert [cell for cell in quoted if cell not in tables] == []
