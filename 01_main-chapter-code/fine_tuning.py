@@ -187,7 +187,7 @@ def make_datasets(messages: Messages, tokenizer, config: ClassifierConfig) -> li
     ]
 
 
-def begin(run: PreparedRun) -> tuple[GPTClassifier, int]:
+def make_model(run: PreparedRun) -> tuple[GPTClassifier, int]:
     """Continued pretraining on the messages' texts, if the run has any, then `make_classifier`."""
     config, decoder = run.config, run.decoder
     if config.continued_pretraining_epochs:
@@ -329,7 +329,7 @@ def fine_tune(
             run.log(f"The run in {config.output} is finished already.")
             opened = open_classifier(config.output, run.decoder.device)
             return RunResult(*opened, config, run.messages, folder.metrics())
-        classifier, num_frozen = begin(run)
+        classifier, num_frozen = make_model(run)
         datasets, num_done = compute_frozen_layers(run, classifier, num_frozen, store=store)
         model = FastClassifier(classifier, num_done, config.precision)
         metrics = make_metrics(run, *train_and_predict(run, model, datasets, folder.checkpoint))

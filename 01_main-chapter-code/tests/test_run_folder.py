@@ -173,7 +173,7 @@ def test_resuming_what_is_another_run_or_none_is_refused(
 ):
     arguments, (name, value) = request.getfixturevalue(run), options
     value = value if name == "--seed" else request.getfixturevalue(value)
-    monkeypatch.setattr(fine_tuning, "begin", None)  # refused before long work
+    monkeypatch.setattr(fine_tuning, "make_model", None)  # refused before long work
     before = contents(arguments[3])
     assert says in fails(capsys, *arguments, name, value, "--resume")
     assert contents(arguments[3]) == before

@@ -17,6 +17,7 @@ import train_gpt
 import train_linear
 from classifier_folder import open_classifier
 from imdb_results import read_positive, read_result
+from previous_chapters import Decoder
 from text_data import SpamDataset
 from train_gpt import GPTLearner, ReviewsConfig
 
@@ -88,6 +89,13 @@ def test_stored_states_give_the_same_result(tmp_path, parts):
     assert list((tmp_path / "states").iterdir())
     rows = map(make_table.table_row, (plain, result))
     assert ["kept states" in row["training, s"] for row in rows] == [False, True]
+
+
+def test_kept_states_are_not_computed_again_in_any_precision(tmp_path, parts, monkeypatch):
+    options = {"trainable": 2, "precision": "bfloat16", "feature_store": tmp_path / "states"}
+    first = run(tmp_path, parts, "first", **options)
+    monkeypatch.delattr(Decoder, "embed")
+    assert run(tmp_path, parts, "again", **options)["test"] == first["test"]
 
 
 def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(

@@ -204,7 +204,7 @@ def fine_tune_together(config: RunConfig, strategy: str, device: torch.device) -
         if finished[0]:
             return run.log(f"The run in {config.output} is finished already.")
         run.log(f"{num_processes} processes, {strategy}.")
-        classifier, num_frozen = fine_tuning.begin(run)
+        classifier, num_frozen = fine_tuning.make_model(run)
         send_from_first(classifier, device)
         datasets, num_done = fine_tuning.compute_frozen_layers(
             run, classifier, num_frozen if strategy == "ddp" else 0, compute_features_together
