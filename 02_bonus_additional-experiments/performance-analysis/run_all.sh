@@ -5,6 +5,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 python benchmark.py all --plot --output results
-python benchmark.py infer --model smollm2-135m --sample 100 --output results/smollm2
+smollm2=(--model smollm2-135m --output results/smollm2)
+python benchmark.py infer "${smollm2[@]}" --sample 100
+python benchmark.py memory "${smollm2[@]}"
+python benchmark.py quantize "${smollm2[@]}"
 python performance_tables.py
 python ../../01_main-chapter-code/run_notebooks.py performance.ipynb quantization.ipynb
