@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 python benchmark.py all --plot --output results
 smollm2=(--model smollm2-135m --output results/smollm2)
 python benchmark.py infer "${smollm2[@]}" --sample 100
+python benchmark.py train "${smollm2[@]}" --train-size 300 --repetitions 1
 python benchmark.py memory "${smollm2[@]}"
 python benchmark.py quantize "${smollm2[@]}"
 python performance_tables.py
