@@ -229,15 +229,16 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
                 how = (config.max_length, config.cut, learner.is_marked)
                 cut = [cut_tokens(ids, *how) for ids in learner.encode(list(reviews["text"]))]
                 chunks[part] = ChunkDataset(cut, report.label_numbers(reviews).tolist())
-                if part != "test":
+                if part != "test":  # whose states wait until the training has not diverged
                     datasets[part] = learner.read(chunks[part])
         history = train_in_rounds(model, datasets, config, folder.checkpoint, clock)
         if config.feature_store is None:
-            model.precision = "float32"  # in which a saved model computes
+            model.precision = "float32"  # as a saved model; kept states stay as they were made
         for part in [part for part in parts if part != "train"]:
             with clock.stage("inference" if part == "test" else "validation"):
-                read = datasets.get(part) or learner.read(chunks[part])
-                logits = predict_logits(model, read, not config.quiet)
+                if part == "test":
+                    datasets[part] = learner.read(chunks[part])
+                logits = predict_logits(model, datasets[part], not config.quiet)
                 probabilities = chunks[part].mean(torch.softmax(logits, dim=-1).double())  # (N, 2)
                 positive[part] = probabilities[:, 1].numpy()
         learner.save(folder.path, options)
