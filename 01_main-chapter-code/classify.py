@@ -10,8 +10,8 @@ time. The output is there when it is complete.
 
 import argparse
 import csv
-import ctrl_c  # noqa: F401
 import os
+import startup_errors  # noqa: F401
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -6,11 +6,11 @@ Beside the model, the folder holds its tokenizer and `use.py`, which classifies 
 project. The folder is there only if that gives the classifier's probabilities, with 8 bits nearly.
 """
 
-import ctrl_c  # noqa: F401
 import gc
 import os
 import runpy
 import shutil
+import startup_errors  # noqa: F401
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial

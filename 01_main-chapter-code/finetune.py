@@ -8,7 +8,7 @@ results, and writes the classifier's folder with `metrics.json` and plots. What 
 """
 
 import argparse
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
 from pathlib import Path
 from typing import Any

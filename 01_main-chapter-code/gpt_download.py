@@ -6,8 +6,8 @@ fetches a model's files beforehand. How files are fetched, checked and kept: `re
 """
 
 import base64
-import ctrl_c  # noqa: F401
 import dataclasses
+import startup_errors  # noqa: F401
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -3,9 +3,9 @@
 python 01_main-chapter-code/run_notebooks.py
 """
 
-import ctrl_c  # noqa: F401
 import os
 import re
+import startup_errors  # noqa: F401
 import sys
 from contextlib import suppress
 from pathlib import Path

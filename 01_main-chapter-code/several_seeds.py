@@ -10,9 +10,9 @@ between two of them, or between one and the n-grams.
 """
 
 import argparse
-import ctrl_c  # noqa: F401
 import dataclasses
 import shlex
+import startup_errors  # noqa: F401
 import statistics
 import sys
 from collections.abc import Iterator, Sequence

@@ -11,8 +11,8 @@ on the same messages.
 """
 
 import argparse
-import ctrl_c  # noqa: F401
 import shlex
+import startup_errors  # noqa: F401
 import sys
 import time
 import zlib

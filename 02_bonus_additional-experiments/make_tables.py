@@ -6,8 +6,8 @@ writes `tables.md` and the figures into that folder. Without --results it takes 
 repository, and fills in README.md, tables.md and figures/.
 """
 
-import ctrl_c  # noqa: F401
 import re
+import startup_errors  # noqa: F401
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial

@@ -7,7 +7,7 @@ ends, or all windows of the same reviews, and writes `my-results/cuts/NAME.json`
 """
 
 import argparse
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
 from dataclasses import replace
 from pathlib import Path

@@ -7,10 +7,10 @@ reads the 50,000 labelled reviews. Archives are read, never extracted: nothing o
 to the disk under a name of their own choosing.
 """
 
-import ctrl_c  # noqa: F401
 import hashlib
 import html
 import re
+import startup_errors  # noqa: F401
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import product

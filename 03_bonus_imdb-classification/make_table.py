@@ -1,21 +1,42 @@
-"""The README's table, in Markdown, from the raw result files."""
+"""The README's table, in Markdown, and its picture, from the raw result files."""
 
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
-from files import read_json, reading_results
+from files import read_json, reading_results, whole_file
 from imdb_results import RESULTS, with_interval
 from message_files import DataError
 
+PICTURE = "accuracy-and-time.png"
 TRAINING = ("pretraining", "frozen_layers", "training")  # stages before the test reviews are read
 
 
-def method(result: dict[str, Any]) -> str:
+Result = dict[str, Any]
+
+
+def read_results(folder: Path = RESULTS) -> dict[str, Result]:
+    """By name, the least accurate first. Raises ``DataError`` without files."""
+    results = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
+    if not results:
+        raise DataError(f"there are no result files in {folder}.")
+    with reading_results(folder):
+        return dict(sorted(results.items(), key=lambda item: item[1]["test"]["accuracy"]))
+
+
+def training_seconds(result: Result) -> float:
+    return sum(result["seconds"].get(stage, 0) for stage in TRAINING)
+
+
+def method(result: Result) -> str:
     """What was trained, and how where it is not the plain way."""
     options = result.get("options", {})
     pooling, dropped = options.get("pooling", "last"), options.get("word_dropout")
@@ -28,8 +49,7 @@ def method(result: dict[str, Any]) -> str:
     return ", ".join(part for part, holds in parts.items() if holds)
 
 
-def table_row(result: dict[str, Any]) -> dict[str, str]:
-    seconds = result["seconds"]
+def table_row(result: Result) -> dict[str, str]:
     memory = result["peak_memory_mb"]  # None on Windows, which does not tell
     earlier = " + kept states" if result.get("options", {}).get("kept_states") else ""
     return {
@@ -37,28 +57,48 @@ def table_row(result: dict[str, Any]) -> dict[str, str]:
         "trained layers, or C": method(result),
         "reviews": f"{result['num_train']:,}",
         "test accuracy, 95% interval": with_interval(result["test"]),
-        "training, s": f"{sum(seconds.get(stage, 0) for stage in TRAINING):,.0f}{earlier}",
+        "training, s": f"{training_seconds(result):,.0f}{earlier}",
         "memory, MB": "-" if memory is None else f"{memory:,.0f}",
     }
 
 
-def make_table(folder: Path = RESULTS) -> str:
-    """Measured models by test accuracy, the weakest first. Raises ``DataError`` without files."""
-    results = list(map(read_json, folder.glob("*.json")))
-    if not results:
-        raise DataError(f"there are no result files in {folder}.")
-    with reading_results(folder):
-        results.sort(key=lambda result: result["test"]["accuracy"])
-        table = pd.DataFrame(map(table_row, results))
+def make_table(results: Mapping[str, Result]) -> str:
+    table = pd.DataFrame(map(table_row, results.values()))
     return table.to_markdown(index=False, disable_numparse=True)
 
 
+def plot_accuracy_and_time(results: Mapping[str, Result]) -> Figure:
+    """Each model's interval over its seconds of training."""
+    fig, ax = plt.subplots(figsize=(7, 3.6))
+    for name, result in results.items():
+        if name != "majority":  # which would stretch both axes
+            seconds = training_seconds(result)
+            low, high = (100 * value for value in result["test"]["accuracy_interval"])
+            ax.plot([seconds] * 2, [low, high], lw=5, alpha=0.5)
+            ax.annotate(name, (seconds, high), ha="center", va="bottom", fontsize=8)
+    ax.set(xscale="log", xlabel="training (s, logarithmic)", ylabel="test accuracy (%)")
+    ax.margins(0.15)
+    ax.grid(alpha=0.3)
+    fig.tight_layout()
+    return fig
+
+
+def write_table_and_picture(folder: Path) -> None:
+    results = read_results(folder)
+    with reading_results(folder):
+        print(make_table(results))
+        with whole_file(folder / PICTURE) as partial:
+            plot_accuracy_and_time(results).savefig(partial, format="png", dpi=90)
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = make_parser("make_table.py", "Print the README's table from the raw result files.")
+    about = f"Print the README's table and draw its picture, {PICTURE}, from the raw result files."
+    parser = make_parser("make_table.py", about)
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the result files")
     args = parser.parse_args(argv)
-    return run_command("make_table.py", lambda: print(make_table(args.results)))
+    return run_command("make_table.py", lambda: write_table_and_picture(args.results))
 
 
 if __name__ == "__main__":
+    matplotlib.use("Agg")
     sys.exit(main())

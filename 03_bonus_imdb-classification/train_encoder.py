@@ -6,7 +6,7 @@ Encoders look both ways, so every token sees the whole review. `transformers` ha
 training, the reviews and the metrics are those of train_gpt.py.
 """
 
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

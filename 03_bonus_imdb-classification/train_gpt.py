@@ -10,8 +10,8 @@ thousand reviews.
 Shapes in comments: N reviews.
 """
 
-import ctrl_c  # noqa: F401
 import shlex
+import startup_errors  # noqa: F401
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy

@@ -11,8 +11,8 @@ Shapes in comments: N reviews, V n-grams.
 """
 
 import argparse
-import ctrl_c  # noqa: F401
 import re
+import startup_errors  # noqa: F401
 import sys
 from pathlib import Path
 from typing import Any

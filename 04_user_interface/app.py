@@ -4,7 +4,7 @@ python 04_user_interface/app.py [DIR [DIR]]
 """
 
 import argparse
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
 from pathlib import Path
 

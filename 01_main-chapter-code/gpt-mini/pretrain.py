@@ -7,8 +7,8 @@ The same command runs on a CPU, in an hour, or on a GPU.
 """
 
 import base64
-import ctrl_c  # noqa: F401
 import math
+import startup_errors  # noqa: F401
 import sys
 import time
 from collections.abc import Iterator

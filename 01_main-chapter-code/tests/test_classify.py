@@ -256,13 +256,17 @@ def test_a_run_that_is_stopped_leaves_no_half(of_json, tmp_path, capsys, monkeyp
 
 
 def test_a_missing_package_is_named_in_one_line():
-    missing = run_python("-c", "import ctrl_c; import no_such_thing", PYTHONPATH=str(CHAPTER))
+    missing = run_python(
+        "-c", "import startup_errors; import no_such_thing", PYTHONPATH=str(CHAPTER)
+    )
     assert missing.stderr.startswith("The package no_such_thing is missing")
     assert (missing.returncode, missing.stderr.count("\n")) == (1, 1)
 
 
 def test_ctrl_c_while_libraries_are_imported_is_one_word():
-    stopped = run_python("-c", "import ctrl_c; raise KeyboardInterrupt", PYTHONPATH=str(CHAPTER))
+    stopped = run_python(
+        "-c", "import startup_errors; raise KeyboardInterrupt", PYTHONPATH=str(CHAPTER)
+    )
     assert stopped.stderr == "stopped.\n"
     sources = [path.read_text("utf-8") for path in CHAPTER.parent.glob("0*/**/*.py")]
     commands = [source for source in sources if "\ndef main(" in source]
@@ -270,7 +274,7 @@ def test_ctrl_c_while_libraries_are_imported_is_one_word():
     for source in commands:
         nodes = [n for n in ast.parse(source).body if isinstance(n, (ast.Import, ast.ImportFrom))]
         names = [getattr(node, "module", node.names[0].name).partition(".")[0] for node in nodes]
-        assert {*names[: names.index("ctrl_c")]} <= sys.stdlib_module_names
+        assert {*names[: names.index("startup_errors")]} <= sys.stdlib_module_names
 
 
 def test_true_labels_in_the_file_tell_how_good_the_answers_are(

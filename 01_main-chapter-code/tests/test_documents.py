@@ -308,7 +308,7 @@ def test_tables_are_those_that_the_raw_files_give(monkeypatch, tmp_path):
     folder = TOP / "03_bonus_imdb-classification"
     monkeypatch.syspath_prepend(folder)
     of_reviews = importlib.import_module("make_table")
-    assert of_reviews.make_table() in prose_of(folder / "README.md")
+    assert of_reviews.make_table(of_reviews.read_results()) in prose_of(folder / "README.md")
     assert of_reviews.main(["--results", str(tmp_path)]) == 2
 
 

@@ -9,9 +9,9 @@ as they are and altered, and writes one JSON file for each model and seed; it go
 stopped. `report` prints the accuracy lost.
 """
 
-import ctrl_c  # noqa: F401
 import random
 import re
+import startup_errors  # noqa: F401
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence

@@ -9,8 +9,8 @@ e-mails are those of real people.
 """
 
 import copy
-import ctrl_c  # noqa: F401
 import math
+import startup_errors  # noqa: F401
 import sys
 import time
 from collections.abc import Callable, Sequence

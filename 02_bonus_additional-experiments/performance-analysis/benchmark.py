@@ -7,7 +7,7 @@ into `--output`, with `--plot` also as a picture.
 """
 
 import argparse
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
 from pathlib import Path
 

@@ -8,9 +8,9 @@ another, and a command that was stopped and is repeated does the parts that are 
 """
 
 import argparse
-import ctrl_c  # noqa: F401
 import logging
 import os
+import startup_errors  # noqa: F401
 import sys
 import time
 from pathlib import Path

@@ -10,11 +10,11 @@ Shapes in comments: B messages of a batch, C classes.
 """
 
 import argparse
-import ctrl_c  # noqa: F401
 import io
 import math
 import os
 import signal
+import startup_errors  # noqa: F401
 import sys
 import warnings
 from collections.abc import Mapping

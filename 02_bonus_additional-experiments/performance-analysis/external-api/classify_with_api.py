@@ -7,9 +7,9 @@ Zero-shot or with examples from the training part, on the test messages of a cla
 finetune.py wrote; both are judged by the same metrics.
 """
 
-import ctrl_c  # noqa: F401
 import json
 import os
+import startup_errors  # noqa: F401
 import sys
 import time
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ python 02_bonus_additional-experiments/performance-analysis/external-api/save_sm
 transformers serve smollm2
 """
 
-import ctrl_c  # noqa: F401
+import startup_errors  # noqa: F401
 import sys
 from importlib.util import find_spec
 from pathlib import Path
