@@ -36,6 +36,11 @@ def training_seconds(result: Result) -> float:
     return sum(result["seconds"].get(stage, 0) for stage in TRAINING)
 
 
+def kept_states(result: Result) -> str:
+    """A remark where another run may have computed the frozen layers."""
+    return " + kept states" if result.get("options", {}).get("kept_states") else ""
+
+
 def method(result: Result) -> str:
     """What was trained, and how where it is not the plain way."""
     options = result.get("options", {})
@@ -51,13 +56,12 @@ def method(result: Result) -> str:
 
 def table_row(result: Result) -> dict[str, str]:
     memory = result["peak_memory_mb"]  # None on Windows, which does not tell
-    earlier = " + kept states" if result.get("options", {}).get("kept_states") else ""
     return {
         "model": result["model"],
         "trained layers, or C": method(result),
         "reviews": f"{result['num_train']:,}",
         "test accuracy, 95% interval": with_interval(result["test"]),
-        "training, s": f"{training_seconds(result):,.0f}{earlier}",
+        "training, s": f"{training_seconds(result):,.0f}{kept_states(result)}",
         "memory, MB": "-" if memory is None else f"{memory:,.0f}",
     }
 
@@ -68,18 +72,19 @@ def make_table(results: Mapping[str, Result]) -> str:
 
 
 def plot_accuracy_and_time(results: Mapping[str, Result]) -> Figure:
-    """Each model's interval over its seconds of training."""
-    fig, ax = plt.subplots(figsize=(7, 3.6))
+    """Each model's interval, and its seconds of training beside it."""
+    fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(7, 3.6))
     for name, result in results.items():
         if name != "majority":  # which would stretch both axes
-            seconds = training_seconds(result)
-            low, high = (100 * value for value in result["test"]["accuracy_interval"])
-            ax.plot([seconds] * 2, [low, high], lw=5, alpha=0.5)
-            place = (seconds, (low + high) / 2)
-            ax.annotate(f"{name}  ", place, ha="right", va="center", fontsize=8)
-    ax.set(xscale="log", xlabel="training (s, logarithmic)", ylabel="test accuracy (%)")
-    ax.margins(0.15)
-    ax.grid(alpha=0.3)
+            low, high = (100 * end for end in result["test"]["accuracy_interval"])
+            left.plot([low, high], [name] * 2, lw=6, solid_capstyle="butt")
+            place = (training_seconds(result), name)
+            right.plot(*place, "o")
+            right.annotate(f"{kept_states(result)}  ", place, ha="right", va="center", fontsize=8)
+    left.set_xlabel("test accuracy (%), 95% interval")
+    right.set(xscale="log", xlabel="training (s, logarithmic)")
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
     fig.tight_layout()
     return fig
 
