@@ -91,6 +91,21 @@ def test_stored_states_give_the_same_result(tmp_path, parts):
     assert ["kept states" in row["training, s"] for row in rows] == [False, True]
 
 
+def test_table_and_picture_show_every_run(tmp_path, parts, capsys):
+    options = {"trainable": 2, "feature_store": tmp_path / "states"}
+    names = ["one", "other"]
+    for name in names:
+        run(tmp_path, parts, name, **options)
+    assert make_table.main(["--results", str(tmp_path / "results")]) == 0
+    assert capsys.readouterr().out.count("+ kept states") == 2
+    assert (tmp_path / "results" / make_table.PICTURE).read_bytes().startswith(b"\x89PNG")
+    left, right = make_table.plot_accuracy_and_time(
+        make_table.read_results(tmp_path / "results")
+    ).axes
+    assert len(left.lines) == len(right.lines) == 2
+    assert sorted(label.get_text() for label in left.get_yticklabels()) == names
+
+
 def test_kept_states_are_not_computed_again_in_any_precision(tmp_path, parts, monkeypatch):
     options = {"trainable": 2, "precision": "bfloat16", "feature_store": tmp_path / "states"}
     first = run(tmp_path, parts, "first", **options)
