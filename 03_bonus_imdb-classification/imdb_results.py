@@ -71,6 +71,15 @@ def read_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return read_json(folder / f"{name}.json")
 
 
+def read_results(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
+    """By name, the least accurate first. Raises ``DataError`` without files."""
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    if not names:
+        raise DataError(f"there are no result files in {folder}.")
+    results = {name: read_result(name, folder) for name in names}
+    return dict(sorted(results.items(), key=lambda item: item[1]["test"]["accuracy"]))
+
+
 def read_positive(name: str, folder: Path = RESULTS) -> np.ndarray:
     """Each test review's probability of being positive (N,), in the order of the test part."""
     with np.load(folder / f"{name}.npz") as arrays:

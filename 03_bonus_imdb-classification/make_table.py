@@ -12,24 +12,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from command_line import make_parser, run_command
-from files import read_json, reading_results, whole_file
-from imdb_results import RESULTS, with_interval
-from message_files import DataError
+from files import reading_results, whole_file
+from imdb_results import RESULTS, read_results, with_interval
 
 PICTURE = "accuracy-and-time.png"
 TRAINING = ("pretraining", "frozen_layers", "training")  # stages before the test reviews are read
 
-
 Result = dict[str, Any]
-
-
-def read_results(folder: Path = RESULTS) -> dict[str, Result]:
-    """By name, the least accurate first. Raises ``DataError`` without files."""
-    results = {path.stem: read_json(path) for path in sorted(folder.glob("*.json"))}
-    if not results:
-        raise DataError(f"there are no result files in {folder}.")
-    with reading_results(folder):
-        return dict(sorted(results.items(), key=lambda item: item[1]["test"]["accuracy"]))
 
 
 def training_seconds(result: Result) -> float:
@@ -90,8 +79,8 @@ def plot_accuracy_and_time(results: Mapping[str, Result]) -> Figure:
 
 
 def write_table_and_picture(folder: Path) -> None:
-    results = read_results(folder)
     with reading_results(folder):
+        results = read_results(folder)
         print(make_table(results))
         with whole_file(folder / PICTURE) as partial:
             plot_accuracy_and_time(results).savefig(partial, format="png", dpi=90)

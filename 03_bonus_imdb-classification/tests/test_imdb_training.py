@@ -16,7 +16,7 @@ import make_table
 import train_gpt
 import train_linear
 from classifier_folder import open_classifier
-from imdb_results import read_positive, read_result
+from imdb_results import read_positive, read_result, read_results
 from previous_chapters import Decoder
 from text_data import SpamDataset
 from train_gpt import GPTLearner, ReviewsConfig
@@ -99,9 +99,8 @@ def test_table_and_picture_show_every_run(tmp_path, parts, capsys):
     assert make_table.main(["--results", str(tmp_path / "results")]) == 0
     assert capsys.readouterr().out.count("+ kept states") == 2
     assert (tmp_path / "results" / make_table.PICTURE).read_bytes().startswith(b"\x89PNG")
-    left, right = make_table.plot_accuracy_and_time(
-        make_table.read_results(tmp_path / "results")
-    ).axes
+    results = read_results(tmp_path / "results")
+    left, right = make_table.plot_accuracy_and_time(results).axes
     assert len(left.lines) == len(right.lines) == 2
     assert sorted(label.get_text() for label in left.get_yticklabels()) == names
 
