@@ -4,6 +4,7 @@ import base64
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -116,23 +117,42 @@ class Comparison(NamedTuple):
 def compare(ours: Runs, theirs: Runs) -> Comparison:
     """A paired test. Raises ``ValueError`` unless both rows have the same seeds and messages.
 
-    The interval is the wider, at either end, of two. A bootstrap on two levels draws seeds with
-    replacement, and within each its test messages; both rows keep their answers to a drawn message.
-    It knows the luck of the messages, but draws five seeds too much alike. Student's t over the
-    seeds' differences makes up for few seeds, but takes five that agree by luck at their word.
+    The interval is the wider, at either end, of two. A bootstrap on two levels draws seeds and test
+    messages with replacement; both rows keep their answers to a drawn message. It knows the luck of
+    the messages, but draws five seeds too much alike. Student's t over the seeds' differences makes
+    up for few seeds, but takes five that agree by luck at their word.
     """
     check_same_messages(ours, theirs)
     differences = ours.is_correct.astype(int) - theirs.is_correct  # (S, N)
-    rng, (num_seeds, num_messages) = np.random.default_rng(0), differences.shape
-    fractions = np.stack([(differences == d).mean(axis=1) for d in (-1, 0, 1)], axis=1)  # (S, 3)
-    chosen = rng.integers(num_seeds, size=(NUM_DRAWS, num_seeds))
-    outcomes = rng.multinomial(num_messages, fractions[chosen])  # of new messages each time
-    drawn = (outcomes[..., 2] - outcomes[..., 0]).mean(axis=1) / num_messages
-    low, high = np.percentile(drawn, [2.5, 97.5]).tolist()
+    are_shared = len({checksum for _, checksum in ours.messages}) == 1
+    low, high = np.percentile(draw_means(differences, are_shared), [2.5, 97.5]).tolist()
     mean, _, t_low, t_high = mean_and_interval(differences.mean(axis=1).tolist())
     gained, lost = int((differences == 1).sum()), int((differences == -1).sum())
     p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
     return Comparison(mean, min(low, t_low), max(high, t_high), gained, lost, p_value)
+
+
+def draw_means(differences: np.ndarray, are_shared: bool) -> np.ndarray:
+    """Means (NUM_DRAWS,) of differences (S, N) in bootstrap samples of seeds and test messages.
+
+    Where all seeds share the messages, a sample's are the same for all of its seeds, too: five
+    seeds tell no more about another N messages than one.
+    """
+    rng, (num_seeds, num_messages) = np.random.default_rng(0), differences.shape
+    chosen = rng.integers(num_seeds, size=(NUM_DRAWS, num_seeds))
+    if are_shared:
+        means = draw_messages(num_messages) @ differences.T / num_messages  # (NUM_DRAWS, S)
+        return np.take_along_axis(means, chosen, axis=1).mean(axis=1)
+    fractions = np.stack([(differences == d).mean(axis=1) for d in (-1, 0, 1)], axis=1)  # (S, 3)
+    outcomes = rng.multinomial(num_messages, fractions[chosen])  # of new messages each time
+    return (outcomes[..., 2] - outcomes[..., 0]).mean(axis=1) / num_messages
+
+
+@cache
+def draw_messages(num_messages: int) -> np.ndarray:
+    """How often each message stands in each bootstrap sample (NUM_DRAWS, N)."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(num_messages, np.full(num_messages, 1 / num_messages), size=NUM_DRAWS)
 
 
 def check_same_messages(ours: Runs, theirs: Runs) -> None:

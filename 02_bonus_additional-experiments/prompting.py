@@ -1,7 +1,8 @@
 """SmolLM2-135M-Instruct asked in its chat format, with a few answered examples in the prompt and
 nothing trained (Brown et al. 2020, "Language Models are Few-Shot Learners").
 
-Shapes in comments: P tokens of the prompt, C labels, V tokens in the vocabulary.
+Shapes in comments: N texts, C labels, T tokens read, A tokens of an answer, V tokens in the
+vocabulary.
 """
 
 from collections.abc import Sequence

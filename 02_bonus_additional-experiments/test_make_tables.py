@@ -12,10 +12,10 @@ from experiment_config import ROWS, ExperimentConfig
 MEASURED = load()
 
 
-def answers(by_seed: dict[int, list[float]], messages: int = 0) -> Runs:
+def answers(by_seed: dict[int, list[float]], messages: int = 0, are_shared: bool = False) -> Runs:
     """A row whose test messages are all spam; 1 is a right answer."""
     spam = np.array(list(by_seed.values()), dtype=float)
-    texts = [(seed, messages + seed) for seed in by_seed]
+    texts = [(seed, messages + seed * (not are_shared)) for seed in by_seed]
     labels = np.ones(spam.shape, dtype=int)
     return Runs("a row", "none", spam, labels, spam > 0.5, texts, [{}] * len(spam))
 
@@ -53,10 +53,11 @@ def test_seeds_that_agree_by_luck_leave_the_luck_of_the_messages():
     assert result.low < 0 < 0.5 < result.high
 
 
-def test_seed_that_is_drawn_twice_draws_its_messages_twice():
-    half = answers({seed: [0, 1] * 200 for seed in range(5)})  # all seeds alike: messages vary
-    comparison = compare(half, answers({seed: [0] * 400 for seed in range(5)}))
-    width = 2 * 1.96 * (0.25 / 400 / 5) ** 0.5
+@pytest.mark.parametrize(("are_shared", "num_draws"), [(False, 5), (True, 1)])
+def test_messages_are_drawn_for_each_seed_or_once_for_all_that_share_them(are_shared, num_draws):
+    half = answers({seed: [0, 1] * 200 for seed in range(5)}, 0, are_shared)  # all seeds alike
+    comparison = compare(half, answers({seed: [0] * 400 for seed in range(5)}, 0, are_shared))
+    width = 2 * 1.96 * (0.25 / 400 / num_draws) ** 0.5
     assert comparison.high - comparison.low == pytest.approx(width, rel=0.06)
 
 

@@ -69,7 +69,9 @@ ALTERATIONS: dict[str, Callable[[str, random.Random], str]] = {
     "every digit a 5": lambda text, rng: re.sub(r"\d", "5", text),
     "digits left out": lambda text, rng: re.sub(r"\d", "", text),
     "lower case": lambda text, rng: text.lower(),
-    "a third of the letters as look-alikes": lambda text, rng: write_look_alikes(text, rng, 0.33),
+    "a third of the letters with a look-alike": (
+        lambda text, rng: write_look_alikes(text, rng, 0.33)
+    ),
     "first half of the words": lambda text, rng: " ".join(np.array_split(text.split(), 2)[0]),
     "phrases of today": lambda text, rng: write_as_today(text),
 }
