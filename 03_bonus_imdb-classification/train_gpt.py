@@ -212,7 +212,8 @@ def train(config: ReviewsConfig, load: Callable[[ReviewsConfig], GPTLearner]) ->
         seed = config.seed if part == "train" else 0
         parts[part] = report.draw(reviews, sizes.get(part, config.test_size), seed)
     learner = load(config)
-    words = [learner.script, config.name, *config.words(config.identity())]
+    shown = config.identity() | {"feature_store": config.feature_store}
+    words = [learner.script, config.name, *config.words(shown)]
     config, clock = learner.config, Clock()
     options = config.identity() | {"data_sha256": fingerprint(list(parts.values()))}
     folder = config.runs / config.kind / config.name

@@ -110,6 +110,7 @@ def test_kept_states_are_not_computed_again_in_any_precision(tmp_path, parts, mo
     first = run(tmp_path, parts, "first", **options)
     monkeypatch.delattr(Decoder, "embed")
     assert run(tmp_path, parts, "again", **options)["test"] == first["test"]
+    assert f"--feature-store {tmp_path / 'states'}" in first["command"]
 
 
 def test_rounds_see_every_review_once_an_epoch_and_probes_lose_no_words(
