@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -112,12 +113,14 @@ def classify_lines(
 ) -> Iterator[str]:
     """A line `label <tab> probability <tab> text` for each text, a few hundred at a time; with
     `top`, the labels that come next stand before the text, with their probabilities."""
-    lines = iter(lines)
+    lines, about = iter(lines), classifier.config
     while texts := list(islice(lines, LINES_AT_ONCE)):
         for text, row in zip(texts, classify_texts(classifier, tokenizer, texts), strict=True):
-            cells = [classifier.config.answer(row), f"{row.max():.4f}"]
-            for i in row.argsort(descending=True)[1:top].tolist():
-                cells += [classifier.config.label_names[i], f"{row[i]:.4f}"]
+            cells = [about.answer(row), f"{about.answer_probability(row):.4f}"]
+            named = about.named(row)
+            others = (i for i in row.argsort(descending=True).tolist() if i not in named)
+            for i in islice(others, top - 1):
+                cells += [about.label_names[i], f"{row[i]:.4f}"]
             yield "\t".join(map(printable, [*cells, text]))
 
 
@@ -181,8 +184,8 @@ def classify_file(
     survey: Survey,
     all_probabilities: bool = False,
 ) -> Iterator[pd.DataFrame]:
-    """The file's pieces, with the columns `predicted_label` and `probability` added, and with one
-    for each label where wanted."""
+    """The file's pieces, with the columns `predicted_label` and `probability` (of several labels,
+    the lowest) added, and with one for each label where wanted."""
     show, added = sys.stderr.isatty(), added_columns(classifier, all_probabilities)
     with tqdm(total=survey.num_rows, desc="classifying", unit="row", disable=not show) as bar:
         pieces = read_table_in_pieces(path, ROWS_AT_ONCE, survey.text_format)
@@ -191,9 +194,11 @@ def classify_file(
             texts = as_strings(table[survey.text_column]).tolist()
             probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
             table[added[0]] = list(map(classifier.config.answer, probabilities))
-            table[added[1]] = probabilities.amax(dim=1).numpy().round(4)
+            of_answers = list(map(classifier.config.answer_probability, probabilities))
+            table[added[1]] = np.array(of_answers, dtype=np.float32).round(4)
             if all_probabilities:
-                table[added[2:]] = probabilities.numpy().round(4)
+                of_labels = pd.DataFrame(probabilities.numpy().round(4), columns=added[2:])
+                table = pd.concat([table, of_labels], axis="columns")
             yield table
             bar.update(len(table))
 
@@ -205,7 +210,8 @@ def compare_with_labels(counts: Counter) -> str:
     right, total = sum(n for (true, said), n in counts.items() if true == said), counts.total()
     low, high = wilson_interval(right, total)
     matrix = pd.Series(counts).unstack(fill_value=0).rename_axis(index="true", columns="predicted")
-    return f"accuracy {right / total:.1%}, 95% interval [{low:.1%}, {high:.1%}]\n\n{matrix}"
+    accuracy = f"accuracy {right / total:.1%}, 95% interval [{low:.1%}, {high:.1%}]"
+    return f"{accuracy}\n\n{matrix.to_string()}"
 
 
 def standard_input_lines(encoding: str | None) -> Iterator[str]:

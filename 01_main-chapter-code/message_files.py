@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 NESTED = (list, np.ndarray, dict, bytes)
@@ -367,6 +368,9 @@ def _read_parquet(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataF
                 # Whole numbers stay whole, even where some are missing; and without pandas'
                 # metadata, a named index is a column like any other.
                 table = batch.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+                for i, field in enumerate(batch.schema):
+                    if pa.types.is_nested(field.type):  # else arrays, which NumPy abbreviates
+                        table.isetitem(i, batch.column(i).to_pylist())
                 table = table.set_axis(table.columns.map(str), axis="columns")
                 yield table.loc[:, ~table.columns.str.fullmatch(r"__index_level_\d+__")]
     except Exception as error:  # pyarrow's errors share no class

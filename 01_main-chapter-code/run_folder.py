@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from classifier_folder import save_classifier
 from evaluation import plot_confusion_matrix, plot_values
-from files import locked, read_json, whole_file, write_json
+from files import locked, read_json, reading_results, whole_file, write_json
 from message_files import DataError
 from text_classifier import GPTClassifier
 from training import Checkpoint
@@ -40,7 +40,9 @@ class RunFolder:
                 raise DataError(
                     f"--resume: there is no run to go on with in {self.path}; leave out --resume."
                 )
-            if self.metrics().get("options") != self.checkpoint.identity:
+            with reading_results(self.path):
+                options = self.metrics().get("options")
+            if options != self.checkpoint.identity:
                 raise DataError(
                     f"--resume: the run in {self.path} is finished and had other options or data; "
                     f"leave out --resume, and name another --output."
@@ -48,8 +50,8 @@ class RunFolder:
             self.is_finished = True
         elif overwrite:
             self.checkpoint.remove()
-        elif classifier or unfinished:
-            what = "a run that was stopped" if unfinished else "a classifier"
+        elif classifier or unfinished or (self.path / METRICS).exists():
+            what = "a run that was stopped" if unfinished else "a classifier or its metrics"
             raise DataError(
                 f"{self.path} holds {what}: name another folder with --output, replace it with "
                 f"--overwrite, or go on with it with --resume."

@@ -125,12 +125,21 @@ class ClassifierConfig:
             return self.label_names.index(label)
         return [int(name in label.split("|")) for name in self.label_names]
 
-    def answer(self, probabilities: Tensor) -> str:
-        """The likeliest class of a message (C,); or all labels that it carries, as "a|b"."""
+    def named(self, probabilities: Tensor) -> list[int]:
+        """The likeliest class of a message (C,); or all that it carries."""
         if self.thresholds is None:
-            return self.label_names[int(probabilities.argmax())]
-        each = zip(self.label_names, probabilities.tolist(), self.thresholds, strict=True)
-        return "|".join(name for name, value, threshold in each if value >= threshold)
+            return [int(probabilities.argmax())]
+        each = zip(probabilities.tolist(), self.thresholds, strict=True)
+        return [i for i, (value, threshold) in enumerate(each) if value >= threshold]
+
+    def answer(self, probabilities: Tensor) -> str:
+        """The name of the likeliest class; or those of all that a message carries, as "a|b"."""
+        return "|".join(self.label_names[i] for i in self.named(probabilities))
+
+    def answer_probability(self, probabilities: Tensor) -> float:
+        """The lowest of those that the answer names; where it names none, the highest of all."""
+        named = self.named(probabilities)
+        return float(probabilities[named].min() if named else probabilities.max())
 
     def chunks(self, texts: Sequence[str], tokenizer) -> list[list[Tensor]]:
         """Token ids (T,) of each text as this classifier reads them: of one chunk or several."""

@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -298,6 +299,12 @@ def test_true_labels_in_the_file_tell_how_good_the_answers_are(
     pd.DataFrame({"text": ["a"], "probability of ham": ["mine"]}).to_csv(path, index=False)
     arguments = (tiny_classifier_folder, "--file", path, "--all-probabilities")
     assert "'probability of ham'" in fails(capsys, *arguments)
+
+
+def test_a_confusion_matrix_of_many_labels_is_shown_whole():
+    said = classify.compare_with_labels(Counter({(f"t{i}", f"t{i}"): i + 1 for i in range(90)}))
+    assert all(f"t{i} " in said for i in range(90))
+    assert {*range(1, 91)} <= {int(word) for word in said.split() if word.isdigit()}
 
 
 def test_rows_without_a_true_label_are_not_compared_and_labels_are_no_texts(

@@ -277,6 +277,13 @@ def test_a_parquet_file_may_have_numbers_for_names_and_an_index(tmp_path):
     assert list(unnamed.columns) == ["id", "text"]
 
 
+def test_lists_in_a_parquet_file_are_read_whole(tmp_path):
+    lists = [list(range(n, n + 2000)) for n in range(2)]
+    table = pd.DataFrame({"lists": lists, "text": ["a", "b"]})
+    table.to_parquet(tmp_path / "m.parquet")
+    assert list(read_table(tmp_path / "m.parquet")["lists"]) == lists
+
+
 RECORDS = ({"text": "a b", "label": 1}, {"text": "c"}, {"label": 2}, {}, {"text": "", "label": 3})
 
 

@@ -105,5 +105,12 @@ def test_from_a_file_to_the_labels_that_classify_prints(tmp_path, capsys, no_pic
     columns = table[["probability of price", "probability of taste"]].to_numpy()
     measured = np.array(metrics["test_predictions"]["probabilities"])
     np.testing.assert_allclose(columns, measured, atol=1e-4)
+    is_named = measured >= metrics["thresholds"]
+    assert {*is_named.sum(axis=1)} > {1, 2}
+    lowest = np.where(is_named, measured, 2).min(axis=1)
+    expected = np.where(is_named.any(axis=1), lowest, measured.max(axis=1))
+    np.testing.assert_allclose(table["probability"], expected, atol=1e-4)
     both = f"visit number 7 and {PARTS['taste']} and {PARTS['price']}"
-    assert succeeds(classify, capsys, folder, both).startswith("price|taste\t")
+    label, probability, text = succeeds(classify, capsys, folder, both, "--top", "2").split("\t")
+    assert (label, text.strip()) == ("price|taste", both)  # all labels are named: none comes next
+    assert float(probability) >= min(metrics["thresholds"]) - 1e-4

@@ -15,6 +15,7 @@ from test_finetune import QUICK, fails, outcome, train
 import fine_tuning
 import finetune
 from classifier_folder import open_classifier
+from message_files import DataError
 from run_folder import open_run_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -88,6 +89,13 @@ def test_a_classifier_is_replaced_only_when_told(done, finished, tmp_path, capsy
     second = train(done[0], output, "--seed", "5", "--overwrite")
     expected = train(done[0], tmp_path / "fresh", "--seed", "5")
     assert outcome(second, output) == outcome(expected, tmp_path / "fresh")
+
+
+def test_metrics_of_the_readers_own_are_not_replaced_unasked(tmp_path):
+    (tmp_path / "metrics.json").write_text("mine", encoding="utf-8")
+    with pytest.raises(DataError, match="--overwrite"), open_run_folder(tmp_path, {}):
+        pass
+    assert (tmp_path / "metrics.json").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_second_process_on_the_same_folder_is_refused(messages_csv, tmp_path, capsys):
@@ -188,7 +196,10 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(finished, capsys):
     assert contents(finished[3]) == before
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "checkpoint.pt"])
-def test_resuming_from_a_damaged_file_names_it(finished, capsys, name):
-    (finished[3] / name).write_bytes(b'{"options": ')  # cut off
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("metrics.json", b'{"options": '), ("metrics.json", b"[]"), ("checkpoint.pt", b"cut off")],
+)
+def test_resuming_from_a_damaged_file_names_it(finished, capsys, name, content):
+    (finished[3] / name).write_bytes(content)
     assert str(finished[3]) in fails(capsys, *finished, "--resume")

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
@@ -45,8 +46,9 @@ class PartClassifier:
             table = pq.ParquetFile(part["file"]).read_row_group(part["row_group"])
             texts = as_strings(table[self.text_column].to_pandas()).tolist()
             probabilities = classify_texts(self.classifier, self.tokenizer, texts)  # (N, C)
-            labels = list(map(self.classifier.config.answer, probabilities))
-            values = (labels, probabilities.amax(dim=1).numpy().round(4))
+            about = self.classifier.config
+            of_answers = np.array(list(map(about.answer_probability, probabilities)), np.float32)
+            values = (list(map(about.answer, probabilities)), of_answers.round(4))
             for name, column in zip(ADDED_COLUMNS, values):
                 table = table.append_column(name, [column])
             with whole_file(output) as partial:
