@@ -106,7 +106,7 @@ def locked(output: Path) -> Iterator[None]:
     """Hold the right to write to an output. Raises ``ValueError`` if another process has it."""
     # The current folder, `.`, has a name, too; resolve() fails at a loop of links.
     output = Path(os.path.realpath(output))
-    path = output.with_name(output.name + ".lock")
+    path = output.with_name(f".{output.name}.lock")  # deleted at the end: no name of the reader's
     lock = FileLock(path, blocking=False)
     try:
         with lock:
