@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 from tqdm import tqdm
 
 from classifier_folder import classify_texts, open_classifier
@@ -41,7 +42,7 @@ from message_files import (
 )
 from multi_label import label_set
 from onnx_classifier import NETWORK, open_onnx
-from text_classifier import GPTClassifier, pick_device
+from text_classifier import ClassifierConfig, GPTClassifier, pick_device
 
 LINES_AT_ONCE = 256
 ADDED_COLUMNS = ("predicted_label", "probability")
@@ -118,8 +119,8 @@ def classify_lines(
         for text, row in zip(texts, classify_texts(classifier, tokenizer, texts), strict=True):
             cells = [about.answer(row), f"{about.answer_probability(row):.4f}"]
             named = about.named(row)
-            others = (i for i in row.argsort(descending=True).tolist() if i not in named)
-            for i in islice(others, top - 1):
+            others = [i for i in row.argsort(descending=True).tolist() if i not in named]
+            for i in others[: top - 1]:
                 cells += [about.label_names[i], f"{row[i]:.4f}"]
             yield "\t".join(map(printable, [*cells, text]))
 
@@ -172,6 +173,13 @@ def check_added(path: Path, columns: Iterable[str], added: Iterable[str]) -> Non
         )
 
 
+def answer_columns(about: ClassifierConfig, probabilities: Tensor) -> dict[str, Any]:
+    """The values of `ADDED_COLUMNS`, of the probabilities of N texts (N, C)."""
+    of_answers = np.array(list(map(about.answer_probability, probabilities)), dtype=np.float32)
+    values = (list(map(about.answer, probabilities)), of_answers.round(4))
+    return dict(zip(ADDED_COLUMNS, values, strict=True))
+
+
 def added_columns(classifier: GPTClassifier, all_probabilities: bool) -> list[str]:
     names = classifier.config.label_names if all_probabilities else []
     return [*ADDED_COLUMNS, *(f"probability of {name}" for name in names)]
@@ -193,9 +201,7 @@ def classify_file(
             table = table.reindex(columns=survey.columns)
             texts = as_strings(table[survey.text_column]).tolist()
             probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
-            table[added[0]] = list(map(classifier.config.answer, probabilities))
-            of_answers = list(map(classifier.config.answer_probability, probabilities))
-            table[added[1]] = np.array(of_answers, dtype=np.float32).round(4)
+            table = table.assign(**answer_columns(classifier.config, probabilities))
             if all_probabilities:
                 of_labels = pd.DataFrame(probabilities.numpy().round(4), columns=added[2:])
                 table = pd.concat([table, of_labels], axis="columns")

@@ -17,12 +17,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-NESTED = (list, np.ndarray, dict, bytes)
+NESTED = (list, dict, bytes)
 TEXT_NAMES = ("text", "message", "sms", "sentence", "review", "question", "comment", "tweet", "v2")
 LABEL_NAMES = ("label", "class", "category", "target", "sentiment", "topic", "intent", "v1")
 LABEL_NAMES += ("labels",)
@@ -151,7 +150,7 @@ def as_strings(column: pd.Series) -> pd.Series:
 
 def _join_list(cell: Any) -> Any:
     """A list of plain values as one cell; anything else as it is."""
-    if type(cell) not in NESTED[:2] or any(type(v) in NESTED or "|" in str(v) for v in cell):
+    if type(cell) is not list or any(type(v) in NESTED or "|" in str(v) for v in cell):
         return cell
     return "|".join(map(str, cell))
 

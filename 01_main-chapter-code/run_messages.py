@@ -150,7 +150,7 @@ def _with_own_parts(splits: Splits, config: RunConfig, log: Callable) -> Splits:
         train = pd.concat([train, getattr(splits, part)])
         own = clean_messages(_read_own(path, config, log))
         if own.empty:
-            raise DataError(f"{path}: no message is left; texts that carry different labels go.")
+            raise DataError(f"{path}: no message is left but texts that carry different labels.")
         if unknown := {*_labels_of(own, config)} - {*_labels_of(train, config)}:
             raise DataError(f"{path}: the label {min(unknown)!r} does not occur in {config.data}.")
         splits = splits._replace(**{part: own})

@@ -47,7 +47,7 @@ def test_own_files_to_validate_and_test_on_are_used_and_never_trained_on(tmp_pat
         read_run_messages(strange)
     contradictory = write_csv(tmp_path / "c.csv", [("a b", "ham"), ("a b", "spam")])
     for part in ("test_data", "validation_data"):
-        with pytest.raises(DataError, match="no message is left"):
+        with pytest.raises(DataError, match="no message is left but"):
             read_run_messages(replace(config, **{part: contradictory}))
     all_spam = write_csv(tmp_path / "a.csv", [row for row in rows if row[1] == "spam"])
     with pytest.raises(DataError, match="repeat all training messages of 'spam'"):

@@ -16,13 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
 
 from classifier_folder import classify_texts, open_classifier
-from classify import ADDED_COLUMNS, check_added
+from classify import ADDED_COLUMNS, answer_columns, check_added
 from command_line import make_parser, run_command
 from files import file_sha256, read_json, whole_file, write_json
 from message_files import DataError, as_strings
@@ -46,10 +45,8 @@ class PartClassifier:
             table = pq.ParquetFile(part["file"]).read_row_group(part["row_group"])
             texts = as_strings(table[self.text_column].to_pandas()).tolist()
             probabilities = classify_texts(self.classifier, self.tokenizer, texts)  # (N, C)
-            about = self.classifier.config
-            of_answers = np.array(list(map(about.answer_probability, probabilities)), np.float32)
-            values = (list(map(about.answer, probabilities)), of_answers.round(4))
-            for name, column in zip(ADDED_COLUMNS, values):
+            added = answer_columns(self.classifier.config, probabilities)
+            for name, column in added.items():
                 table = table.append_column(name, [column])
             with whole_file(output) as partial:
                 pq.write_table(table, partial)
