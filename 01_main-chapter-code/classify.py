@@ -203,7 +203,8 @@ def classify_file(
             probabilities = classify_texts(classifier, tokenizer, texts)  # (N, C)
             table = table.assign(**answer_columns(classifier.config, probabilities))
             if all_probabilities:
-                of_labels = pd.DataFrame(probabilities.numpy().round(4), columns=added[2:])
+                values = probabilities.numpy().round(4)
+                of_labels = pd.DataFrame(values, table.index, added[2:])
                 table = pd.concat([table, of_labels], axis="columns")
             yield table
             bar.update(len(table))
