@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from uuid import uuid4
 
 import torch
 from safetensors import safe_open
@@ -18,7 +19,8 @@ class FeatureStore:
     A `store` of `FeatureDataset.from_classifier`: its keys are the layers' hash, the
     precision and the token ids, so that other layers' states are never taken for these. States
     are written in files of a quarter of a gigabyte, each whole or absent, and read where they lie:
-    they need not fit in memory. Use it in a `with` statement, whose end writes the rest.
+    they need not fit in memory. Use it in a `with` statement, whose end writes the rest. Several
+    processes may fill one folder, each in files of its own.
 
     Half precision keeps 11 significant bits. Raises ``ValueError`` for states beyond its
     range, and ``OSError`` for a full disk.
@@ -59,7 +61,7 @@ class FeatureStore:
     def save(self) -> None:
         """Write what is in memory only."""
         if self._unsaved:
-            path = self.folder / f"{next(iter(self._unsaved))}.safetensors"
+            path = self.folder / f"{uuid4().hex}.safetensors"
             save_tensors(self._unsaved, path, {"format": "pt"})
             self._unsaved, self._unsaved_bytes = {}, 0
             self._open(path)

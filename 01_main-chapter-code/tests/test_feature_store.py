@@ -53,5 +53,11 @@ def test_whole_files_outlive_a_killed_pass(tmp_path, monkeypatch):
     with FeatureStore(tmp_path) as store:
         store["d"] = states
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
+    with FeatureStore(tmp_path) as one, FeatureStore(tmp_path) as other:  # as in two processes
+        one["e"], one["f"] = states, 3 * states[:1]
+        other["e"], other["g"] = states, 4 * states[:1]
+    found = FeatureStore(tmp_path)
+    torch.testing.assert_close(found["f"], (3 * states[:1]).half())
+    torch.testing.assert_close(found["g"], (4 * states[:1]).half())
     with pytest.raises(ValueError, match="range of half precision"):
         store["big"] = torch.tensor([[1e5]])
