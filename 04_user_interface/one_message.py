@@ -1,7 +1,7 @@
 """The first tab: one message, its class, the words behind it, and what a layer attends to.
 
-A session is the messages so far with their probabilities, the right labels that were said, and
-which message is open. And `/classify`, which gives programs the same answer.
+A session is the messages so far with their probabilities, the right labels that were said, which
+message is open, and the threshold. And `/classify`, which gives programs the same answer.
 """
 
 from collections.abc import Callable, Iterator
@@ -88,9 +88,9 @@ def one_message_tab(
         if new := [text for text in dict.fromkeys(texts) if text not in session["entries"]]:
             session["entries"].update(zip(new, opened.probabilities(new)))
 
-    def past_of(session: dict[str, Any], threshold: float) -> list[Any]:
+    def past_of(session: dict[str, Any]) -> list[Any]:
         """The session's messages, the latest first, and how many of them were labelled."""
-        right = session["right"]
+        right, threshold = session["right"], session["threshold"]
         rows = [
             [beginning(text), decide(p, names, threshold), f"{p.max():.1%}", right.get(text, "")]
             for text, p in reversed(list(session["entries"].items()))
@@ -98,9 +98,9 @@ def one_message_tab(
         download = gr.Button(f"Download {len(right)} labelled as CSV", interactive=bool(right))
         return [gr.Column(visible=bool(rows)), gr.Dataset(samples=rows), download]
 
-    def show(session: dict[str, Any], threshold: float, said: str = "") -> list[Any]:
+    def show(session: dict[str, Any], said: str = "") -> list[Any]:
         """The answer to the open message, if one is, and the past."""
-        text, past = session["open"], past_of(session, threshold)
+        text, threshold, past = session["open"], session["threshold"], past_of(session)
         if text not in session["entries"]:  # none is open, or it is still being classified
             return ["", note(said), gr.Column(visible=False), "", None, None, *past]
         probabilities = session["entries"][text]
@@ -114,7 +114,7 @@ def one_message_tab(
         bars, right = dict(zip(names, probabilities.tolist())), session["right"].get(text)
         return [text, said, gr.Column(visible=True), decision, bars, right, *past]
 
-    def open_text(text: str, session: dict[str, Any], threshold: float, judged: str) -> list[Any]:
+    def open_text(text: str, session: dict[str, Any], judged: str) -> list[Any]:
         """The answer at once; the reasons of another message are gone, and follow."""
         session["open"] = text = text.strip()
         remember([text] if text else [], session)
@@ -122,9 +122,9 @@ def one_message_tab(
             return [gr.skip()] * len(shown + reasons)
         of_same_text = [gr.skip()] * len(reasons)
         of_other = of_same_text if text == judged else NO_REASONS
-        return [*show(session, threshold, NO_MESSAGE), *of_other]
+        return [*show(session, NO_MESSAGE), *of_other]
 
-    def open_lines(text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+    def open_lines(text: str, session: dict[str, Any]) -> list[Any]:
         """Each line becomes one of the session's messages; none is open."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         remember(lines[:MAX_LINES], session)
@@ -132,11 +132,15 @@ def one_message_tab(
         said = f"{len(lines):,} messages: click one below to see the words behind its answer."
         if len(lines) > MAX_LINES:
             said = f"The first {MAX_LINES} of {said} 'Many messages' takes them all, as a file."
-        return show(session, threshold, said)
+        return show(session, said)
 
-    def close(session: dict[str, Any], threshold: float) -> list[Any]:
+    def close(session: dict[str, Any]) -> list[Any]:
         session["open"] = ""
-        return ["", *show(session, threshold)]
+        return ["", *show(session)]
+
+    def set_threshold(value: float, session: dict[str, Any]) -> list[Any]:
+        session["threshold"] = value
+        return show(session)
 
     def give_reasons(text: str, session: dict[str, Any]) -> Iterator[list[Any]]:
         """The words behind an answer, then other opinions, while no other message is opened."""
@@ -165,10 +169,10 @@ def one_message_tab(
             for who, theirs, p in opinions
         ]
 
-    def say_right(label: str, text: str, session: dict[str, Any], threshold: float) -> list[Any]:
+    def say_right(label: str, text: str, session: dict[str, Any]) -> list[Any]:
         """Of the text whose answer was on the screen, even if another is open by now."""
         session["right"][text] = label
-        return past_of(session, threshold)
+        return past_of(session)
 
     def labelled_file(session: dict[str, Any]) -> str:
         """The messages whose right label was said, as `finetune.py --data` takes them."""
@@ -196,7 +200,7 @@ def one_message_tab(
     def text_of_row(row: int, session: dict[str, Any]) -> str:
         return [*session["entries"]][-1 - row]  # the latest is first
 
-    session = gr.State({"entries": {}, "right": {}, "open": ""})
+    session = gr.State({"entries": {}, "right": {}, "open": "", "threshold": 0.0})
     message = gr.Textbox(
         label="Message",
         lines=1,  # with one line, Enter submits
@@ -260,7 +264,7 @@ def one_message_tab(
 
     shown = [judged, said, answer, decision, bars, right, past, history, labelled]
     reasons = [words, strongest, others]
-    opening = {"inputs": [message, session, threshold, judged], "outputs": [*shown, *reasons]}
+    opening = {"inputs": [message, session, judged], "outputs": [*shown, *reasons]}
     run = {"trigger_mode": "always_last", "show_progress_on": [said], "api_visibility": "private"}
     latest = {"trigger_mode": "always_last", **QUIET}
 
@@ -270,10 +274,10 @@ def one_message_tab(
     gr.on([button.click, message.submit], open_text, **opening, **run)
     open_after(history.click(text_of_row, [history, session], message, **QUIET))
     open_after(examples.click(lambda row: row[0], examples, message, **QUIET))
-    lines.click(open_lines, [message, session, threshold], shown, **run)
-    clear.click(close, [session, threshold], [message, *shown], **QUIET)
-    threshold.change(show, [session, threshold], shown, **latest)
-    right.input(say_right, [right, judged, session, threshold], [past, history, labelled], **QUIET)
+    lines.click(open_lines, [message, session], shown, **run)
+    clear.click(close, session, [message, *shown], **QUIET)
+    threshold.change(set_threshold, [threshold, session], shown, **latest)
+    right.input(say_right, [right, judged, session], [past, history, labelled], **QUIET)
     judged.change(give_reasons, [judged, session], reasons, **latest)
     fit = [page.load, message.change, judged.change]
     gr.on(fit, None, [message, judged], js=MARK_STALE)
