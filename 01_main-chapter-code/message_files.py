@@ -271,7 +271,8 @@ def _lines(path: Path, text_format: TextFormat) -> Iterator[str]:
 
 def _read_separated(path: Path, num_rows: int, text_format: TextFormat) -> Iterator[pd.DataFrame]:
     """Tables of the rows below the first, which has the names; missing last cells are empty."""
-    lines, separator = _lines(path, text_format), text_format.separator
+    lines = _lines(path, text_format)
+    separator = (text_format.separator or "").replace("\\t", "\t")
     is_tsv = path.name.lower().removesuffix(".gz").endswith(".tsv")
     first = next(lines, "")
     if declared := re.fullmatch(r"sep=(.)\s*", first):  # a line that Excel writes
@@ -280,9 +281,13 @@ def _read_separated(path: Path, num_rows: int, text_format: TextFormat) -> Itera
     separator = separator or ("\t" if is_tsv else _guess_separator(first, path))
     is_quoted = not is_tsv or _is_properly_quoted(path, text_format, separator)
     rows = _rows(path, lines, separator, csv.QUOTE_MINIMAL if is_quoted else csv.QUOTE_NONE)
-    header = [name or f"column {i}" for i, name in enumerate(next(rows, []), start=1)]
+    header = _header(next(rows, []))
     while piece := list(islice(rows, num_rows)):
         yield pd.DataFrame([row + [""] * (len(header) - len(row)) for row in piece], columns=header)
+
+
+def _header(cells: Iterable[str]) -> list[str]:
+    return [name or f"column {i}" for i, name in enumerate(cells, start=1)]
 
 
 def _guess_separator(header: str, path: Path) -> str:
@@ -298,16 +303,20 @@ def _is_properly_quoted(path: Path, text_format: TextFormat, separator: str) -> 
     try:
         rows = _rows(path, _lines(path, text_format), separator, csv.QUOTE_MINIMAL)
         width = len(next(rows, []))
-        # A lone quote would swallow what follows, to the next one: cells, with their line breaks.
-        return all(len(row) == width or "\n" not in "".join(row) for row in rows)
+        widths = {len(row) for row in rows if "\n" in "".join(row)}
     except DataError:
         return False
+    # A lone quote would swallow what follows, to the next one, cells with their line breaks: the
+    # row is too short then, or else each line of the file is a row by itself.
+    if widths == {width} and width > 1:
+        lines = _lines(path, text_format)
+        return any(line.count(separator) != width - 1 for line in lines if line.strip())
+    return widths <= {width}
 
 
 def _rows(path: Path, lines: Iterable[str], separator: str, quoting: int) -> Iterator[list[str]]:
     """The cells of each row, empty lines left out. Raises ``DataError``, with the line in which the
     row begins, for wrong quotes and for a row that is longer than the first."""
-    separator = separator.replace("\\t", "\t")
     if len(separator) != 1 or separator in '"\r\n':
         raise DataError(f"--separator {separator!r} must be one character, such as ; or \\t.")
     csv.field_size_limit(10_000_000)  # characters; a long document is more than the usual 131,072
@@ -380,14 +389,17 @@ def _read_parquet(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataF
 def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFrame]:
     """The first sheet of a workbook."""
     try:
-        table = pd.read_excel(path, dtype=str, keep_default_na=False)
+        table = pd.read_excel(path, header=None, dtype=str, keep_default_na=False)
     except ImportError:
         raise DataError(
             f"{path}: reading .xlsx needs `python -m pip install openpyxl`; or save it as CSV."
         ) from None
     except Exception as error:  # openpyxl's errors share no class
         raise DataError(f"{path}: not a workbook that can be read: {error}") from None
-    table.columns = table.columns.map(str)
+    table = table[(table != "").any(axis="columns")]
+    if table.empty:
+        return
+    table, table.columns = table[1:], _header(table.iloc[0])
     for start in range(0, len(table), num_rows):
         yield table[start : start + num_rows].reset_index(drop=True)
 

@@ -180,6 +180,11 @@ MEANINGS = {
         'text\tlabel\n"Sorry, I\'ll call\tham\nsay "hi\tham\n" free\tspam\n',
         [("\"Sorry, I'll call", "ham"), ('say "hi', "ham"), ('" free', "spam")],
     ),
+    "two lone quotes with rows between": (
+        "tsv",
+        'text\tlabel\n"Sorry\tham\nhi\tham\nfree"\tspam\n',
+        [('"Sorry', "ham"), ("hi", "ham"), ('free"', "spam")],
+    ),
     "proper quotes": (
         "tsv",
         'text\tlabel\n"a ""big"" prize"\tspam\n"two\nlines\tand a tab"\tham\n"short"\nplain\tham\n',
@@ -202,6 +207,22 @@ MEANINGS = {
 def test_lines_are_read_as_they_are_meant(tmp_path, case):
     ending, content, rows = MEANINGS[case]
     assert pairs(read_messages(write(tmp_path / f"m.{ending}", content))) == rows
+
+
+def write_cells(path: Path, cells: list[list[str]]) -> Path:
+    pd.DataFrame(cells).to_excel(path, header=False, index=False)
+    return path
+
+
+def test_a_workbook_begins_with_the_names_of_its_columns_below_empty_rows(tmp_path):
+    cells = [["", "", ""], ["text", "", "label"], ["a", "x", "1"], ["", "", ""], ["b", "", "2.5"]]
+    table = read_table(write_cells(tmp_path / "m.xlsx", cells))
+    assert list(table) == ["text", "column 2", "label"]
+    assert table.values.tolist() == [["a", "x", "1"], ["b", "", "2.5"]]
+    twice = write_cells(tmp_path / "twice.xlsx", [["text", "label", "text"], ["a", "b", "c"]])
+    assert "two columns are called 'text'" in refusal(twice)
+    empty = write_cells(tmp_path / "empty.xlsx", [])
+    assert "the file is empty" in refusal(empty)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
