@@ -58,6 +58,10 @@ def read_messages(
     of the result name the columns. Raises ``DataError`` if there are no usable rows.
     """
     table = read_table(path, text_format)
+    if Path(path).is_dir():
+        labels, files = _sub_folders_and_files(Path(path))
+        if labels and files:
+            log(f"Not read, beside the sub-folders: {', '.join(f.name for f in files)[:200]}.")
     check_columns(table, path, [name for name in (text_column, label_column) if name is not None])
     is_guess = None in (text_column, label_column)
     if text_column is None:
@@ -404,10 +408,16 @@ def _read_excel(path: Path, num_rows: int, _: TextFormat) -> Iterator[pd.DataFra
         yield table[start : start + num_rows].reset_index(drop=True)
 
 
+def _sub_folders_and_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """What lies in a folder of texts, but for hidden entries and a README."""
+    entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
+    return [e for e in entries if e.is_dir()], [e for e in entries if e.is_file()]
+
+
 def _read_folder(folder: Path, text_format: TextFormat) -> pd.DataFrame:
     """Sub-folders are labels, their files texts; without any, files are labels, lines are texts."""
-    entries = sorted(e for e in folder.iterdir() if not re.match(r"\.|.*readme", e.name.lower()))
-    labels, by_stem = [e for e in entries if e.is_dir()], {entry.stem: entry for entry in entries}
+    labels, files = _sub_folders_and_files(folder)
+    by_stem = {entry.stem: entry for entry in (*labels, *files)}
     if {"train", "test"} <= by_stem.keys():
         raise DataError(
             f"{folder} holds two parts: --data {by_stem['train']} --test-data {by_stem['test']}."
@@ -419,7 +429,6 @@ def _read_folder(folder: Path, text_format: TextFormat) -> pd.DataFrame:
         if file.is_file() and not re.search(r"[/\\]\.", str(file.relative_to(folder)))
     ]
     if not labels:
-        files = [entry for entry in entries if entry.is_file()]
         same_stem = len({file.stem for file in files}) < len(files)  # reviews.pos, reviews.neg
         rows = [
             {"text": line.strip(), "label": file.name if same_stem else file.stem}

@@ -137,13 +137,14 @@ def write_all(folder: Path, **files: str) -> Path:
     return folder
 
 
-def test_sub_folders_are_labels_and_their_files_texts(tmp_path):
+def test_sub_folders_are_labels_and_their_files_texts(tmp_path, capsys):
     files = {"ham__b__2.txt": "two\nlines\n", "ham__a": "hello, you\r\n", "spam__1.txt": "win"}
     others = {"spam__.DS_Store": "no text", "notes.txt": "about the data", ".git__x": "no label"}
-    others |= {"ham__.checkpoints__a": "an old text"}
+    others |= {"ham__.checkpoints__a": "an old text", "README": "about the data, too"}
     folder = write_all(tmp_path / "mails", **files, **others)
     expected = [("hello, you", "ham"), ("two\nlines", "ham"), ("win", "spam")]
     assert pairs(read_messages(folder)) == expected
+    assert "Not read, beside the sub-folders: notes.txt.\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("names", [("neg.txt", "pos.txt"), ("r.neg", "r.pos")])
