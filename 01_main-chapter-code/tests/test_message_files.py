@@ -38,6 +38,10 @@ def refusal(path: Path, **columns) -> str:
     return message
 
 
+def need_openpyxl() -> None:
+    pytest.importorskip("openpyxl", reason="needs 04_user_interface/requirements-extra.txt")
+
+
 def write_as(path: Path, rows: list[tuple[str, str]]) -> Path:
     """The rows in the format of the path's ending, with an id beside them."""
     table = pd.DataFrame(rows, columns=["text", "label"])
@@ -75,7 +79,7 @@ def test_every_format_gives_the_same_messages(tmp_path, name, content):
         write(path, gzip.compress(plain.read_bytes()))
     else:
         if name == "m.xlsx":
-            pytest.importorskip("openpyxl", reason="needs 04_user_interface/requirements-extra.txt")
+            need_openpyxl()
         write_as(path, ROWS)
     assert pairs(read_messages(path)) == ROWS
 
@@ -216,6 +220,7 @@ def write_cells(path: Path, cells: list[list[str]]) -> Path:
 
 
 def test_a_workbook_begins_with_the_names_of_its_columns_below_empty_rows(tmp_path):
+    need_openpyxl()
     cells = [["", "", ""], ["text", "", "label"], ["a", "x", "1"], ["", "", ""], ["b", "", "2.5"]]
     table = read_table(write_cells(tmp_path / "m.xlsx", cells))
     assert list(table) == ["text", "column 2", "label"]
